@@ -1,0 +1,31 @@
+"""The one exception for a user's mistake, and the 'did you mean' helper that words it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: one sentence with expected, received and remedy.
+
+    The command line prints the sentence without a traceback and exits with code 2.
+    """
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
+    """Return the error for a name that does not exist, naming the nearest known ones.
+
+    Args:
+        kind: what was looked up, e.g. ``"merge method"``.
+        name: what was received.
+        known: every accepted name.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    if near:
+        hint = f"did you mean {' or '.join(repr(n) for n in near)}?"
+        rest = f" (known: {', '.join(names)})" if len(names) <= 30 else ""
+    else:
+        hint, rest = f"known: {', '.join(names) or 'none'}", ""
+    return UserError(f"Unknown {kind} {str(name)!r}: {hint}{rest}")
