@@ -1,0 +1,49 @@
+"""A folder of adapters, one per experience, in the order they were trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cl_lora.adapters.adapter import CONFIG_FILE, Adapter
+from cl_lora.errors import UserError
+
+
+class AdapterBank:
+    """The adapters ``folder/NN-name`` of one stream, NN being the experience index from 0.
+
+    A sub-folder that exists is whole (:meth:`Adapter.save` renames it into place), so what is in
+    the bank never needs to be trained again.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def path(self, experience: int, name: str) -> Path:
+        """Return the folder of the adapter of ``experience``."""
+        return self.folder / f"{experience:02d}-{name}"
+
+    def has(self, experience: int, name: str) -> bool:
+        """Return whether the adapter of ``experience`` is finished."""
+        return (self.path(experience, name) / CONFIG_FILE).is_file()
+
+    def save(self, experience: int, name: str, adapter: Adapter) -> None:
+        """Write the adapter of ``experience``, whole or not at all."""
+        adapter.save(self.path(experience, name))
+
+    def load(self, experience: int, name: str) -> Adapter:
+        """Read the adapter of ``experience``."""
+        return Adapter.load(self.path(experience, name))
+
+    def paths(self) -> tuple[Path, ...]:
+        """Return the folders of all finished adapters, in order of experience."""
+        if not self.folder.is_dir():
+            raise UserError(f"Expected a folder of adapters but {self.folder} does not exist")
+        found = (p for p in self.folder.iterdir() if p.name[:2].isdigit() and p.name[2:3] == "-")
+        return tuple(sorted(p for p in found if (p / CONFIG_FILE).is_file()))
+
+    def __len__(self) -> int:
+        return len(self.paths())
+
+    def __iter__(self) -> Iterator[Adapter]:
+        return (Adapter.load(path) for path in self.paths())
