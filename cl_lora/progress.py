@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
         total: how many items there are; ``len(items)`` where it has a length.
     """
     if total is None:
-        total = len(items) if hasattr(items, "__len__") else None
+        total = len(items) if isinstance(items, Sized) else None
     if sys.stderr.isatty():
         yield from _bar(items, description, total)
     else:
