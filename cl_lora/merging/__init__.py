@@ -1,0 +1,68 @@
+"""Merging adapters: pure algebra on tensors, from adapters and coefficients to an update.
+
+>>> from cl_lora.merging import is_linear, method_names
+>>> "ties" in method_names(), is_linear("ties"), is_linear("ties", options={"sign": "weighted"})
+(True, True, False)
+"""
+
+# Importing a family registers its methods.
+from cl_lora.merging import dare, linear, pruning, spectral, ties
+from cl_lora.merging.coefficients import (
+    RULES,
+    CoefficientRule,
+    CoefficientState,
+    Learned,
+    RuleInfo,
+    get_rule,
+    learn,
+    make_rule,
+    module_groups,
+    rule_names,
+    rules_table,
+)
+from cl_lora.merging.plan import Plan, merge, prepare, require_linear
+from cl_lora.merging.registry import (
+    METHODS,
+    MethodInfo,
+    OptionSpec,
+    get_method,
+    is_linear,
+    method_names,
+    methods_table,
+    register,
+    validate_method,
+)
+from cl_lora.merging.update import Update
+
+__all__ = [
+    "METHODS",
+    "RULES",
+    "CoefficientRule",
+    "CoefficientState",
+    "Learned",
+    "MethodInfo",
+    "OptionSpec",
+    "Plan",
+    "RuleInfo",
+    "Update",
+    "dare",
+    "get_method",
+    "get_rule",
+    "is_linear",
+    "learn",
+    "linear",
+    "make_rule",
+    "merge",
+    "method_names",
+    "methods_table",
+    "module_groups",
+    "prepare",
+    "pruning",
+    "register",
+    "require_linear",
+    "rule_names",
+    "rules_table",
+    "spectral",
+    "ties",
+    "validate_method",
+]

@@ -1,0 +1,82 @@
+"""DARE: drop entries at random, rescale the rest, then merge by sum or by TIES."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_lora.merging.kernels import Pipeline, Sparsify
+from cl_lora.merging.registry import DENSITY, IN_DELTA, Kernel, OptionSpec, is_count, register
+from cl_lora.merging.spaces import SPACES, Sources
+from cl_lora.merging.ties import ELECTION, FIXED_ELECTION, disjoint
+from cl_lora.seeding import torch_generator
+
+DROP = {
+    "density": DENSITY,
+    "mask_seed": OptionSpec(
+        0,
+        lambda v: is_count(v, least=0),
+        "an integer of at least 0",
+        "the seed of the random masks",
+    ),
+}
+
+
+def dare_mask(shape: torch.Size, density: float, mask_seed: int, *site: int | str) -> Tensor:
+    """Return the bool mask that keeps each entry with probability ``density``.
+
+    ``site`` is the adapter's index, the module and the side (``delta``, ``A`` or ``B``).
+
+    The generator is derived from mask_seed and the site, so the mask of one tensor depends on no
+    other: adding an adapter or a module leaves earlier masks alone.
+    """
+    generator = torch_generator(mask_seed, "dare", *site)
+    return torch.rand(shape, generator=generator) < density
+
+
+def drop_and_rescale(density: float, mask_seed: int) -> Sparsify:
+    """Return the sparsifier that keeps entries by :func:`dare_mask` and divides by ``density``."""
+
+    def sparsify(stack: Tensor, module: str, side: str) -> Tensor:
+        for index, tensor in enumerate(stack):
+            mask = dare_mask(tensor.shape, density, mask_seed, index, module, side)
+            tensor.mul_(mask.to(tensor.device)).div_(density)
+        return stack
+
+    return sparsify
+
+
+@register(
+    "dare_linear",
+    summary="drop entries at random, rescale the rest by 1/density, then the weighted sum",
+    formula="sum_i alpha_i z_i dW_i / density, z_i ~ Bernoulli(density)",
+    paper="Yu et al. 2024",
+    linearity=IN_DELTA,
+    options=DROP,
+)
+def _dare_linear(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
+    """Prepare randomly sparsified tensors for their sum."""
+    return Pipeline(
+        SPACES[space](sources), drop_and_rescale(options["density"], options["mask_seed"])
+    )
+
+
+@register(
+    "dare_ties",
+    summary="drop entries at random and rescale, then elect signs and average as TIES does",
+    formula="sum_i alpha_i m_i T_i / sum_i m_i, T_i = z_i dW_i / density, "
+    "m_i = [sign(T_i) = sign(sum_j T_j)]",
+    paper="Yu et al. 2024; Yadav et al. 2023",
+    linearity=FIXED_ELECTION,
+    options={**DROP, **ELECTION},
+)
+def _dare_ties(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
+    """Prepare randomly sparsified tensors for their election."""
+    return Pipeline(
+        SPACES[space](sources),
+        drop_and_rescale(options["density"], options["mask_seed"]),
+        disjoint(options),
+    )

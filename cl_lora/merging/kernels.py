@@ -1,0 +1,146 @@
+"""The two computations all methods are made of: a stacked low-rank sum, and a tensor pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from cl_lora.adapters import LoRAFactors, concatenate
+from cl_lora.merging.spaces import DeltaSpace, Sources, Space, sites
+from cl_lora.merging.update import Entry
+
+Sparsify: TypeAlias = Callable[[Tensor, str, str], Tensor]
+"""(stack (n, rows, columns), module, side) -> the stack with entries set to zero; may overwrite."""
+
+Spread: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""(stack, weights (n,)) -> the basis (n, rows, columns) with merged = sum_i weights_i basis_i."""
+
+
+def keep_all(stack: Tensor, module: str, side: str) -> Tensor:
+    """Return the stack as it is."""
+    return stack
+
+
+def plain_sum(stack: Tensor, weights: Tensor) -> Tensor:
+    """Return the basis of the plain weighted sum: the stack itself."""
+    return stack
+
+
+def weighted_sum(weights: Tensor, basis: Tensor) -> Tensor:
+    """Return ``sum_i weights_i basis_i`` for weights (n,) and a basis (n, rows, columns)."""
+    return (weights @ basis.flatten(1)).view(basis.shape[1:])
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankSum:
+    """The exact sum ``sum_i alpha_i s_i B_i A_i``, kept as factors of rank ``sum r_i``."""
+
+    sources: Sources
+
+    @property
+    def scaling(self) -> str:
+        """How alpha and s enter."""
+        return DeltaSpace.scaling
+
+    def combine(self, module: str, alpha: Tensor) -> LoRAFactors:
+        """Return the stacked factors of the module, the coefficients on B."""
+        return concatenate(self.sources.modules[module], alpha)
+
+    def materialise(self) -> MaterialisedSum:
+        """Return the sum with its factors stacked once and for all."""
+        ones = torch.ones(self.sources.n)
+        return MaterialisedSum(
+            {module: self.combine(module, ones) for module in self.sources.modules},
+            {m: torch.tensor([f.rank for f in fs]) for m, fs in self.sources.modules.items()},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class MaterialisedSum:
+    """Stacked factors whose columns of B are scaled by the coefficients."""
+
+    stacked: Mapping[str, LoRAFactors]
+    ranks: Mapping[str, Tensor]
+
+    @property
+    def scaling(self) -> str:
+        """How alpha and s enter."""
+        return DeltaSpace.scaling
+
+    def combine(self, module: str, alpha: Tensor) -> LoRAFactors:
+        """Return the module's factors of rank ``sum r_i``, the coefficients on B."""
+        f = self.stacked[module]
+        columns = alpha.to(f.B).repeat_interleave(self.ranks[module].to(f.B.device))
+        return LoRAFactors(f.A, f.B * columns)
+
+    def materialise(self) -> MaterialisedSum:
+        """Return itself."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
+    """Sparsify each tensor, spread the stack into a basis, take the weighted sum; module by module.
+
+    merged = sum_i weights_i basis_i,   basis = spread(sparsify(stack), weights)
+
+    At most one module's stack is alive at a time.
+    """
+
+    space: Space
+    sparsify: Sparsify = keep_all
+    spread: Spread = plain_sum
+
+    @property
+    def scaling(self) -> str:
+        """How alpha and s enter."""
+        return self.space.scaling
+
+    def combine(self, module: str, alpha: Tensor) -> Entry:
+        """Return the merged tensors of one module as its update."""
+        return self.space.assemble([self._merge(module, side, alpha) for side in self.space.sides])
+
+    def materialise(self) -> MaterialisedBasis:
+        """Return the weighted sum over bases computed once; right only if none needs weights."""
+        unused = torch.ones(self.space.sources.n)
+        return MaterialisedBasis(
+            self.space,
+            {site: self.spread(self._stack(*site), unused) for site in sites(self.space)},
+        )
+
+    def _stack(self, module: str, side: str) -> Tensor:
+        return self.sparsify(self.space.stack(module, side), module, side)
+
+    def _merge(self, module: str, side: str, alpha: Tensor) -> Tensor:
+        stack = self._stack(module, side)
+        weights = self.space.weights(module, side, alpha).to(stack)
+        return weighted_sum(weights, self.spread(stack, weights))
+
+
+@dataclass(frozen=True, eq=False)
+class MaterialisedBasis:
+    """The weighted sum over bases held in memory."""
+
+    space: Space
+    bases: Mapping[tuple[str, str], Tensor]
+
+    @property
+    def scaling(self) -> str:
+        """How alpha and s enter."""
+        return self.space.scaling
+
+    def combine(self, module: str, alpha: Tensor) -> Entry:
+        """Return ``sum_i weights_i basis_i`` of one module."""
+        return self.space.assemble([self._merge(module, side, alpha) for side in self.space.sides])
+
+    def _merge(self, module: str, side: str, alpha: Tensor) -> Tensor:
+        basis = self.bases[module, side]
+        return weighted_sum(self.space.weights(module, side, alpha).to(basis), basis)
+
+    def materialise(self) -> MaterialisedBasis:
+        """Return itself."""
+        return self

@@ -1,0 +1,256 @@
+"""From adapters to an update: check everything, prepare once, combine for any coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_lora.adapters import Adapter, LoRAFactors
+from cl_lora.errors import UserError, unknown_name
+from cl_lora.merging.registry import Kernel, get_method, is_linear, validate_method
+from cl_lora.merging.spaces import Sources
+from cl_lora.merging.update import Entry, Update, truncate_entry
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A merge with everything settled but the coefficients.
+
+    A plan is lazy: ``combine`` computes module after module and holds the dense deltas of one
+    module at a time, unless the plan is materialised.
+
+    Attributes:
+        modules: the names of the modules, in the order of the adapters.
+        n: the number of adapters.
+        linear: whether the update is linear in the coefficients.
+        variant: everything that defines the result beside adapters and coefficients: method,
+            space, scaling, rank and the method's options.
+    """
+
+    modules: tuple[str, ...]
+    n: int
+    linear: bool
+    variant: dict[str, Any]
+    _kernel: Kernel = field(repr=False)
+
+    def combine(self, alpha: Tensor) -> Update:
+        """Return the update for the coefficients; a gradient flows from it to ``alpha``.
+
+        Args:
+            alpha: float tensor (n,) for all modules, or (M, n) with one row per module in the
+                order of :attr:`modules`; any sign.
+
+        Raises:
+            UserError: if the shape is neither, or a coefficient is not finite.
+        """
+        rows = self._rows(alpha)
+        entries = {m: self._entry(m, row) for m, row in zip(self.modules, rows, strict=True)}
+        return Update(entries, self.variant)
+
+    def combine_module(self, module: str, alpha: Tensor) -> Entry:
+        """Return the update of one module, so that a caller need not hold all of them.
+
+        Args:
+            module: one of :attr:`modules`.
+            alpha: float tensor (n,).
+
+        Raises:
+            UserError: if there is no such module, the shape is wrong, or a coefficient is not
+                finite.
+        """
+        if module not in self.modules:
+            raise unknown_name("module of the plan", module, self.modules)
+        if alpha.shape != (self.n,):
+            raise UserError(
+                f"Expected {self.n} coefficients, one per adapter, but got shape "
+                f"{tuple(alpha.shape)}"
+            )
+        _check_finite(alpha)
+        return self._entry(module, alpha)
+
+    def materialise(self) -> Plan:
+        """Return the same plan with each module's basis in memory: combining is a weighted sum.
+
+        For learning coefficients; takes n dense deltas a module, or the stacked factors of a sum.
+
+        Raises:
+            UserError: if the plan is not linear in the coefficients, as there is no basis then.
+        """
+        require_linear(self)
+        return replace(self, _kernel=self._kernel.materialise())
+
+    def _entry(self, module: str, alpha: Tensor) -> Entry:
+        entry = self._kernel.combine(module, alpha)
+        rank: int | None = self.variant["rank"]
+        return entry if rank is None else truncate_entry(entry, rank)
+
+    def _rows(self, alpha: Tensor) -> Tensor:
+        whole, each = (self.n,), (len(self.modules), self.n)
+        if tuple(alpha.shape) not in (whole, each):
+            raise UserError(
+                f"Expected coefficients of shape {whole} (one per adapter) or {each} (a row per "
+                f"module) but got {tuple(alpha.shape)}; give as many as there are adapters"
+            )
+        _check_finite(alpha)
+        return alpha.expand(each)
+
+
+def prepare(
+    adapters: Sequence[Adapter], method: str, *, space: str = "delta", **options: Any
+) -> Plan:
+    """Check everything and return the plan of a merge.
+
+    Args:
+        adapters: n adapters of the same modules; ranks may differ where the method allows it.
+        method: name of a registered method; see :func:`cl_lora.merging.method_names`.
+        space: ``delta`` (on s B A) or ``factors`` (on A and B apart, as peft).
+        **options: the method's options, and ``rank`` to truncate the result.
+
+    Raises:
+        UserError: for an unknown method, space or option, no adapters, adapters that differ in
+            modules or shapes, ranks that differ where they may not, or factors not finite.
+    """
+    complete = validate_method(method, space, options)
+    info = get_method(method)
+    sources = gather(adapters)
+    if complete["rank"] is None and info.default_rank is not None:
+        complete["rank"] = info.default_rank(sources)
+    kernel = info.prepare(sources, space, complete)
+    return Plan(
+        modules=tuple(sources.modules),
+        n=sources.n,
+        linear=info.linear_in_coefficients(space, complete),
+        variant={"method": method, "space": space, "scaling": kernel.scaling, **complete},
+        _kernel=kernel,
+    )
+
+
+def merge(
+    adapters: Sequence[Adapter],
+    method: str = "task_arithmetic",
+    weights: Sequence[float] | Tensor | None = None,
+    *,
+    space: str = "delta",
+    rank: int | None = None,
+    **options: Any,
+) -> Update:
+    """Merge adapters into one update.
+
+    >>> adapter = Adapter("one", {"fc": LoRAFactors(torch.ones(1, 3), torch.ones(2, 1), 2.0)})
+    >>> merge([adapter, adapter], weights=[1.0, 0.5]).delta("fc")
+    tensor([[3., 3., 3.],
+            [3., 3., 3.]])
+
+    Args:
+        adapters: n adapters of the same modules.
+        method: name of a registered method.
+        weights: n coefficients of any sign; None gives each 1/n. Note that TIES already averages
+            over the agreeing adapters: its papers use 1.
+        space: ``delta`` or ``factors``.
+        rank: truncate each module's result to this rank.
+        **options: the method's options.
+
+    Raises:
+        UserError: as :func:`prepare`, and for weights not finite or not n.
+    """
+    plan = prepare(adapters, method, space=space, rank=rank, **options)
+    if weights is None:
+        weights = [1 / plan.n] * plan.n
+    alpha = torch.as_tensor(weights, dtype=torch.float64)
+    if alpha.shape != (plan.n,):
+        raise UserError(
+            f"Expected {plan.n} weights, one per adapter, but got shape {tuple(alpha.shape)}"
+        )
+    return plan.combine(alpha)
+
+
+def require_linear(
+    target: Plan | str, space: str = "delta", options: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse to learn coefficients of a merge that is not linear in them.
+
+    Args:
+        target: a plan, or a method's name together with ``space`` and ``options``, to ask before
+            there are adapters.
+        space: the space, if ``target`` is a name.
+        options: the options, if ``target`` is a name.
+
+    Raises:
+        UserError: if the merge is not linear; also as :func:`validate_method`.
+    """
+    if isinstance(target, Plan):
+        method, space, linear = target.variant["method"], target.variant["space"], target.linear
+    else:
+        method, linear = target, is_linear(target, space, options)
+    if not linear:
+        condition = get_method(method).linearity.text
+        raise UserError(
+            f"Expected a merge that is linear in its coefficients, to learn them, but method "
+            f"{method!r} in space {space!r} with these options is not (linear: {condition}; never "
+            "with rank); change the options or use fixed coefficients"
+        )
+
+
+def gather(adapters: Sequence[Adapter]) -> Sources:
+    """Check that adapters fit each other and turn them around: module -> its n factors.
+
+    Half precision is raised to float32; gradients are cut.
+
+    Raises:
+        UserError: if there are no adapters or modules, modules or shapes differ, or a factor is
+            not finite.
+    """
+    if not adapters:
+        raise UserError("Expected at least one adapter to merge but got none")
+    first = adapters[0]
+    if not first.factors:
+        raise UserError(f"Expected adapter {first.name!r} to have modules but it has none")
+    for adapter in adapters:
+        _check_fits(adapter, first)
+    dtype = torch.float32
+    for adapter in adapters:
+        for f in adapter.factors.values():
+            dtype = torch.promote_types(dtype, torch.promote_types(f.A.dtype, f.B.dtype))
+    modules = {
+        module: tuple(_cast(adapter.factors[module], dtype) for adapter in adapters)
+        for module in first.factors
+    }
+    return Sources(modules, len(adapters), dtype)
+
+
+def _check_fits(adapter: Adapter, first: Adapter) -> None:
+    odd = sorted(set(first.factors) ^ set(adapter.factors))
+    if odd:
+        has, lacks = (first, adapter) if odd[0] in first.factors else (adapter, first)
+        raise UserError(
+            f"Expected adapters of the same modules but {has.name!r} has {odd[0]!r} and "
+            f"{lacks.name!r} lacks it; merge adapters trained with the same targets"
+        )
+    for module, f in adapter.factors.items():
+        if f.shape != first.factors[module].shape:
+            raise UserError(
+                f"Expected updates of one shape but module {module!r} has "
+                f"{first.factors[module].shape} in {first.name!r} and {f.shape} in "
+                f"{adapter.name!r}; merge adapters of the same backbone"
+            )
+        if not (f.A.isfinite().all() and f.B.isfinite().all()):
+            raise UserError(
+                f"Expected finite factors but module {module!r} of adapter {adapter.name!r} holds "
+                "NaN or infinity; train it again with a smaller learning rate"
+            )
+
+
+def _cast(f: LoRAFactors, dtype: torch.dtype) -> LoRAFactors:
+    return LoRAFactors(f.A.detach().to(dtype), f.B.detach().to(dtype), f.scaling)
+
+
+def _check_finite(alpha: Tensor) -> None:
+    if not alpha.isfinite().all():
+        raise UserError(
+            f"Expected finite coefficients but got {alpha.tolist()}; give numbers, or lower the "
+            "learning rate if they were learned"
+        )

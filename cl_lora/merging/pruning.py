@@ -1,0 +1,110 @@
+"""Trimming by magnitude: per tensor as peft does, or over the whole adapter as TIES defines it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_lora.merging.kernels import Pipeline, Sparsify, keep_all
+from cl_lora.merging.registry import DENSITY, IN_DELTA, Kernel, choice, register
+from cl_lora.merging.spaces import SPACES, Sources, Space, sites
+
+TRIM = choice(
+    "tensor",
+    "global",
+    help="keep the largest entries of each tensor (peft) or of the whole adapter (TIES paper)",
+)
+
+# Magnitudes are ordered as their bits: the integer type to read these as, and its 16-bit digits.
+_DIGITS = {torch.float32: (torch.int32, 2), torch.float64: (torch.int64, 4)}
+_BASE = 2**16
+
+
+def top_mask(tensor: Tensor, density: float) -> Tensor:
+    """Return the bool mask of the ``int(density * numel)`` entries largest in magnitude."""
+    k = int(density * tensor.numel())
+    kept = tensor.abs().flatten().topk(k, sorted=False).indices
+    mask = torch.zeros(tensor.numel(), dtype=torch.bool, device=tensor.device)
+    return mask.index_fill_(0, kept, True).view_as(tensor)
+
+
+def trim_tensor(space: Space, density: float) -> Sparsify:
+    """Return the trim of each tensor of a stack to its largest entries."""
+
+    def sparsify(stack: Tensor, module: str, side: str) -> Tensor:
+        for tensor in stack:
+            tensor.mul_(top_mask(tensor, density))
+        return stack
+
+    return keep_all if density >= 1 else sparsify
+
+
+def trim_global(space: Space, density: float) -> Sparsify:
+    """Return the trim of each adapter to its largest entries over all modules and sides.
+
+    Entries equal in magnitude to the smallest one kept are kept too.
+    """
+    if density >= 1:
+        return keep_all
+    thresholds = global_thresholds(space, density)
+
+    def sparsify(stack: Tensor, module: str, side: str) -> Tensor:
+        for tensor, threshold in zip(stack, thresholds.to(stack), strict=True):
+            tensor.mul_(tensor.abs() >= threshold)
+        return stack
+
+    return sparsify
+
+
+def trimming(space: Space, options: Mapping[str, Any]) -> Sparsify:
+    """Return the trim that the options ``trim`` and ``density`` describe."""
+    scopes: Mapping[str, Callable[[Space, float], Sparsify]] = {
+        "tensor": trim_tensor,
+        "global": trim_global,
+    }
+    return scopes[options["trim"]](space, options["density"])
+
+
+def global_thresholds(space: Space, density: float) -> Tensor:
+    """Return for each adapter (n,) the magnitude of its k-th largest entry, k = int(density * all).
+
+    A radix selection: counting 16 bits of the magnitudes at a time finds the exact value in two
+    passes over the modules (four for float64) with one module's stack in memory, where sorting
+    would need all dense deltas of an adapter at once. Infinite where k is 0.
+    """
+    integer, digits = _DIGITS[space.sources.dtype]
+    n = space.sources.n
+    prefix = torch.zeros(n, dtype=torch.int64)
+    wanted = torch.zeros(n, dtype=torch.int64)
+    for place in reversed(range(digits)):
+        counts = torch.zeros(n, _BASE, dtype=torch.int64)
+        for site in sites(space):
+            for i, tensor in enumerate(space.stack(*site)):
+                bits = tensor.abs_().view(integer).flatten() >> 16 * place
+                inside = bits[(bits >> 16) == prefix[i].item()] if place < digits - 1 else bits
+                counts[i] += (inside & (_BASE - 1)).bincount(minlength=_BASE).cpu()
+        if place == digits - 1:
+            wanted += int(density * int(counts[0].sum()))
+        from_top = counts.flip(1).cumsum(1)
+        above = (from_top < wanted[:, None]).sum(1, keepdim=True)
+        wanted -= (from_top - counts.flip(1)).gather(1, above.clamp(max=_BASE - 1)).squeeze(1)
+        prefix = prefix * _BASE + (_BASE - 1 - above.squeeze(1))
+    found = prefix.to(integer).view(space.sources.dtype)
+    return torch.where(wanted > 0, found, torch.inf)
+
+
+@register(
+    "magnitude_prune",
+    summary="keep the largest entries of each adapter, then the weighted sum",
+    formula="sum_i alpha_i top(dW_i, density)",
+    paper="peft",
+    linearity=IN_DELTA,
+    options={"density": DENSITY, "trim": TRIM},
+)
+def _magnitude_prune(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
+    """Prepare trimmed tensors for their sum."""
+    view = SPACES[space](sources)
+    return Pipeline(view, trimming(view, options))

@@ -1,0 +1,262 @@
+"""The registry of merge methods: what each is called, computes, accepts and declares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from cl_lora.errors import UserError, unknown_name
+from cl_lora.merging.spaces import SPACES, Sources
+from cl_lora.merging.update import Entry
+
+
+class Kernel(Protocol):
+    """The computation behind a plan: all that does not depend on the coefficients is settled."""
+
+    @property
+    def scaling(self) -> str:
+        """How the coefficient alpha and the adapter's scaling s enter; part of the variant."""
+
+    def combine(self, module: str, alpha: Tensor) -> Entry:
+        """Return the update of one module for coefficients ``alpha`` (n,)."""
+
+    def materialise(self) -> Kernel:
+        """Return a kernel with every basis in memory; called for linear methods only."""
+
+
+@dataclass(frozen=True)
+class OptionSpec:
+    """One option: its default, which values are accepted, and what it does.
+
+    Attributes:
+        default: value if none is given.
+        accepts: tells whether a value is valid.
+        expected: the accepted values in words, for errors and the table.
+        help: one sentence for the table.
+    """
+
+    default: Any
+    accepts: Callable[[Any], bool]
+    expected: str
+    help: str
+
+
+def choice(default: str, *others: str, help: str) -> OptionSpec:
+    """Return the option that is one of a few words."""
+    words = (default, *others)
+    return OptionSpec(default, lambda v: v in words, f"one of {', '.join(words)}", help)
+
+
+def is_number(value: object) -> bool:
+    """Return whether ``value`` is a finite int or float, and no bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_count(value: object, least: int = 1) -> bool:
+    """Return whether ``value`` is an int of at least ``least``, and no bool."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+DENSITY = OptionSpec(
+    0.2,
+    lambda v: is_number(v) and 0 < v <= 1,
+    "a fraction in (0, 1]",
+    "the fraction of entries kept in each adapter",
+)
+RANK = OptionSpec(
+    None,
+    lambda v: v is None or is_count(v),
+    "none or an integer of at least 1",
+    "truncate each merged delta to this rank by SVD (peft's *_svd)",
+)
+
+
+@dataclass(frozen=True)
+class Linearity:
+    """When the merged update is linear in the coefficients.
+
+    Attributes:
+        text: the condition in words.
+        holds: tells it from the space and the complete options.
+    """
+
+    text: str
+    holds: Callable[[str, Mapping[str, Any]], bool]
+
+
+IN_DELTA = Linearity("in delta", lambda space, options: space == "delta")
+ALWAYS = Linearity("yes", lambda space, options: True)
+NEVER = Linearity("no", lambda space, options: False)
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """A merge method and what it declares about itself.
+
+    Attributes:
+        name: the name it is chosen by.
+        summary: one sentence.
+        formula: the merged update for coefficients alpha.
+        paper: where it comes from.
+        prepare: settles what does not depend on the coefficients.
+        linearity: when the update is linear in the coefficients.
+        spaces: the spaces it works in.
+        options: option name -> its specification; every method also has ``rank``.
+        data_free: needs no samples beyond the adapters.
+        needs_task_id: the task must be known at inference.
+        default_rank: the rank truncated to if none is given; None leaves the result exact.
+    """
+
+    name: str
+    summary: str
+    formula: str
+    paper: str
+    prepare: Callable[[Sources, str, Mapping[str, Any]], Kernel]
+    linearity: Linearity
+    spaces: tuple[str, ...]
+    options: Mapping[str, OptionSpec]
+    data_free: bool = True
+    needs_task_id: bool = False
+    default_rank: Callable[[Sources], int] | None = field(default=None)
+
+    def linear_in_coefficients(self, space: str, options: Mapping[str, Any]) -> bool:
+        """Return whether the update is linear in alpha under these complete options."""
+        return options["rank"] is None and self.linearity.holds(space, options)
+
+
+METHODS: dict[str, MethodInfo] = {}
+"""Every registered merge method by name."""
+
+Prepare = Callable[[Sources, str, Mapping[str, Any]], Kernel]
+
+
+def register(
+    name: str,
+    *,
+    summary: str,
+    formula: str,
+    paper: str,
+    linearity: Linearity,
+    spaces: tuple[str, ...] = ("delta", "factors"),
+    options: Mapping[str, OptionSpec] | None = None,
+    **flags: Any,
+) -> Callable[[Prepare], Prepare]:
+    """Register the decorated ``prepare(sources, space, options) -> kernel`` as a merge method.
+
+    ``flags`` are further fields of :class:`MethodInfo`. Decorators may be stacked to give one
+    computation several names.
+    """
+
+    def decorate(prepare: Prepare) -> Prepare:
+        specs = {**(options or {}), "rank": RANK}
+        METHODS[name] = MethodInfo(
+            name, summary, formula, paper, prepare, linearity, spaces, specs, **flags
+        )
+        return prepare
+
+    return decorate
+
+
+def method_names() -> tuple[str, ...]:
+    """Return the names of all merge methods, sorted."""
+    return tuple(sorted(METHODS))
+
+
+def get_method(name: str) -> MethodInfo:
+    """Return the merge method called ``name``.
+
+    Raises:
+        UserError: if there is none, naming the nearest known.
+    """
+    if name not in METHODS:
+        raise unknown_name("merge method", name, METHODS)
+    return METHODS[name]
+
+
+def check_options(
+    owner: str, specs: Mapping[str, OptionSpec], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the complete options: the defaults with what is given in their place.
+
+    Args:
+        owner: whose options they are, e.g. ``"merge method 'ties'"``.
+        specs: option name -> specification.
+        given: option name -> value.
+
+    Raises:
+        UserError: for an unknown option or a value that is not accepted.
+    """
+    for name, value in given.items():
+        if name not in specs:
+            raise unknown_name(f"option of {owner}", name, specs)
+        if not specs[name].accepts(value):
+            raise UserError(
+                f"Expected {name} of {owner} to be {specs[name].expected} but got {value!r}; "
+                f"it is {specs[name].help}"
+            )
+    return {name: given.get(name, spec.default) for name, spec in specs.items()}
+
+
+def validate_method(
+    method: str, space: str = "delta", options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Check a method with its space and options before anything is trained.
+
+    Returns:
+        The complete options, defaults filled in.
+
+    Raises:
+        UserError: for an unknown method, space or option, a space the method does not have, or a
+            value that is not accepted.
+    """
+    info = get_method(method)
+    if space not in SPACES:
+        raise unknown_name("merge space", space, SPACES)
+    if space not in info.spaces:
+        raise UserError(
+            f"Merge method {method!r} has no space {space!r}; use {' or '.join(info.spaces)}"
+        )
+    return check_options(f"merge method {method!r}", info.options, options or {})
+
+
+def is_linear(method: str, space: str = "delta", options: Mapping[str, Any] | None = None) -> bool:
+    """Return whether the merged update is linear in the coefficients.
+
+    Masks, signs and divisors that do not depend on the coefficients make the update a weighted
+    sum of fixed tensors; square roots of weights, signs elected after weighting, division by the
+    weight sum, and truncation do not.
+
+    Raises:
+        UserError: as :func:`validate_method`.
+    """
+    return get_method(method).linear_in_coefficients(space, validate_method(method, space, options))
+
+
+def methods_table() -> list[dict[str, str]]:
+    """Return the rows of ``cl-lora list methods``, one per method, sorted by name.
+
+    Columns: name, summary, formula, linear, spaces, options, data, task, paper.
+    """
+    return [
+        {
+            "name": info.name,
+            "summary": info.summary,
+            "formula": info.formula,
+            "linear": info.linearity.text,
+            "spaces": ", ".join(info.spaces),
+            "options": options_text(info.options),
+            "data": "none" if info.data_free else "samples",
+            "task": "known" if info.needs_task_id else "unknown",
+            "paper": info.paper,
+        }
+        for info in map(get_method, method_names())
+    ]
+
+
+def options_text(specs: Mapping[str, OptionSpec]) -> str:
+    """Return the options with their defaults as ``density=0.2, trim=tensor``."""
+    return ", ".join(f"{name}={spec.default}" for name, spec in specs.items())

@@ -1,0 +1,113 @@
+"""The result of a merge: for each module an update of its weight, low-rank or dense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from cl_lora.adapters import Adapter, LoRAFactors
+from cl_lora.adapters import truncate as truncate_factors
+from cl_lora.errors import UserError, unknown_name
+
+Entry: TypeAlias = LoRAFactors | Tensor
+"""What one module's weight gets: low-rank factors, or a dense delta (d_out, d_in)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What is added to the frozen weights: ``W = W0 + delta(module)`` for each module.
+
+    Attributes:
+        entries: module name -> :class:`~cl_lora.adapters.LoRAFactors` or a dense float tensor
+            (d_out, d_in).
+        variant: everything that defines how the update was made; recorded with every result.
+    """
+
+    entries: Mapping[str, Entry]
+    variant: Mapping[str, Any] = field(default_factory=dict)
+
+    def modules(self) -> tuple[str, ...]:
+        """Return the names of the updated modules, in the order of the adapters."""
+        return tuple(self.entries)
+
+    def delta(self, module: str) -> Tensor:
+        """Return the dense update of ``module``, shape (d_out, d_in).
+
+        Raises:
+            UserError: if the update has no such module.
+        """
+        if module not in self.entries:
+            raise unknown_name("module of the update", module, self.entries)
+        return entry_delta(self.entries[module])
+
+    def truncate(self, rank: int) -> Update:
+        """Return the best approximation of each delta of at most ``rank`` (Eckart-Young).
+
+        Raises:
+            UserError: if ``rank`` is below 1.
+        """
+        entries = {module: truncate_entry(entry, rank) for module, entry in self.entries.items()}
+        return Update(entries, {**self.variant, "rank": rank})
+
+    def to_adapter(self, name: str, rank: int | None = None) -> Adapter:
+        """Return the update as an adapter whose deltas are exactly these (or their truncation).
+
+        A dense delta becomes the factors ``(delta, I)`` or ``(I, delta)`` of rank
+        min(d_out, d_in): nothing is lost, whatever its true rank.
+
+        Args:
+            name: name of the adapter.
+            rank: truncate to this rank first; None keeps every delta exactly.
+
+        Raises:
+            UserError: if ``rank`` is below 1.
+        """
+        update = self if rank is None else self.truncate(rank)
+        factors = {module: exact_factors(entry) for module, entry in update.entries.items()}
+        return Adapter(name, factors, training={"merge": dict(update.variant)})
+
+    def save(self, folder: str | Path, rank: int | None = None) -> None:
+        """Write a folder that ``peft.PeftModel.from_pretrained`` reads; see :meth:`to_adapter`.
+
+        The variant goes into ``training.json`` under ``merge``.
+
+        Raises:
+            UserError: if ``rank`` is below 1 or the folder cannot be written.
+        """
+        self.to_adapter(Path(folder).name, rank).save(folder)
+
+
+def entry_delta(entry: Entry) -> Tensor:
+    """Return the dense delta (d_out, d_in) of one module's entry."""
+    return entry.delta() if isinstance(entry, LoRAFactors) else entry
+
+
+def exact_factors(entry: Entry) -> LoRAFactors:
+    """Return factors with ``B @ A`` equal to the entry's delta, bit for bit for dense ones."""
+    if isinstance(entry, LoRAFactors):
+        return entry
+    d_out, d_in = entry.shape
+    identity = torch.eye(min(d_out, d_in), dtype=entry.dtype, device=entry.device)
+    return LoRAFactors(entry, identity) if d_out <= d_in else LoRAFactors(identity, entry)
+
+
+def truncate_entry(entry: Entry, rank: int) -> LoRAFactors:
+    """Return the best approximation of at most ``rank``; low-rank entries go through QR.
+
+    Raises:
+        UserError: if ``rank`` is below 1.
+    """
+    if isinstance(entry, LoRAFactors):
+        return truncate_factors(entry, rank)
+    if rank < 1:
+        raise UserError(f"Expected a truncation rank of at least 1 but got {rank}; raise it")
+    if rank >= min(entry.shape):
+        return exact_factors(entry)
+    u, s, vh = torch.linalg.svd(entry, full_matrices=False)
+    root = s[:rank].sqrt()
+    return LoRAFactors(root[:, None] * vh[:rank], u[:, :rank] * root)
