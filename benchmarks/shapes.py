@@ -398,8 +398,8 @@ def _painting(outline: Floats, size: int, rng: np.random.Generator) -> Floats:
     canvas = 0.02 * np.sin(np.arange(size) * np.pi * 0.9)
     weave = (canvas[:, None] + canvas[None, :])[..., None]
     warm = np.array([1.03, 0.98, 0.88])
-    picture: Floats = behind * (1 - ragged) + front * ragged
-    return picture * warm + weave
+    picture: Floats = (behind * (1 - ragged) + front * ragged) * warm + weave
+    return picture
 
 
 def _cartoon(outline: Floats, size: int, rng: np.random.Generator) -> Floats:
