@@ -1,0 +1,66 @@
+"""Benchmarks: from a config to decoded images with a split for every domain. Knows no model.
+
+``cl_lora.benchmarks.stream`` turns a benchmark into Avalanche streams; it is not imported here
+because importing Avalanche takes seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import cl_lora._compat  # noqa: F401  (must run before Avalanche imports torchvision)
+
+# Importing a kind's module registers it.
+from cl_lora.benchmarks import domains, embedded, hub  # noqa: F401
+from cl_lora.benchmarks.config import (
+    KINDS,
+    missing_settings,
+    read_config,
+    require_integer,
+)
+from cl_lora.benchmarks.core import DomainBenchmark, draw_buffer
+
+__all__ = [
+    "KINDS",
+    "DomainBenchmark",
+    "draw_buffer",
+    "found",
+    "make_benchmark",
+    "validate_benchmark_config",
+]
+
+
+def make_benchmark(config: Mapping[str, Any], image_size: int) -> DomainBenchmark:
+    """Load the benchmark that a config describes.
+
+    Args:
+        config: a resolved ``configs/benchmark`` file as a plain mapping.
+        image_size: side of the square images in pixels.
+
+    Raises:
+        UserError: anything wrong with the config or the data; the checks that need no decoding
+            come first.
+    """
+    require_integer("image_size", image_size, 1)
+    return read_config(config).build(image_size)
+
+
+def validate_benchmark_config(config: Mapping[str, Any]) -> None:
+    """Check a config and its data as far as possible without decoding an image.
+
+    Raises:
+        UserError: what is wrong, and what to do.
+    """
+    read_config(config).check()
+
+
+def found(config: Mapping[str, Any]) -> str | None:
+    """Say in a few words where the data of a config is, or None if it is not there.
+
+    Raises:
+        UserError: the config is wrong, or data is there but is not complete.
+    """
+    if missing_settings(config):
+        return None
+    return read_config(config).found()

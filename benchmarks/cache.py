@@ -1,0 +1,230 @@
+"""Decode every image once: a uint8 array in a file that is mapped, not read.
+
+The file's name is a digest of the images' content and size, so a file is never out of date; it is
+written under another name and renamed, so a file that exists is whole and two processes that build
+the same one do no harm.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from cl_lora.errors import UserError
+from cl_lora.files import digest, explain_write_errors
+from cl_lora.progress import track
+
+Pixels = npt.NDArray[np.uint8]
+
+_FORMAT = "centre crop, bicubic, 1"  # part of the key: another way of decoding is another file
+_CHUNK = 32  # images a thread decodes before it hands them over
+_MAX_THREADS = 8
+_NAMED_IN_ERRORS = 10
+
+
+class UnreadableImage(Exception):  # noqa: N818 - caught here and counted, never shown as such
+    """One image cannot be decoded; the message names it and says why."""
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Images that can be made one by one.
+
+    Attributes:
+        content: digest that changes whenever one of the images does.
+        count: how many there are.
+        read: (index, size) -> uint8 (size, size, 3); raises ``UnreadableImage``.
+        verb: what reading is, for the progress display.
+        threads: whether ``read`` gains from threads, that is, mostly runs without the GIL.
+    """
+
+    content: str
+    count: int
+    read: Callable[[int, int], Pixels]
+    verb: str = "Decoding images"
+    threads: bool = True
+
+
+def cache_folder(configured: str | os.PathLike[str] | None = None) -> Path:
+    """Return where decoded images are kept.
+
+    Args:
+        configured: the user's choice; None falls back to ``$CL_LORA_CACHE``, then to ``cl-lora``
+            in ``$XDG_CACHE_HOME``, then to ``~/.cache/cl-lora``.
+    """
+    chosen = configured or os.environ.get("CL_LORA_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "cl-lora"
+
+
+def cache_key(source: ImageSource, size: int) -> str:
+    """Return the name, without suffix, of the file that holds ``source`` at ``size`` pixels."""
+    return digest(_FORMAT, source.content, size)
+
+
+def cached_images(source: ImageSource, size: int, folder: Path) -> Pixels:
+    """Return all images of ``source``, decoding them only if no earlier call has.
+
+    Args:
+        source: what to decode.
+        size: side of the square images in pixels.
+        folder: where the files are kept; made if it does not exist.
+
+    Returns:
+        uint8 (source.count, size, size, 3), a read-only memory map.
+
+    Raises:
+        UserError: images cannot be decoded (all of them were tried and the first ten are named),
+            or the file cannot be written or read.
+    """
+    path = folder / f"{cache_key(source, size)}.npy"
+    shape = (source.count, size, size, 3)
+    images = _open(path, shape)
+    if images is None:
+        _build(path, source, shape)
+        images = _open(path, shape)
+        if images is None:
+            raise UserError(
+                f"Expected {path} to hold the decoded images but it does not; remove it"
+            )
+    return images
+
+
+def decode_image(file: str | os.PathLike[str] | IO[bytes], size: int, name: object) -> Pixels:
+    """Decode an image to RGB, shorter side scaled to ``size`` (bicubic), centre crop.
+
+    An image that has the size already keeps its pixels.
+
+    Args:
+        file: a path, or a file object open for reading.
+        size: side of the result in pixels.
+        name: what to call the image in an error.
+
+    Returns:
+        uint8 (size, size, 3).
+
+    Raises:
+        UnreadableImage: the file cannot be opened or decoded.
+    """
+    try:
+        with Image.open(file) as opened:
+            image = opened.convert("RGB")
+    # Broken files make Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error,
+    # EOFError, ...: whatever it is, the image is unreadable.
+    except Exception as error:
+        # Not the path, which some of Pillow's messages repeat.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else None
+        known = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise UnreadableImage(f"{name} ({reason or known})") from error
+    return np.asarray(_square(image, size))
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    if image.size == (size, size):
+        return image
+    # Scaling the central square of the source is the same as scaling all, then cropping: the
+    # filter still sees the pixels outside the box.
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    box = (left, top, left + side, top + side)
+    if side == size:
+        return image.crop(box)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+
+
+def _open(path: Path, shape: tuple[int, ...]) -> Pixels | None:
+    try:
+        images: Pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (ValueError, EOFError):  # cut short by someone else, e.g. a copy that was interrupted
+        return None
+    except OSError as error:
+        raise UserError(
+            f"Cannot read {path}: {error.strerror or error}; choose another benchmark.cache_dir"
+        ) from error
+    return images if images.shape == shape and images.dtype == np.uint8 else None
+
+
+def _build(path: Path, source: ImageSource, shape: tuple[int, ...]) -> None:
+    """Decode everything into ``path``; memory use does not depend on the number of images."""
+    unreadable: list[str] = []
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            # Written row by row rather than through a writable map: on a full disk a write fails
+            # with an error, whereas a map kills the process with SIGBUS.
+            with os.fdopen(handle, "wb") as file:
+                np.lib.format.write_array_header_1_0(
+                    file, {"descr": "|u1", "fortran_order": False, "shape": shape}
+                )
+                decoded = _decoded(source, shape[1])
+                for image in track(decoded, source.verb, total=source.count):
+                    if isinstance(image, UnreadableImage):
+                        unreadable.append(str(image))
+                    elif not unreadable:
+                        file.write(image.tobytes())
+            if unreadable:
+                raise UserError(_unreadable_message(unreadable, source.count))
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def _decoded(source: ImageSource, size: int) -> Iterator[Pixels | UnreadableImage]:
+    """Yield the images in order, and in place of an unreadable one what is wrong with it."""
+
+    def read(chunk: range) -> list[Pixels | UnreadableImage]:
+        results: list[Pixels | UnreadableImage] = []
+        for index in chunk:
+            try:
+                results.append(source.read(index, size))
+            except UnreadableImage as error:
+                results.append(error)
+        return results
+
+    starts = range(0, source.count, _CHUNK)
+    chunks = [range(start, min(start + _CHUNK, source.count)) for start in starts]
+    threads = min(os.cpu_count() or 1, _MAX_THREADS) if source.threads else 1
+    if threads == 1:
+        for chunk in chunks:
+            yield from read(chunk)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[list[Pixels | UnreadableImage]]] = deque()
+        for chunk in chunks:
+            waiting.append(pool.submit(read, chunk))
+            if len(waiting) > 2 * threads:  # no more decoded images in memory than that
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def _unreadable_message(unreadable: Sequence[str], count: int) -> str:
+    return (
+        f"Cannot read {len(unreadable)} of {count} images: {shortened(unreadable)}; "
+        "replace or remove them"
+    )
+
+
+def shortened(phrases: Sequence[str]) -> str:
+    """Join ``phrases`` for an error message: the first ten, then how many more there are."""
+    more = len(phrases) - _NAMED_IN_ERRORS
+    rest = [f"and {more} more"] if more > 0 else []
+    return "; ".join([*phrases[:_NAMED_IN_ERRORS], *rest])

@@ -1,0 +1,168 @@
+"""The benchmark that needs no data: shapes drawn in several styles, a style being a domain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cl_lora.benchmarks.cache import ImageSource, Pixels, cache_folder, cache_key, cached_images
+from cl_lora.benchmarks.config import (
+    benchmark_kind,
+    require_integer,
+    require_names,
+    require_text,
+)
+from cl_lora.benchmarks.core import DomainBenchmark, fingerprint
+from cl_lora.benchmarks.shapes import (
+    ShapeAnnotation,
+    ShapesSpec,
+    class_names,
+    describe_sample,
+    render_sample,
+)
+from cl_lora.files import digest
+
+# Test samples are numbered from here on, so that asking for more train samples changes no test
+# sample and the other way round.
+_FIRST_TEST_SAMPLE = 1_000_000
+_SMALLEST_IMAGE = 16
+
+
+@benchmark_kind("shapes")
+@dataclass(frozen=True, kw_only=True)
+class ShapesConfig:
+    """Settings of the shapes benchmark.
+
+    Attributes:
+        name: of the benchmark, for reports.
+        classes: number of classes.
+        styles: the domains, in stream order.
+        samples_per_class: train samples per class and domain.
+        test_samples_per_class: test samples per class and domain.
+        first_class: number of the first outline; disjoint ranges share no class.
+        split_seed: another seed draws other pictures of the same classes.
+        cache_dir: where drawn images are kept; None for the user's cache folder.
+    """
+
+    name: str = "shapes"
+    classes: int = 8
+    styles: tuple[str, ...] = ("photo", "painting", "cartoon", "sketch")
+    samples_per_class: int = 40
+    test_samples_per_class: int = 25
+    first_class: int = 0
+    split_seed: int = 0
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        require_text("name", self.name)
+        require_integer("classes", self.classes, 1)
+        require_names("styles", self.styles)
+        require_integer("samples_per_class", self.samples_per_class, 1)
+        require_integer("test_samples_per_class", self.test_samples_per_class, 1)
+        require_integer("first_class", self.first_class, 0)
+        require_integer("split_seed", self.split_seed, 0)
+        require_text("cache_dir", self.cache_dir, optional=True)
+        self.spec(_SMALLEST_IMAGE)  # knows which styles there are
+
+    def spec(self, image_size: int) -> ShapesSpec:
+        """Return what to draw; the styles are sorted, so that their order is not drawn anew."""
+        return ShapesSpec(
+            classes=self.classes,
+            styles=tuple(sorted(self.styles)),
+            samples_per_class=self.samples_per_class + self.test_samples_per_class,
+            image_size=image_size,
+            seed=self.split_seed,
+            first_class=self.first_class,
+        )
+
+    def check(self) -> None:
+        """Do nothing: construction has checked all there is."""
+
+    def found(self) -> str | None:
+        """Say that nothing is needed."""
+        return "embedded, drawn when first used"
+
+    def build(self, image_size: int) -> DomainBenchmark:
+        """Draw the benchmark, or open it if it was drawn before."""
+        return _build(self, image_size)
+
+
+_Sample = tuple[str, int, int]  # style, label, index
+
+
+def _build(config: ShapesConfig, image_size: int) -> DomainBenchmark:
+    spec = config.spec(image_size)
+    train_numbers = range(config.samples_per_class)
+    test_numbers = range(_FIRST_TEST_SAMPLE, _FIRST_TEST_SAMPLE + config.test_samples_per_class)
+    samples: list[_Sample] = [
+        (style, label, number)
+        for style in spec.styles
+        for label in range(spec.classes)
+        for number in (*train_numbers, *test_numbers)
+    ]
+    notes = [describe_sample(spec, *sample) for sample in samples]
+
+    def draw(index: int, _size: int) -> Pixels:
+        return render_sample(spec, *samples[index]).image
+
+    source = ImageSource(
+        content=_content(spec, samples, notes),
+        count=len(samples),
+        read=draw,
+        verb="Drawing shapes",
+        threads=False,
+    )
+    labels = np.array([label for _, label, _ in samples], dtype=np.int64)
+    styles = np.array([config.styles.index(style) for style, _, _ in samples], dtype=np.int64)
+    is_test = np.array([number >= _FIRST_TEST_SAMPLE for _, _, number in samples])
+    domains = range(len(config.styles))
+    train = tuple(np.flatnonzero((styles == number) & ~is_test) for number in domains)
+    test = tuple(np.flatnonzero((styles == number) & is_test) for number in domains)
+    classes = class_names(spec)
+    key = cache_key(source, image_size)
+    return DomainBenchmark(
+        name=config.name,
+        classes=classes,
+        domains=config.styles,
+        images=cached_images(source, image_size, cache_folder(config.cache_dir)),
+        labels=labels,
+        train=train,
+        test=test,
+        fingerprint=fingerprint(
+            key, classes=classes, domains=config.styles, labels=labels, train=train, test=test
+        ),
+        annotations=_annotations(notes, styles),
+    )
+
+
+def _content(spec: ShapesSpec, samples: Sequence[_Sample], notes: Sequence[ShapeAnnotation]) -> str:
+    """Return a digest of the pictures without drawing them all.
+
+    It covers every sample's geometry and the pixels of one sample of each class and style, so
+    that a renderer that draws differently is noticed, while an edited comment changes nothing.
+    """
+    probes = b"".join(
+        render_sample(spec, style, label, 0).image.tobytes()
+        for style in spec.styles
+        for label in range(spec.classes)
+    )
+    geometry = np.array([(n.area, n.orientation, *n.keypoints.ravel()) for n in notes])
+    return digest(spec.image_size, list(samples), geometry.round(3).astype("<f8").tobytes(), probes)
+
+
+def _annotations(
+    notes: Sequence[ShapeAnnotation], styles: npt.NDArray[np.int64]
+) -> dict[str, npt.NDArray[np.generic]]:
+    """Return style int64 (N,), area and orientation float64 (N,), keypoints float32 (N, K, 2).
+
+    The style is an index into the benchmark's domains.
+    """
+    return {
+        "style": styles,
+        "area": np.array([note.area for note in notes]),
+        "orientation": np.array([note.orientation for note in notes]),
+        "keypoints": np.stack([note.keypoints for note in notes]),
+    }

@@ -1,0 +1,263 @@
+"""Images with a label and a domain column from Hugging Face ``datasets``: the hub or local files.
+
+What was downloaded once, and local files, work without a network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cl_lora.benchmarks.cache import (
+    ImageSource,
+    Pixels,
+    UnreadableImage,
+    cache_folder,
+    cache_key,
+    cached_images,
+    decode_image,
+    shortened,
+)
+from cl_lora.benchmarks.config import SplitConfig, benchmark_kind, require_text, required
+from cl_lora.benchmarks.core import DomainBenchmark, fingerprint
+from cl_lora.benchmarks.splits import Indices, class_problems, split_domains
+from cl_lora.errors import UserError, unknown_name
+from cl_lora.files import digest
+
+
+@benchmark_kind("hub")
+@dataclass(frozen=True, kw_only=True)
+class HubConfig(SplitConfig):
+    """Settings of a benchmark read by ``datasets``; see ``SplitConfig`` for the rest.
+
+    Attributes:
+        path: what ``datasets.load_dataset`` takes first: a name on the hub or a local folder.
+        config_name: the data set's configuration; None for its only one.
+        revision: the data set's version on the hub; None for the newest.
+        split: which split to read, e.g. ``train`` or ``train+test``.
+        image_column: column of the images.
+        label_column: column of the classes, names or numbers.
+        domain_column: column of the domains, names or numbers.
+    """
+
+    path: str = required("a data set on the Hugging Face hub or a local folder", "NAME")
+    name: str = "hub"
+    config_name: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    image_column: str = "image"
+    label_column: str = "label"
+    domain_column: str = "domain"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("path", "split", "image_column", "label_column", "domain_column"):
+            require_text(name, getattr(self, name))
+        require_text("config_name", self.config_name, optional=True)
+        require_text("revision", self.revision, optional=True)
+
+    def check(self) -> None:
+        """Check columns, classes and the split; downloads the data set if it is not there."""
+        table = load(self)
+        _split(self, table)
+
+    def found(self) -> str | None:
+        """Say where the data set is; None if it was not downloaded and is no local folder."""
+        local = Path(self.path).expanduser()
+        if local.is_dir():
+            return str(local)
+        cached = Path(_library().config.HF_DATASETS_CACHE) / self.path.replace("/", "___")
+        return f"downloaded to {cached}" if cached.is_dir() else None
+
+    def build(self, image_size: int) -> DomainBenchmark:
+        """Load the benchmark, decoding its images if no earlier run has."""
+        return _build(self, image_size)
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """The rows of a data set that belong to the wanted domains, in their order.
+
+    Attributes:
+        rows: a ``datasets.Dataset`` with the image column only, undecoded: each row holds the
+            image's ``bytes`` or its ``path``.
+        column: name of that column.
+        classes: class names.
+        domains: domain names in stream order.
+        labels: int64 (N,), indices into ``classes``.
+        domain_of: int64 (N,), indices into ``domains``.
+    """
+
+    rows: Any
+    column: str
+    classes: tuple[str, ...]
+    domains: tuple[str, ...]
+    labels: Indices
+    domain_of: Indices
+
+    def encoded(self, index: int) -> bytes:
+        """Return the encoded image of a row.
+
+        Raises:
+            UnreadableImage: there is none, or its file cannot be read.
+        """
+        cell = self.rows[index][self.column]
+        if cell is None or (cell["bytes"] is None and not cell["path"]):
+            raise UnreadableImage(f"row {index} (no image)")
+        if cell["bytes"] is not None:
+            return bytes(cell["bytes"])
+        try:
+            return Path(cell["path"]).read_bytes()
+        except OSError as error:
+            raise UnreadableImage(f"{cell['path']} ({error.strerror})") from error
+
+
+def load(config: HubConfig) -> ImageTable:
+    """Read the table with ``datasets.load_dataset``; no code of a data set is ever run.
+
+    Raises:
+        UserError: ``datasets`` is not installed, the data set cannot be loaded, a column or a
+            domain is unknown, a label or domain is missing, or a class is not in every domain.
+    """
+    library = _library()
+    local = Path(config.path).expanduser()
+    try:
+        table = library.load_dataset(
+            str(local) if local.is_dir() else config.path,
+            name=config.config_name,
+            split=config.split,
+            revision=config.revision,
+        )
+    # What goes wrong in there ranges from a missing file over an unknown split to the network;
+    # the library has no common base class for it, and its messages name the cause.
+    except Exception as error:
+        raise UserError(
+            f"Cannot load benchmark.path={config.path} with datasets: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}; check path, config_name and "
+            "split, and the network if it was never downloaded"
+        ) from error
+    for column in (config.image_column, config.label_column, config.domain_column):
+        if column not in table.column_names:
+            raise unknown_name(f"column of {config.path}", column, table.column_names)
+    label_names, labels = _names(table, config.label_column)
+    domain_names, domain_of = _names(table, config.domain_column)
+    domains = config.domains or tuple(sorted(domain_names))
+    for domain in domains:
+        if domain not in domain_names:
+            raise unknown_name(f"domain of {config.path}", domain, domain_names)
+    kept = [row for row, domain in enumerate(domain_of) if domain in domains]
+    present = {labels[row] for row in kept}
+    classes = tuple(name for name in label_names if name in present)
+    _require_complete(config.path, domains, [(domain_of[row], labels[row]) for row in kept])
+    images = table.select_columns([config.image_column]).select(kept)
+    try:
+        images = images.cast_column(config.image_column, library.Image(decode=False))
+    except Exception as error:  # pyarrow's errors
+        raise UserError(
+            f"Expected column {config.image_column!r} of {config.path} to hold images but it holds "
+            f"{table.features[config.image_column]}; give benchmark.image_column=NAME"
+        ) from error
+    return ImageTable(
+        images,
+        config.image_column,
+        classes,
+        domains,
+        np.array([classes.index(labels[row]) for row in kept], dtype=np.int64),
+        np.array([domains.index(domain_of[row]) for row in kept], dtype=np.int64),
+    )
+
+
+def _library() -> Any:
+    try:
+        import datasets  # here because it is optional, and slow to import
+    except ImportError as error:
+        raise UserError(
+            "Expected the package 'datasets' for benchmark.kind=hub but it is not installed; "
+            "run: pip install 'cl-lora[hub]'"
+        ) from error
+    return datasets
+
+
+def _build(config: HubConfig, image_size: int) -> DomainBenchmark:
+    table = load(config)
+    train, test = _split(config, table)
+
+    def read(index: int, size: int) -> Pixels:
+        return decode_image(io.BytesIO(table.encoded(index)), size, f"row {index}")
+
+    source = ImageSource(_content(table), len(table.labels), read)
+    key = cache_key(source, image_size)
+    return DomainBenchmark(
+        name=config.name,
+        classes=table.classes,
+        domains=table.domains,
+        images=cached_images(source, image_size, cache_folder(config.cache_dir)),
+        labels=table.labels,
+        train=train,
+        test=test,
+        fingerprint=fingerprint(
+            key,
+            classes=table.classes,
+            domains=table.domains,
+            labels=table.labels,
+            train=train,
+            test=test,
+        ),
+    )
+
+
+def _split(config: HubConfig, table: ImageTable) -> tuple[tuple[Indices, ...], tuple[Indices, ...]]:
+    return split_domains(
+        table.labels, table.domain_of, table.domains, table.classes, settings=config.splitting
+    )
+
+
+def _content(table: ImageTable) -> str:
+    """Return a digest over the bytes of every image."""
+    hashes = []
+    for index in range(len(table.labels)):
+        try:
+            data = table.encoded(index)
+        except UnreadableImage:
+            data = b""  # named together with all others when they are decoded
+        hashes.append(hashlib.blake2b(data, digest_size=16).hexdigest())
+    return digest(hashes)
+
+
+def _names(table: Any, column: str) -> tuple[list[str], list[str]]:
+    """Return the names a column can hold, in their order, and the name in each row."""
+    values = list(table[column])
+    declared = getattr(table.features[column], "names", None)
+    missing = [
+        f"row {row}"
+        for row, value in enumerate(values)
+        if value is None or (declared is not None and value < 0)
+    ]
+    if missing:
+        raise UserError(
+            f"Expected a value in column {column!r} of every row but got none in "
+            f"{shortened(missing)}; fill them in"
+        )
+    if declared is not None:
+        return list(declared), [declared[value] for value in values]
+    return [str(value) for value in sorted(set(values))], [str(value) for value in values]
+
+
+def _require_complete(
+    path: str, domains: Sequence[str], samples: Sequence[tuple[str, str]]
+) -> None:
+    classes_of: dict[str, set[str]] = {domain: set() for domain in domains}
+    for domain, name in samples:
+        classes_of[domain].add(name)
+    problems = class_problems(classes_of)
+    if problems:
+        raise UserError(
+            f"Expected every domain of {path} to hold images of the same classes but: "
+            f"{shortened(problems)}; choose other benchmark.domains or complete the data set"
+        )

@@ -1,0 +1,107 @@
+"""Configs: what is accepted, what is refused, and with which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cl_lora.benchmarks import KINDS, found, make_benchmark, validate_benchmark_config
+from cl_lora.benchmarks.config import read_config
+from cl_lora.errors import UserError
+
+GROUP = Path(__file__).parents[2] / "configs" / "benchmark"
+FILES = sorted(GROUP.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_config_file_fits_its_kind_and_comments_every_key(file, tmp_path):
+    config = yaml.safe_load(file.read_text())
+    settings = set(KINDS[config["kind"]].__dataclass_fields__)
+    assert set(config) == {"kind"} | settings
+    assert all("#" in line for line in file.read_text().splitlines())
+    for name in ("root", "path"):
+        if name in config:
+            assert config[name] == "???"
+            config[name] = str(tmp_path)
+    typed = read_config(config)
+    defaults = KINDS[config["kind"]]
+    for field in defaults.__dataclass_fields__.values():
+        value = getattr(typed, field.name)
+        if field.name not in {"name", "root", "path", "domains"}:
+            assert value == field.default
+
+
+def test_the_expected_config_files_are_there():
+    assert {file.stem for file in FILES} == {"shapes", "pacs", "office_home", "domains", "hub"}
+    order = yaml.safe_load((GROUP / "pacs.yaml").read_text())["domains"]
+    assert order == ["photo", "art_painting", "cartoon", "sketch"]
+    order = yaml.safe_load((GROUP / "office_home.yaml").read_text())["domains"]
+    assert order == ["Art", "Clipart", "Product", "Real World"]
+
+
+@pytest.mark.parametrize("value", ["???", None])
+@pytest.mark.parametrize(("kind", "name"), [("domains", "root=DIR"), ("hub", "path=NAME")])
+def test_required_setting_that_is_not_given(kind, name, value):
+    config = {"kind": kind, name.split("=")[0]: value}
+    with pytest.raises(UserError, match=f"not given; add benchmark.{name}"):
+        validate_benchmark_config(config)
+    assert found(config) is None
+    assert found({"kind": kind}) is None
+
+
+def test_unknown_kind_and_setting():
+    with pytest.raises(UserError, match=r"Unknown benchmark.kind 'shape': did you mean 'shapes'"):
+        make_benchmark({"kind": "shape"}, 16)
+    with pytest.raises(UserError, match=r"Unknown benchmark.kind 'None'"):
+        make_benchmark({}, 16)
+    with pytest.raises(UserError, match="'split_sed': did you mean 'split_seed'"):
+        make_benchmark({"kind": "shapes", "split_sed": 1}, 16)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("domains", "test_fraction", 0),
+        ("domains", "test_fraction", 1.0),
+        ("domains", "test_fraction", "a"),
+        ("domains", "split_seed", -1),
+        ("domains", "split_seed", None),
+        ("domains", "samples_per_class", 0),
+        ("domains", "test_samples_per_class", 2.5),
+        ("domains", "domains", "photo"),
+        ("domains", "domains", []),
+        ("domains", "domains", ["photo", "photo"]),
+        ("domains", "root", 3),
+        ("domains", "split_lists", 3),
+        ("domains", "cache_dir", ""),
+        ("domains", "name", ""),
+        ("hub", "image_column", None),
+        ("hub", "split", ""),
+        ("hub", "config_name", 1),
+        ("shapes", "classes", 0),
+        ("shapes", "classes", True),
+        ("shapes", "samples_per_class", None),
+        ("shapes", "test_samples_per_class", 0),
+        ("shapes", "first_class", -1),
+        ("shapes", "styles", None),
+        ("shapes", "styles", [1]),
+    ],
+)
+def test_bad_value_is_refused_with_name_and_value(kind, name, value):
+    base = {"domains": {"root": "x"}, "hub": {"path": "x"}, "shapes": {}}[kind]
+    with pytest.raises(UserError) as caught:
+        read_config({"kind": kind, **base, name: value})
+    assert f"benchmark.{name}" in str(caught.value)
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, -3, 2.0, None])
+def test_image_size_must_be_a_positive_integer(size):
+    with pytest.raises(UserError, match="image_size"):
+        make_benchmark({"kind": "shapes"}, size)
+
+
+def test_paths_may_be_path_objects(tmp_path):
+    assert read_config({"kind": "domains", "root": tmp_path}).root == str(tmp_path)
