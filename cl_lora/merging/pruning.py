@@ -82,10 +82,8 @@ def global_thresholds(space: Space, density: float) -> Tensor:
     for place in reversed(range(digits)):
         counts = torch.zeros(n, _BASE, dtype=torch.int64)
         for site in sites(space):
-            for i, tensor in enumerate(space.stack(*site)):
-                bits = tensor.abs_().view(integer).flatten() >> 16 * place
-                inside = bits[(bits >> 16) == prefix[i].item()] if place < digits - 1 else bits
-                counts[i] += (inside & (_BASE - 1)).bincount(minlength=_BASE).cpu()
+            # A call, so that no loop variable keeps one module's stack alive beside the next.
+            counts += _count_digits(space.stack(*site).abs_().view(integer), place, prefix)
         if place == digits - 1:
             wanted += int(density * int(counts[0].sum()))
         from_top = counts.flip(1).cumsum(1)
@@ -94,6 +92,17 @@ def global_thresholds(space: Space, density: float) -> Tensor:
         prefix = prefix * _BASE + (_BASE - 1 - above.squeeze(1))
     found = prefix.to(integer).view(space.sources.dtype)
     return torch.where(wanted > 0, found, torch.inf)
+
+
+def _count_digits(magnitudes: Tensor, place: int, prefix: Tensor) -> Tensor:
+    """Count (n, 65536) each digit at ``place`` among the entries whose higher digits are prefix."""
+    counts = torch.zeros(len(magnitudes), _BASE, dtype=torch.int64)
+    for count, tensor, above in zip(counts, magnitudes, prefix.tolist(), strict=True):
+        bits = tensor.flatten() >> 16 * place
+        # Shifted twice: at the top place there is nothing above, and a shift by all bits is none.
+        inside = bits[bits >> 16 == above]
+        count += (inside & (_BASE - 1)).bincount(minlength=_BASE).cpu()
+    return counts
 
 
 @register(

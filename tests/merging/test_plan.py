@@ -1,0 +1,245 @@
+"""Identities of merging, linearity, gradients, laziness."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from merge_reference import SHAPES, relative_error, toy_adapters
+
+from cl_lora.adapters import LoRAFactors
+from cl_lora.errors import UserError
+from cl_lora.merging import get_method, is_linear, merge, method_names, prepare, require_linear
+from cl_lora.merging.spaces import DeltaSpace
+
+METHODS_AND_SPACES = [(m, s) for m in method_names() for s in get_method(m).spaces]
+LINEAR = [
+    ("task_arithmetic", {}),
+    ("cat", {}),
+    ("linear", {}),
+    ("magnitude_prune", {}),
+    ("magnitude_prune", {"trim": "global"}),
+    ("dare_linear", {}),
+    ("dare_ties", {}),
+    ("ties", {}),
+    ("ties", {"divisor": "none", "elect": "frequency"}),
+]
+
+
+def _dense_options(method):
+    return {"density": 1.0} if "density" in get_method(method).options else {}
+
+
+@pytest.mark.parametrize(("method", "space"), METHODS_AND_SPACES)
+def test_one_adapter_at_weight_one_is_itself(method, space):
+    (adapter,) = toy_adapters(1)
+    update = merge([adapter], method, [1.0], space=space, **_dense_options(method))
+    for module, f in adapter.factors.items():
+        torch.testing.assert_close(update.delta(module), f.delta(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "space"), METHODS_AND_SPACES)
+def test_permuting_adapters_changes_nothing(method, space):
+    adapters, weights = toy_adapters(3), [0.7, 0.1, 1.9]
+    # Random masks go with the position, by design: only without dropping does order not count.
+    options = _dense_options(method) if method.startswith("dare") else {}
+    update = merge(adapters, method, weights, space=space, **options)
+    other = merge(adapters[::-1], method, weights[::-1], space=space, **options)
+    for module in update.modules():
+        assert relative_error(other.delta(module), update.delta(module)) < 1e-5
+
+
+@pytest.mark.parametrize(("method", "options"), LINEAR)
+def test_the_exact_sum_is_the_oracle_where_nothing_is_dropped(method, options):
+    """With all entries kept and adapters that agree in sign, each linear method is the sum."""
+    adapters = [_positive(a) for a in toy_adapters(3, dtype=torch.float64)]
+    weights = [0.7, 0.2, 1.1]
+    options = {**options, **_dense_options(method)}
+    if "divisor" in get_method(method).options:
+        options["divisor"] = "none"
+    update = merge(adapters, method, weights, **options)
+    exact = merge(adapters, "task_arithmetic", weights)
+    for module in update.modules():
+        assert relative_error(update.delta(module), exact.delta(module)) < 1e-12
+
+
+def test_weights_default_to_one_over_n():
+    adapters = toy_adapters(4)
+    update = merge(adapters)
+    for module in update.modules():
+        mean = sum(a.factors[module].delta() for a in adapters) / 4
+        torch.testing.assert_close(update.delta(module), mean)
+
+
+@st.composite
+def methods_with_options(draw):
+    method = draw(st.sampled_from(method_names()))
+    info = get_method(method)
+    options = {"rank": draw(st.sampled_from([None, 2]))}
+    choices = {
+        "density": [0.3, 1.0],
+        "trim": ["tensor", "global"],
+        "sign": ["unweighted", "weighted"],
+        "elect": ["total", "frequency"],
+        "divisor": ["count", "weight_sum", "none"],
+        "mask_seed": [0, 3],
+    }
+    for name in info.options:
+        if name != "rank":
+            options[name] = draw(st.sampled_from(choices[name]))
+    return method, draw(st.sampled_from(info.spaces)), options
+
+
+@settings(deadline=None, max_examples=150)
+@given(methods_with_options(), st.integers(0, 10_000))
+def test_combining_is_linear_exactly_where_the_plan_says_so(chosen, seed):
+    method, space, options = chosen
+    adapters = toy_adapters(3, dtype=torch.float64, seed=seed)
+    plan = prepare(adapters, method, space=space, **options)
+    assert plan.linear == is_linear(method, space, options)
+    generator = torch.Generator().manual_seed(seed)
+    worst = 0.0
+    for _ in range(5):
+        x, y = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+        left = plan.combine(2 * x - 3 * y)
+        at_x, at_y = plan.combine(x), plan.combine(y)
+        for m in plan.modules:
+            right = 2 * at_x.delta(m) - 3 * at_y.delta(m)
+            worst = max(worst, relative_error(left.delta(m), right))
+    assert (worst < 1e-9) == plan.linear
+
+
+@pytest.mark.parametrize(("method", "options"), LINEAR)
+@pytest.mark.parametrize("shape", [(3,), (5, 3)])
+def test_gradient_of_combine_against_finite_differences(method, options, shape):
+    plan = prepare(toy_adapters(3, dtype=torch.float64), method, **options)
+    assert plan.linear
+    alpha = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for each in (plan, plan.materialise()):
+        assert torch.autograd.gradcheck(
+            lambda a, each=each: tuple(each.combine(a).delta(m) for m in each.modules),
+            alpha.clone().requires_grad_(),
+        )
+
+
+def test_gradient_flows_through_a_divisor_of_weights():
+    plan = prepare(toy_adapters(3, dtype=torch.float64), "ties", divisor="weight_sum")
+    alpha = torch.tensor([0.4, 0.9, 1.3], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a: plan.combine(a).delta("out"), alpha)
+
+
+@pytest.mark.parametrize(("method", "options"), LINEAR)
+@pytest.mark.parametrize("shape", [(3,), (5, 3)])
+def test_a_materialised_plan_gives_the_same_without_merging_again(
+    method, options, shape, monkeypatch
+):
+    plan = prepare(toy_adapters(3), method, **options)
+    alpha = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    lazy, fast = plan.combine(alpha), plan.materialise()
+    # From here on a delta computed anew would be an error.
+    monkeypatch.setattr(DeltaSpace, "stack", None)
+    monkeypatch.setattr(LoRAFactors, "delta", lambda self: self.scaling * (self.B @ self.A))
+    assert fast.variant == plan.variant
+    assert fast.materialise().linear
+    update = fast.combine(alpha)
+    for module in plan.modules:
+        assert relative_error(update.delta(module), lazy.delta(module)) < 1e-5
+
+
+def test_a_row_of_coefficients_per_module():
+    adapters = toy_adapters(2)
+    plan = prepare(adapters, "ties")
+    rows = torch.rand(5, 2, generator=torch.Generator().manual_seed(0))
+    update = plan.combine(rows)
+    for module, row in zip(plan.modules, rows, strict=True):
+        torch.testing.assert_close(update.delta(module), plan.combine(row).delta(module))
+        torch.testing.assert_close(update.delta(module), plan.combine_module(module, row))
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "magnitude_prune"])
+def test_at_most_one_module_is_dense_at_a_time(method, monkeypatch):
+    stacks, most = [], 0
+    original = DeltaSpace.stack
+
+    def stack(self, module, side):
+        nonlocal most
+        gc.collect()
+        most = max(most, 1 + sum(alive() is not None for alive in stacks))
+        result = original(self, module, side)
+        stacks.append(weakref.ref(result))
+        return result
+
+    monkeypatch.setattr(DeltaSpace, "stack", stack)
+    trim = {"trim": "global"} if "trim" in get_method(method).options else {}
+    plan = prepare(toy_adapters(4), method, **trim)
+    update = plan.combine(torch.ones(4))
+    assert len(update.modules()) == len(SHAPES)
+    assert most == 1
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5, 40])
+def test_truncation_equals_the_svd_of_the_dense_sum(rank):
+    adapters, weights = toy_adapters(3, (2, 3, 4), dtype=torch.float64), [0.5, -1.0, 2.0]
+    exact = merge(adapters, "task_arithmetic", weights)
+    for update in (
+        merge(adapters, "svd", weights, rank=rank),
+        merge(adapters, "task_arithmetic", weights, rank=rank),
+        exact.truncate(rank),
+    ):
+        for module in update.modules():
+            u, s, vh = torch.linalg.svd(exact.delta(module), full_matrices=False)
+            expected = (u[:, :rank] * s[:rank]) @ vh[:rank]
+            assert relative_error(update.delta(module), expected) < 1e-10
+            assert update.entries[module].rank <= max(rank, 9)
+    assert merge(adapters, "svd", weights, rank=2).entries["out"].rank == 2
+
+
+def test_half_precision_adapters_are_merged_in_float32():
+    from cl_lora.adapters import Adapter
+
+    adapters = [
+        Adapter(a.name, {m: LoRAFactors(f.A.half(), f.B.half(), f.scaling) for m, f in a.factors.items()})
+        for a in toy_adapters(2)
+    ]
+    for method in ("task_arithmetic", "ties"):
+        assert merge(adapters, method).delta("out").dtype == torch.float32
+
+
+def test_the_variant_says_all_that_defines_the_result():
+    plan = prepare(toy_adapters(2), "dare_ties", density=0.5, mask_seed=4, divisor="none", rank=2)
+    assert plan.combine(torch.ones(2)).variant == {
+        "method": "dare_ties",
+        "space": "delta",
+        "scaling": "alpha * s * B A",
+        "density": 0.5,
+        "mask_seed": 4,
+        "sign": "unweighted",
+        "elect": "total",
+        "divisor": "none",
+        "rank": 2,
+    }
+    assert prepare(toy_adapters(2), "ties", space="factors").variant["scaling"].startswith("sqrt")
+    assert prepare(toy_adapters(2), "cat", space="factors").variant["scaling"].startswith("alpha")
+
+
+def test_learned_coefficients_are_refused_where_the_merge_is_not_linear():
+    require_linear("ties")
+    require_linear(prepare(toy_adapters(2), "ties"))
+    for target in (
+        lambda: require_linear("ties", "factors"),
+        lambda: require_linear("ties", options={"sign": "weighted"}),
+        lambda: require_linear("task_arithmetic", options={"rank": 4}),
+        lambda: require_linear(prepare(toy_adapters(2), "svd")),
+        lambda: prepare(toy_adapters(2), "linear", space="factors").materialise(),
+    ):
+        with pytest.raises(UserError, match="linear in its coefficients"):
+            target()
+
+
+def _positive(adapter):
+    from cl_lora.adapters import Adapter
+
+    factors = {m: LoRAFactors(f.A.abs(), f.B.abs(), f.scaling) for m, f in adapter.factors.items()}
+    return Adapter(adapter.name, factors)
