@@ -268,7 +268,7 @@ MEASURES: dict[str, Measure] = {
         ),
         Measure(
             "average_incremental",
-            "Avg. incr.",
+            "Incremental",
             "Incr",
             lambda m: average_incremental_accuracy(m.values),
             None,

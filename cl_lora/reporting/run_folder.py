@@ -1,0 +1,334 @@
+"""Reading the folder of a run: the one door through which every report gets its numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from cl_lora.errors import UserError
+from cl_lora.evaluation.scores import BASE_ARM, UNTRAINED, ScoreTable
+
+FORMAT = 1
+"""The format of run folders that this version reads, written in config.yaml."""
+
+CONFIG_FILE = "config.yaml"
+STREAM_FILE = "stream.json"
+ENVIRONMENT_FILE = "environment.json"
+SCORES_FILE = "scores.csv"
+COEFFICIENTS_FILE = "coefficients.csv"
+ADAPTERS_FOLDER = "adapters"
+TRAINING_FILE = "training.json"
+
+COEFFICIENT_COLUMNS = ("seed", "arm", "trained", "group", "adapter", "value")
+
+OWN = "own"
+"""The bank of the adapters trained one per experience; others are named by their suffix."""
+
+_BANK = re.compile(r"^seed-(?P<seed>-?\d+)(?:-(?P<bank>.+))?$")
+_ADAPTER = re.compile(r"^(?P<index>\d{2,})-(?P<name>.+)$")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What was trained and scored on (``stream.json``).
+
+    Attributes:
+        name: name of the benchmark.
+        domains: names of the experiences, in order.
+        classes: names of the classes.
+        fingerprint: digest of the data and its splits; scores compare only where it is the same.
+        train_sizes: training samples of each experience.
+        test_sizes: test samples of each experience.
+    """
+
+    name: str
+    domains: tuple[str, ...]
+    classes: tuple[str, ...]
+    fingerprint: str
+    train_sizes: tuple[int, ...]
+    test_sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TrainingCurve:
+    """The losses of one adapter's training (``training.json``).
+
+    Attributes:
+        seed: the run's seed.
+        bank: ``own``, ``sequential``, ``joint``, ...
+        experience: index in the bank, from 0.
+        name: name of the experience.
+        epochs: (E,) epoch numbers.
+        losses: (E,) mean training loss.
+        accuracies: (E,) training accuracy in [0, 1]; NaN where it was not measured.
+    """
+
+    seed: int
+    bank: str
+    experience: int
+    name: str
+    epochs: tuple[int, ...]
+    losses: tuple[float, ...]
+    accuracies: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class RunFolder:
+    """Everything a finished run left on disk.
+
+    Attributes:
+        path: the folder.
+        config: contents of ``config.yaml``.
+        environment: contents of ``environment.json``.
+        stream: what was trained and scored on.
+        scores: contents of ``scores.csv``.
+        coefficients: contents of ``coefficients.csv``: seed, arm, trained, group, adapter, value.
+        curves: training curves of every adapter, by seed, bank and experience.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    stream: Stream
+    scores: ScoreTable
+    coefficients: pd.DataFrame
+    curves: tuple[TrainingCurve, ...]
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.config["name"])
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds, as configured."""
+        return tuple(self.config["seeds"])
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Names of the arms without the references, as configured."""
+        return tuple(a for a in self.config["arms"] if a not in self.references)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Names of the reference rows, as configured."""
+        return tuple(self.config["references"])
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the experiences, in order."""
+        return self.stream.domains
+
+    def settings(self, arm: str) -> Mapping[str, Any]:
+        """Return the settings of ``arm``; empty for a reference row."""
+        settings: Mapping[str, Any] = self.config["arms"].get(arm) or {}
+        return settings
+
+    @classmethod
+    def read(cls, path: str | Path, *, allow_unfinished: bool = False) -> RunFolder:
+        """Read a run folder.
+
+        Args:
+            path: the folder that ``cl-lora run`` wrote.
+            allow_unfinished: read what is there of a run that is not finished; scores and
+                coefficients may then be empty.
+
+        Raises:
+            UserError: if the folder is no run folder, was written by another version, is
+                unfinished, or holds a damaged file; one sentence that says which and what to do.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise UserError(
+                f"Expected a run folder but {path} {'is a file' if path.exists() else 'is missing'}"
+                "; give the folder that cl-lora run wrote"
+            )
+        if not (path / CONFIG_FILE).is_file():
+            raise UserError(
+                f"{path} is no run folder: it has no {CONFIG_FILE}; "
+                "give the folder that cl-lora run wrote"
+            )
+        config = _read_config(path / CONFIG_FILE)
+        if not (path / STREAM_FILE).is_file():
+            raise UserError(
+                f"{path} is unfinished: it has a {CONFIG_FILE} but no {STREAM_FILE}, so nothing "
+                "was trained yet; run the same command again to finish it"
+            )
+        stream = _read_stream(path / STREAM_FILE)
+        has_scores = (path / SCORES_FILE).is_file()
+        scores = ScoreTable.read(path / SCORES_FILE) if has_scores else ScoreTable()
+        if scores.experiences > len(stream.domains):
+            raise UserError(
+                f"{path / SCORES_FILE} has scores on {scores.experiences} experiences but "
+                f"{STREAM_FILE} lists {len(stream.domains)} domains; they belong to two runs: "
+                f"delete {SCORES_FILE} and run the command again"
+            )
+        environment = path / ENVIRONMENT_FILE
+        coefficients = path / COEFFICIENTS_FILE
+        run = cls(
+            path=path,
+            config=config,
+            environment=_read_json(environment) if environment.is_file() else {},
+            stream=stream,
+            scores=scores,
+            coefficients=_read_coefficients(coefficients),
+            curves=_read_curves(path / ADAPTERS_FOLDER),
+        )
+        if not allow_unfinished:
+            run.check_finished()
+        return run
+
+    def missing(self) -> tuple[tuple[int, str], ...]:
+        """Return the (seed, arm) without a score after the last experience.
+
+        The base model needs none where it was scored before training, as it never changes.
+        """
+        last = len(self.domains) - 1
+        return tuple(
+            (seed, arm)
+            for seed in self.seeds
+            for arm in (*self.arms, *self.references)
+            if not self.scores.done(seed, arm, last)
+            and not (arm == BASE_ARM and self.scores.done(seed, arm, UNTRAINED))
+        )
+
+    def check_finished(self) -> None:
+        """Raise an error that says what is there and what is missing, if anything is.
+
+        Raises:
+            UserError: if an arm has no score after the last experience.
+        """
+        missing = self.missing()
+        if not missing:
+            return
+        total = len(self.seeds) * len({*self.arms, *self.references})
+        adapters = len([c for c in self.curves if c.bank == OWN])
+        names = [f"{arm!r} of seed {seed}" for seed, arm in missing[:3]]
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError(
+            f"{self.path} is unfinished: {adapters} of {len(self.seeds) * len(self.domains)} "
+            f"adapters are trained and {total - len(missing)} of {total} arms are scored, missing "
+            f"{', '.join(names)}{more}; run the same command again to finish it"
+        )
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        detail = " ".join(str(error).split())
+        raise UserError(
+            f"{path} is damaged ({detail}); restore it, or run into a new folder"
+        ) from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is damaged (it holds no settings); run into a new folder")
+    version = config.get("format")
+    if version != FORMAT:
+        raise UserError(
+            f"{path.parent} was written by another version of cl-lora: expected format {FORMAT} "
+            f"in {CONFIG_FILE} but got {version!r}; use that version, or run again into a new "
+            "folder"
+        )
+    expected = {"name": str, "seeds": list, "arms": dict, "references": list}
+    for key, kind in expected.items():
+        if not isinstance(config.get(key), kind):
+            raise UserError(
+                f"{path} is damaged: expected a {kind.__name__} as {key!r} but got "
+                f"{config.get(key)!r}; restore it, or run into a new folder"
+            )
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); delete it and run the command again"
+        ) from error
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{path} is damaged (expected an object but got {type(value).__name__}); "
+            "delete it and run the command again"
+        )
+    return value
+
+
+def _read_stream(path: Path) -> Stream:
+    data = _read_json(path)
+    try:
+        stream = Stream(
+            name=str(data["name"]),
+            domains=tuple(map(str, data["domains"])),
+            classes=tuple(map(str, data["classes"])),
+            fingerprint=str(data["fingerprint"]),
+            train_sizes=tuple(map(int, data["train_sizes"])),
+            test_sizes=tuple(map(int, data["test_sizes"])),
+        )
+    except KeyError as error:
+        raise _damaged(path, f"{error} is missing") from None
+    except (TypeError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    if not stream.domains:
+        raise _damaged(path, "it lists no domains")
+    return stream
+
+
+def _read_coefficients(path: Path) -> pd.DataFrame:
+    kinds = {"seed": int, "arm": str, "trained": int, "group": str, "adapter": int, "value": float}
+    if not path.is_file():
+        return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
+    try:
+        frame = pd.read_csv(path, dtype=kinds, keep_default_na=False, on_bad_lines="error")
+    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
+        raise _damaged(path, " ".join(str(error).split())) from error
+    missing = [c for c in COEFFICIENT_COLUMNS if c not in frame.columns]
+    if missing:
+        raise _damaged(path, f"missing column{'s' * (len(missing) > 1)} {', '.join(missing)}")
+    return frame[list(COEFFICIENT_COLUMNS)]
+
+
+def _read_curves(folder: Path) -> tuple[TrainingCurve, ...]:
+    if not folder.is_dir():
+        return ()
+    curves = []
+    for bank in folder.iterdir():
+        matched = _BANK.match(bank.name)
+        if matched is None:
+            continue
+        for adapter in bank.iterdir():
+            named = _ADAPTER.match(adapter.name)
+            path = adapter / TRAINING_FILE
+            if named is None or not path.is_file():
+                continue
+            place = (int(matched["seed"]), matched["bank"] or OWN, int(named["index"]))
+            curves.append(_read_curve(path, *place, named["name"]))
+    # The bank of own adapters first; the others by name.
+    return tuple(sorted(curves, key=lambda c: (c.seed, c.bank != OWN, c.bank, c.experience)))
+
+
+def _read_curve(path: Path, seed: int, bank: str, experience: int, name: str) -> TrainingCurve:
+    entries: Sequence[Mapping[str, Any]] = _read_json(path).get("loss", [])
+    try:
+        return TrainingCurve(
+            seed=seed,
+            bank=bank,
+            experience=experience,
+            name=name,
+            epochs=tuple(int(e["epoch"]) for e in entries),
+            losses=tuple(float(e["loss"]) for e in entries),
+            accuracies=tuple(float(e.get("accuracy", "nan")) for e in entries),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, f"'loss' is no list of epochs, losses: {error}") from error
+
+
+def _damaged(path: Path, problem: str) -> UserError:
+    return UserError(f"{path} is damaged: {problem}; delete it and run the command again")

@@ -1,0 +1,437 @@
+"""One table of results, rendered for the terminal, Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from cl_lora.evaluation.aggregate import FINAL, summary
+from cl_lora.evaluation.continual import MEASURES, FloatArray
+from cl_lora.evaluation.scores import ScoreTable
+
+PERCENT_METRICS = frozenset({"accuracy", "f1"})
+"""Metrics in [0, 1], shown in percent."""
+
+METRIC_TITLES = {"accuracy": "Accuracy", "f1": "Macro F1", "rmse": "RMSE", "nme": "NME"}
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of results.
+
+    Attributes:
+        key: its name in the data frame and the CSV.
+        title: heading.
+        short: heading where room is scarce.
+        higher_is_better: direction; None where no best row is marked.
+        percent: whether values in [0, 1] are shown in percent.
+        priority: 0 stays; of the others the highest goes first where room is scarce.
+        detail: whether it is one of many of a kind, e.g. one domain of the average.
+        signed: whether a plus sign is shown.
+        note: the definition, for the caption.
+    """
+
+    key: str
+    title: str
+    short: str
+    higher_is_better: bool | None = True
+    percent: bool = True
+    priority: int = 0
+    detail: bool = False
+    signed: bool = False
+    note: str = ""
+
+    def number(self, value: float) -> str:
+        """Return ``value`` as shown: percent with one decimal, anything else with three."""
+        if np.isnan(value):
+            return MISSING
+        text = f"{100 * value:.1f}" if self.percent else f"{value:.3f}"
+        text = re.sub(r"^-(0\.0+)$", r"\1", text)  # no "-0.0"
+        # A true minus is as wide as the plus sign and cannot be taken for a hyphen.
+        return ("+" if self.signed and value > 0 else "") + text.replace("-", "−")
+
+
+@dataclass(frozen=True, eq=False)
+class ResultTable:
+    """Rows of mean +- spread, with the reference rows apart.
+
+    Attributes:
+        rows: names of the rows; the references come last.
+        references: how many of the last rows are references, not ranked against the rest.
+        columns: the columns of numbers.
+        mean: (rows, columns) float64; NaN where undefined.
+        spread: (rows, columns) deviation over seeds (or half an interval); NaN where undefined.
+        title: what the numbers are.
+        row_title: heading of the row names.
+        notes: sentences below the table.
+        seeds: (rows,) number of seeds behind each row.
+    """
+
+    rows: tuple[str, ...]
+    references: int
+    columns: tuple[Column, ...]
+    mean: FloatArray
+    spread: FloatArray
+    title: str = ""
+    row_title: str = "Arm"
+    notes: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    _best: frozenset[tuple[int, int]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        shape = (len(self.rows), len(self.columns))
+        if self.mean.shape != shape or self.spread.shape != shape:
+            raise ValueError(
+                f"Expected mean and spread of shape {shape} "
+                f"but got {self.mean.shape} and {self.spread.shape}"
+            )
+        object.__setattr__(self, "_best", frozenset(self._find_best()))
+
+    def is_best(self, row: int, column: int) -> bool:
+        """Return whether the row leads the column; rows that read the same lead together."""
+        return (row, column) in self._best
+
+    def _find_best(self) -> Iterator[tuple[int, int]]:
+        ranked = len(self.rows) - self.references
+        for j, column in enumerate(self.columns):
+            values = self.mean[:ranked, j]
+            if column.higher_is_better is None or np.isnan(values).all() or ranked < 2:
+                continue
+            best = np.nanmax(values) if column.higher_is_better else np.nanmin(values)
+            shown = column.number(float(best))
+            yield from ((i, j) for i, v in enumerate(values) if column.number(float(v)) == shown)
+
+    def frame(self) -> pd.DataFrame:
+        """Return the numbers, unrounded and not in percent, one row per arm.
+
+        Columns: the row title, ``reference``, then ``<key>`` and ``<key> deviation`` for every
+        column, then ``seeds`` where the table knows them.
+        """
+        data: dict[str, object] = {
+            self.row_title.lower(): list(self.rows),
+            "reference": [i >= len(self.rows) - self.references for i in range(len(self.rows))],
+        }
+        for j, column in enumerate(self.columns):
+            data[column.key] = self.mean[:, j]
+            data[f"{column.key} deviation"] = self.spread[:, j]
+        if self.seeds:
+            data["seeds"] = list(self.seeds)
+        return pd.DataFrame(data)
+
+    def csv(self) -> str:
+        """Return :meth:`frame` as CSV; undefined values are empty."""
+        return self.frame().to_csv(index=False, lineterminator="\n")
+
+    def markdown(self) -> str:
+        """Return a Markdown table of all columns; the best in bold, references in italics."""
+
+        def cell(i: int, j: int) -> str:
+            mean, spread = self._cell(i, j)
+            text = f"{mean} ± {spread}" if spread else mean
+            return f"**{text}**" if self.is_best(i, j) else text
+
+        def name(i: int) -> str:
+            # Between letters underscores are literal in Markdown, at a word's edge they are not.
+            text = re.sub(r"([\\|*_`<\[])", r"\\\1", self.rows[i])
+            return f"*{text}*" if i >= len(self.rows) - self.references else text
+
+        head = [self.row_title, *(_markdown_escape(c.title) for c in self.columns)]
+        lines = ["| " + " | ".join(head) + " |", "|:--|" + "--:|" * len(self.columns)]
+        for i in range(len(self.rows)):
+            cells = (cell(i, j) for j in range(len(self.columns)))
+            lines.append("| " + " | ".join((name(i), *cells)) + " |")
+        title = [f"**{_markdown_escape(self.title)}**", ""] if self.title else []
+        notes = [line for note in self.notes for line in ("", _markdown_escape(note))]
+        return "\n".join([*title, *lines, *notes]) + "\n"
+
+    def latex(self) -> str:
+        r"""Return a LaTeX ``table`` that compiles without any package.
+
+        The best in bold; ``\hline`` between the arms and the references.
+        """
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{' '.join(map(_latex_escape, (f'{self.title}.', *self.notes)))}}}",
+            rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}",
+            r"\hline",
+            " & ".join(map(_latex_escape, (self.row_title, *(c.title for c in self.columns))))
+            + r" \\",
+            r"\hline",
+        ]
+        for i, row in enumerate(self.rows):
+            if self.references and i == len(self.rows) - self.references and i:
+                lines.append(r"\hline")
+            cells = [_latex_escape(row)]
+            for j in range(len(self.columns)):
+                mean, spread = (_latex_escape(text) for text in self._cell(i, j))
+                mean = rf"\textbf{{{mean}}}" if self.is_best(i, j) else mean
+                cells.append(rf"{mean} {{\scriptsize $\pm$ {spread}}}" if spread else mean)
+            lines.append(" & ".join(cells) + r" \\")
+        lines += [r"\hline", r"\end{tabular}", r"\end{table}"]
+        return "\n".join(lines) + "\n"
+
+    def rich(self, width: int) -> Group:
+        """Return title, table and notes for a terminal of ``width`` columns.
+
+        What does not fit is given up in this order: long headings, columns by priority, the
+        spread of the detail columns, parts of long names, the detail columns, all spreads. A note
+        names the columns that are left out.
+        """
+        console = Console(width=10_000)
+        for layout in self._layouts():
+            table = self._render(layout)
+            if console.measure(table).maximum <= width:
+                break
+        notes = list(self.notes)
+        dropped = [c.title for j, c in enumerate(self.columns) if j not in layout.columns]
+        if dropped:
+            notes.append(f"Not shown at this width: {', '.join(dropped)}.")
+        # Text, as markup would take R[l,j] for a style. Beside the table, not as its title and
+        # caption, which would be wrapped at the width of a narrow table.
+        title = [Text(self.title, style="bold")] if self.title else []
+        return Group(*title, table, *map(Text, notes))
+
+    def text(self, width: int, color: bool = False) -> str:
+        """Return what :meth:`rich` prints; with ``color`` the best are bold by ANSI codes."""
+        console = Console(width=width, force_terminal=color, no_color=True, highlight=False)
+        with console.capture() as capture:
+            console.print(self.rich(width))
+        return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+    def _cell(self, i: int, j: int) -> tuple[str, str]:
+        column = self.columns[j]
+        mean, spread = float(self.mean[i, j]), float(self.spread[i, j])
+        unsigned = replace(column, signed=False)
+        return column.number(mean), "" if np.isnan(spread) else unsigned.number(spread)
+
+    def _layouts(self) -> Iterator[_Layout]:
+        everything = tuple(range(len(self.columns)))
+        longest = max(map(len, self.rows), default=0)
+        yield _Layout(everything, longest, short=False)
+        yield _Layout(everything, longest)
+        kept = everything
+        for priority in sorted({c.priority for c in self.columns} - {0}, reverse=True):
+            kept = tuple(j for j in kept if self.columns[j].priority < priority)
+            yield _Layout(kept, longest)
+        widths = [w for w in (36, 30, 26, 22, 18) if w < longest]
+        for width in (longest, *widths):
+            yield _Layout(kept, width, detail_spread=False)
+        for width in (longest, *widths):
+            yield _Layout(kept, width, detail_spread=False, detail_width=5)
+        kept = tuple(j for j in kept if not self.columns[j].detail)
+        for width in (longest, *widths):
+            yield _Layout(kept, width)
+        yield _Layout(kept, min([longest, *widths]), detail_spread=False, spread=False)
+
+    def _render(self, layout: _Layout) -> Table:
+        names = shorten(self.rows, layout.name_width)
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column(self.row_title, no_wrap=True)
+        cells: list[list[Text]] = []
+        details = [j for j in layout.columns if self.columns[j].detail]
+        tiny = dict(
+            zip(
+                details,
+                shorten([self.columns[j].title for j in details], layout.detail_width),
+                strict=True,
+            )
+        )
+        for j in layout.columns:
+            column = self.columns[j]
+            heading = tiny.get(j, column.short) if layout.short else column.title
+            table.add_column(Text(heading), justify="right", no_wrap=True)
+            with_spread = layout.spread and (layout.detail_spread or not column.detail)
+            cells.append(self._texts(j, with_spread))
+        for i, name in enumerate(names):
+            if self.references and i == len(names) - self.references and i:
+                table.add_section()
+            table.add_row(Text(name), *(texts[i] for texts in cells))
+        return table
+
+    def _texts(self, j: int, with_spread: bool) -> list[Text]:
+        pairs = [self._cell(i, j) for i in range(len(self.rows))]
+        width = max((len(spread) for _, spread in pairs), default=0) if with_spread else 0
+        texts = []
+        for i, (mean, spread) in enumerate(pairs):
+            text = Text(mean, style="bold" if self.is_best(i, j) else "")
+            if width:
+                # Padded, so that the means stand below one another.
+                text.append(f" ±{spread:>{width}}" if spread else " " * (width + 2))
+            texts.append(text)
+        return texts
+
+
+@dataclass(frozen=True)
+class _Layout:
+    columns: tuple[int, ...]
+    name_width: int
+    short: bool = True
+    detail_spread: bool = True
+    detail_width: int = 8
+    spread: bool = True
+
+
+def result_table(
+    scores: ScoreTable,
+    domains: Sequence[str] = (),
+    references: Sequence[str] = (),
+    metric: str = "accuracy",
+    arms: Sequence[str] = (),
+) -> ResultTable:
+    """Return the table that ``cl-lora run`` prints: one row per arm, mean +- deviation over seeds.
+
+    Columns: the final score on each domain, R[T, j]; then every measure of
+    :data:`~cl_lora.evaluation.continual.MEASURES` that is defined for at least one arm.
+
+    Args:
+        scores: the run's scores.
+        domains: names of the experiences in order; their numbers if not given.
+        references: arms that are set apart and not ranked, such as ``base`` and ``joint``.
+        metric: which metric.
+        arms: order of the rows; arms not named follow in order of appearance.
+
+    Raises:
+        UserError: if the metric does not occur or the scores hold more experiences than domains.
+    """
+    up = scores.higher_is_better(metric)
+    domains = tuple(domains) or tuple(f"exp {j}" for j in range(scores.experiences))
+    present = [a for a in dict.fromkeys((*arms, *scores.arms)) if a in scores.arms]
+    ranked = [a for a in present if a not in references]
+    apart = [a for a in references if a in present]
+    rows = (*ranked, *apart)
+
+    percent = metric in PERCENT_METRICS
+    short = shorten(domains, 8)
+    columns = [
+        Column(f"{FINAL} {name}", name, short[j], up, percent, detail=True)
+        for j, name in enumerate(domains)
+    ]
+    keys: list[tuple[str, int]] = [(FINAL, j) for j in range(len(domains))]
+    priorities = {"backward_transfer": 1, "forward_transfer": 2, "average_incremental": 3}
+    for name, measure in MEASURES.items():
+        better = up if measure.higher_is_better is None else measure.higher_is_better
+        arrow = "" if better else " ↓"
+        columns.append(
+            Column(
+                name,
+                measure.title + arrow,
+                measure.short + arrow,
+                better,
+                percent,
+                priorities.get(name, 0),
+                signed=measure.higher_is_better is not None,
+                note=f"{measure.title} = {measure.formula} ({measure.paper}).",
+            )
+        )
+        keys.append((name, -1))
+
+    numbers = summary(scores, len(domains))
+    numbers = numbers[numbers["metric"] == metric].set_index(["arm", "measure", "evaluated"])
+    mean = np.array([[numbers.at[(a, *k), "mean"] for k in keys] for a in rows], dtype=float)
+    spread = np.array([[numbers.at[(a, *k), "deviation"] for k in keys] for a in rows], dtype=float)
+    counts = np.array([numbers.at[(a, "average", -1), "seeds"] for a in rows], dtype=int)
+
+    defined = [j for j, c in enumerate(columns) if c.detail or not np.isnan(mean[:, j]).all()]
+    title = f"{METRIC_TITLES.get(metric, metric)}{' in %' if percent else ''} after the last domain"
+    count = len(scores.seeds)
+    title += f", mean ± deviation over {count} seeds" if count > 1 else f", seed {scores.seeds[0]}"
+    notes = [columns[j].note for j in defined if columns[j].key == "forgetting"]
+    fewer = [f"{a} ({n})" for a, n in zip(rows, counts, strict=True) if n < count]
+    if fewer:
+        notes.append(f"Finished on fewer than {count} seeds: {', '.join(fewer)}.")
+    return ResultTable(
+        rows=rows,
+        references=len(apart),
+        columns=tuple(columns[j] for j in defined),
+        mean=mean[:, defined],
+        spread=spread[:, defined],
+        title=title,
+        notes=tuple(notes),
+        seeds=tuple(int(n) for n in counts),
+    )
+
+
+def shorten(names: Sequence[str], width: int) -> tuple[str, ...]:
+    """Return ``names`` in at most ``width`` characters each, still distinct.
+
+    A name that is too long becomes its first words where those identify it (``art_painting`` ->
+    ``art``), else its start with an ellipsis, and where names start alike also its end.
+
+    Raises:
+        ValueError: if ``width`` is under 4 or the names are not distinct.
+
+    Example:
+        >>> shorten(["art_painting", "photo"], 8)
+        ('art', 'photo')
+    """
+    if width < 4 and any(len(n) > width for n in names):
+        raise ValueError(f"Expected a width of at least 4 but got {width}")
+    if len(set(names)) != len(names):
+        raise ValueError(f"Expected distinct names but got {list(names)}")
+    taken = {n for n in names if len(n) <= width}
+    short = {n: n for n in taken}
+    for name in names:
+        if name in short:
+            continue
+        starts = [name[: m.start()] for m in re.finditer(r"[_\-\s./]", name)]
+        alone = [
+            s
+            for s in starts
+            if 2 < len(s) <= width
+            and len(s) * 3 >= min(width, len(name))
+            and not any(other != name and other.startswith(s) for other in names)
+        ]
+        candidates: list[str] = alone[-1:]
+        # The end of a name often tells siblings apart (..._b1, ..._b3): keep some of it then.
+        alike = sum(other.startswith(name[: width - 1]) for other in names) > 1
+        candidates += [
+            name[: width - 1 - end] + "…" + name[len(name) - end :]
+            for end in (width // 3 if alike else 0, *range(width - 2, -1, -1))
+        ]
+        candidates += [f"{name[: width - len(str(k)) - 1]}~{k}" for k in range(len(names))]
+        short[name] = next(c for c in candidates if c not in taken)
+        taken.add(short[name])
+    return tuple(short[n] for n in names)
+
+
+_LATEX: dict[str, str] = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "−": "$-$",
+    "–": "--",
+    "±": r"$\pm$",
+    "↓": r"$\downarrow$",
+    "…": r"\ldots{}",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "$|$",
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+}
+
+
+def _latex_escape(text: str) -> str:
+    return "".join(_LATEX.get(c, c) for c in text)
+
+
+def _markdown_escape(text: str) -> str:
+    return re.sub(r"([\\|*_`<])", r"\\\1", text)
+
+
+RENDERERS: dict[str, Callable[[ResultTable], str]] = {
+    "markdown": ResultTable.markdown,
+    "latex": ResultTable.latex,
+    "csv": ResultTable.csv,
+}
+"""The renderings for files, by name."""

@@ -1,0 +1,137 @@
+"""Fabricates finished run folders, with numbers drawn to look like a run's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from cl_lora.evaluation.scores import Score, ScoreTable
+
+DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
+REFERENCES = ("base", "last", "oracle", "sequential", "joint")
+ARMS = {
+    "ta_w1": {"method": "task_arithmetic", "coefficients": "fixed", "W": 1.0},
+    "ta_adaptive_b3": {"method": "task_arithmetic", "coefficients": "adaptive", "b_max": 3.0},
+    "ties_w1": {"method": "ties", "coefficients": "fixed", "W": 1.0, "density": 0.2},
+}
+
+
+def many_arms(methods=("task_arithmetic", "ties", "dare_ties", "linear")):
+    """Return 24 arms: each method with fixed W and adaptive b_max."""
+    arms = {}
+    for method in methods:
+        for value in (1.0, 3.0, 5.0):
+            arms[f"{method}_w{value:g}"] = {
+                "method": method,
+                "coefficients": "fixed",
+                "W": value,
+            }
+            arms[f"{method}_adaptive_b{value:g}"] = {
+                "method": method,
+                "coefficients": "adaptive",
+                "b_max": value,
+            }
+    return arms
+
+
+def fabricate_scores(arms, references=REFERENCES, domains=DOMAINS, seeds=(0, 1, 2)):
+    """Return scores for the arms and reference rows, as a run would have measured them."""
+    T = len(domains)
+    table = ScoreTable()
+    hardness = np.random.default_rng(7).uniform(0.55, 0.95, T)
+    for a, arm in enumerate((*arms, *references)):
+        quality = np.random.default_rng(100 + a).uniform(0.5, 1.0)
+        for seed in seeds:
+            noise = np.random.default_rng([a, seed])
+            steps = {"base": [-1], "joint": [T - 1]}.get(arm, range(T))
+            for t in steps:
+                rows = []
+                for j in range(T):
+                    seen = j <= t or arm in ("oracle", "joint")
+                    level = hardness[j] * (quality if seen else 0.4) * 0.97 ** max(0, t - j)
+                    value = float(np.clip(level + noise.normal(0, 0.015), 0, 1))
+                    rows.append(Score(seed, arm, t, j, "accuracy", value))
+                    rows.append(Score(seed, arm, t, j, "f1", value * 0.96))
+                table.append(rows)
+    return table
+
+
+def fabricate_run(
+    folder: Path,
+    *,
+    arms=None,
+    references=REFERENCES,
+    domains=DOMAINS,
+    seeds=(0, 1),
+    name="pacs_trial",
+    fingerprint="f00d",
+):
+    """Write a finished run folder and return its path."""
+    arms = ARMS if arms is None else arms
+    folder.mkdir(parents=True, exist_ok=True)
+    T = len(domains)
+    config = {
+        "format": 1,
+        "name": name,
+        "seeds": list(seeds),
+        "arms": arms,
+        "references": list(references),
+        "strategy": {"name": "lora", "rank": 8, "epochs": 2, "lr": 1e-4},
+        "model": {"name": "vit_tiny_patch16_224", "img_size": 112},
+        "benchmark": {"name": "pacs", "order": list(domains)},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    environment = {"python": "3.11", "torch": "2.13.0", "git_commit": "abc123", "cpu": "x"}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    stream = {
+        "name": "pacs",
+        "domains": list(domains),
+        "classes": ["dog", "elephant", "giraffe", "guitar", "horse", "house", "person"],
+        "fingerprint": fingerprint,
+        "train_sizes": [1000] * T,
+        "test_sizes": [300] * T,
+    }
+    (folder / "stream.json").write_text(json.dumps(stream))
+    fabricate_scores(arms, references, domains, seeds).write(folder / "scores.csv", list(arms))
+    fabricate_coefficients(arms, T, seeds).to_csv(folder / "coefficients.csv", index=False)
+    for s in seeds:
+        banks = {f"seed-{s}": domains, f"seed-{s}-sequential": domains, f"seed-{s}-joint": ["all"]}
+        for bank, members in banks.items():
+            for i, member in enumerate(members):
+                fabricate_adapter(folder / "adapters" / bank / f"{i:02d}-{member}", i + 7 * s)
+    return folder
+
+
+def fabricate_adapter(folder, salt):
+    """Write the part of an adapter's folder that reports read."""
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text("{}")
+    draw = np.random.default_rng(salt)
+    loss = [
+        {
+            "epoch": e,
+            "loss": float(1.5 * 0.5**e + draw.uniform(0, 0.1)),
+            "accuracy": float(1 - 0.5 * 0.6**e),
+        }
+        for e in range(5)
+    ]
+    (folder / "training.json").write_text(json.dumps({"loss": loss, "seconds": 12.5}))
+
+
+def fabricate_coefficients(arms, T, seeds):
+    """Return the coefficients of every arm after every experience."""
+    rows = []
+    for seed in seeds:
+        for arm, settings in arms.items():
+            for t in range(T):
+                for i in range(t + 1):
+                    value = settings.get("W")
+                    if value is None:
+                        draw = np.random.default_rng([seed, t, i])
+                        value = float(settings["b_max"] * draw.uniform(0.1, 0.9))
+                    rows.append((seed, arm, t, "all", i, value))
+    return pd.DataFrame(rows, columns=["seed", "arm", "trained", "group", "adapter", "value"])

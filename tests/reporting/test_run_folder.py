@@ -1,0 +1,146 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import yaml
+from fabricate import ARMS, DOMAINS, REFERENCES, fabricate_run
+
+from cl_lora.errors import UserError
+from cl_lora.evaluation.scores import ScoreTable
+from cl_lora.reporting.run_folder import COEFFICIENT_COLUMNS, RunFolder
+
+
+def test_everything_is_read(run_path):
+    run = RunFolder.read(run_path)
+    assert run.name == "pacs_trial"
+    assert run.seeds == (0, 1)
+    assert run.arms == tuple(ARMS)
+    assert run.references == REFERENCES
+    assert run.domains == DOMAINS
+    assert run.stream.test_sizes == (300,) * 4
+    assert run.settings("ties_w1")["density"] == 0.2
+    assert run.settings("joint") == {}
+    assert run.environment["torch"] == "2.13.0"
+    assert run.scores.to_csv() == (run_path / "scores.csv").read_text()
+    assert tuple(run.coefficients.columns) == COEFFICIENT_COLUMNS
+    assert run.coefficients["value"].dtype == np.float64
+    fixed = run.coefficients[run.coefficients["arm"] == "ties_w1"]
+    assert set(fixed["value"]) == {1.0}
+    assert set(run.coefficients["group"]) == {"all"}
+
+
+def test_training_curves_of_every_bank(run_path):
+    curves = RunFolder.read(run_path).curves
+    found = [(c.seed, c.bank, c.experience, c.name) for c in curves]
+    assert found == [
+        (seed, bank, i, name)
+        for seed in (0, 1)
+        for bank, names in (("own", DOMAINS), ("joint", ["all"]), ("sequential", DOMAINS))
+        for i, name in enumerate(names)
+    ]
+    assert curves[0].epochs == (0, 1, 2, 3, 4)
+    assert len(curves[0].losses) == len(curves[0].accuracies) == 5
+
+
+def test_what_a_killed_process_left_is_ignored(run_path):
+    bank = run_path / "adapters" / "seed-0"
+    before = len(RunFolder.read(run_path).curves)
+    (bank / ".04-extra.a1b2").mkdir()
+    (bank / "notes").mkdir()
+    (run_path / "adapters" / "cache").mkdir()
+    (run_path / "adapters" / "readme.txt").write_text("x")
+    assert len(RunFolder.read(run_path).curves) == before
+
+
+def test_what_is_optional_may_be_missing(run_path):
+    (run_path / "coefficients.csv").unlink()
+    (run_path / "environment.json").unlink()
+    path = run_path / "adapters" / "seed-0" / "00-photo" / "training.json"
+    path.write_text(json.dumps({"loss": [{"epoch": 0, "loss": 1.0}]}))
+    run = RunFolder.read(run_path)
+    assert run.coefficients.empty
+    assert tuple(run.coefficients.columns) == COEFFICIENT_COLUMNS
+    assert run.environment == {}
+    assert math.isnan(run.curves[0].accuracies[0])
+
+
+def message(path, **options):
+    with pytest.raises(UserError) as caught:
+        RunFolder.read(path, **options)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_no_run_folder(tmp_path):
+    assert "none is missing; give the folder" in message(tmp_path / "none")
+    assert "is no run folder: it has no config.yaml" in message(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert "is a file" in message(tmp_path / "file")
+
+
+def test_another_version(run_path):
+    config = yaml.safe_load((run_path / "config.yaml").read_text())
+    for version in (2, None):
+        (run_path / "config.yaml").write_text(yaml.safe_dump({**config, "format": version}))
+        text = message(run_path)
+        assert "written by another version" in text
+        assert f"expected format 1 in config.yaml but got {version}" in text
+
+
+def test_unfinished_says_what_is_there_and_what_is_missing(run_path):
+    whole = RunFolder.read(run_path).scores
+    part = [s for s in whole if not (s.seed == 1 and s.trained == 3 and s.arm != "last")]
+    ScoreTable(part).write(run_path / "scores.csv")
+    text = message(run_path)
+    # base was scored before training and needs no more; last is complete.
+    assert "8 of 8 adapters are trained and 10 of 16 arms are scored" in text
+    assert "missing 'ta_w1' of seed 1, 'ta_adaptive_b3' of seed 1" in text
+    assert "and 3 more; run the same command again" in text
+    assert len(RunFolder.read(run_path, allow_unfinished=True).missing()) == 6
+
+
+def test_unfinished_before_any_score(run_path):
+    (run_path / "scores.csv").unlink()
+    assert "8 of 8 adapters are trained and 0 of 16 arms" in message(run_path)
+    assert len(RunFolder.read(run_path, allow_unfinished=True).scores) == 0
+    (run_path / "stream.json").unlink()
+    assert "no stream.json, so nothing was trained yet" in message(run_path, allow_unfinished=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        ("config.yaml", "a: [", "config.yaml is damaged (while parsing"),
+        ("config.yaml", "", "it holds no settings"),
+        ("config.yaml", "{format: 1, name: a}", "expected a list as 'seeds' but got None"),
+        ("stream.json", "{", "stream.json is damaged"),
+        ("stream.json", "[]", "expected an object but got list"),
+        ("stream.json", "{}", "'name' is missing"),
+        ("environment.json", "{", "environment.json is damaged"),
+        ("coefficients.csv", "seed,arm\n0,a\n", "missing columns trained, group, adapter, value"),
+        (
+            "coefficients.csv",
+            ",".join(COEFFICIENT_COLUMNS) + "\n0,a,0,all,0,high\n",
+            "coefficients.csv is damaged",
+        ),
+        ("coefficients.csv", "", "coefficients.csv is damaged"),
+        ("scores.csv", "seed\n", "scores.csv, line 1: missing columns arm"),
+        ("adapters/seed-0/00-photo/training.json", '{"loss": [{"epoch": 0}]}', "'loss' is no list"),
+        ("adapters/seed-0/00-photo/training.json", '{"loss": [3]}', "'loss' is no list"),
+    ],
+)
+def test_damage_is_one_sentence_with_file_and_remedy(run_path, file, text, expected):
+    (run_path / file).write_text(text)
+    told = message(run_path)
+    assert expected in told
+    assert file.rsplit("/", maxsplit=1)[-1] in told
+    assert "run" in told.rsplit(";", maxsplit=1)[-1]
+
+
+def test_scores_of_another_stream(tmp_path):
+    path = fabricate_run(tmp_path / "run", domains=("a", "b", "c"))
+    stream = json.loads((path / "stream.json").read_text())
+    (path / "stream.json").write_text(json.dumps({**stream, "domains": ["a", "b"]}))
+    assert "scores on 3 experiences but stream.json lists 2 domains" in message(path)

@@ -1,0 +1,222 @@
+import io
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from fabricate import ARMS, DOMAINS, REFERENCES, fabricate_scores, many_arms
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from cl_lora.errors import UserError
+from cl_lora.evaluation.scores import Score, ScoreTable
+from cl_lora.reporting.tables import RENDERERS, Column, ResultTable, result_table, shorten
+
+
+def by_hand():
+    """Two arms and one reference with round numbers; seed 0 and 1 differ by 0.02."""
+    finals = {"low": (0.5, 0.7), "high_up": (0.6, 0.7), "oracle": (0.9, 0.9)}
+    return ScoreTable(
+        Score(seed, arm, t, j, "accuracy", values[j] + 0.02 * seed + 0.1 * (t == 0 and j == 0))
+        for seed in (0, 1)
+        for arm, values in finals.items()
+        for t in range(2)
+        for j in range(2)
+    )
+
+
+@pytest.fixture
+def table():
+    return result_table(by_hand(), ("art_painting", "photo"), ("oracle",))
+
+
+def test_numbers_are_mean_and_deviation_over_seeds(table):
+    lines = table.text(120).splitlines()
+    assert lines[0] == "Accuracy in % after the last domain, mean ± deviation over 2 seeds"
+    assert re.split(r"\s{2,}", lines[1])[:4] == ["Arm", "art_painting", "photo", "Average"]
+    assert re.split(r"\s{2,}", lines[3]) == [
+        "low",
+        "51.0 ±1.4",
+        "71.0 ±1.4",
+        "61.0 ±1.4",
+        "+10.0 ±0.0",
+        "−10.0 ±0.0",
+        "61.0 ±1.4",
+    ]
+
+
+def test_references_are_apart_and_not_ranked(table):
+    lines = table.text(120).splitlines()
+    assert lines[5] == ""
+    assert lines[6].startswith("oracle")
+    bold = [line for line in table.text(120, color=True).splitlines()[3:] if "\x1b[1m" in line]
+    assert {line.split()[0] for line in bold} == {"low", "high_up"}
+
+
+def test_the_best_leads_and_equal_readings_lead_together(table):
+    best = {(i, j) for i in range(3) for j in range(6) if table.is_best(i, j)}
+    # photo, forgetting and BWT read the same in both rows.
+    assert best == {(1, 0), (0, 1), (1, 1), (1, 2), (0, 3), (1, 3), (0, 4), (1, 4), (1, 5)}
+
+
+def test_lower_is_better_leads_downwards():
+    scores = ScoreTable(
+        Score(0, arm, 0, 0, "rmse", value, higher_is_better=False)
+        for arm, value in (("a", 2.0), ("b", 1.0))
+    )
+    table = result_table(scores, metric="rmse")
+    assert table.is_best(1, 0)
+    assert not table.is_best(0, 0)
+    text = table.text(80)
+    assert text.startswith("RMSE after the last domain, seed 0\n")
+    assert "1.000" in text
+    assert "Average ↓" in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_25_arms_and_4_domains_fit(width):
+    arms = [*many_arms(), "dare"]
+    text = result_table(fabricate_scores(arms), DOMAINS, REFERENCES).text(width)
+    assert max(map(len, text.splitlines())) <= width
+    header = text.splitlines()[1]
+    for heading in ("photo", "art", "cartoon", "sketch", "Avg", "Forget"):
+        assert heading in header
+    for name in (*arms, *REFERENCES):
+        assert re.search(rf"^{name} ", text, re.MULTILINE), name
+    assert ("BWT" in header) == (width == 120)
+    assert "Not shown at this width: " in text
+    assert "R[l,j] - R[T,j]" in text  # not taken for markup
+
+
+@given(width=st.integers(40, 160), count=st.integers(1, 14), seeds=st.integers(1, 2))
+def test_no_line_is_wider_than_the_terminal(width, count, seeds):
+    domains = [f"a_domain_with_long_name_{i}" for i in range(count)]
+    scores = fabricate_scores(
+        ["an_arm_with_quite_a_long_name_b1", "an_arm_with_quite_a_long_name_b3"],
+        domains=domains,
+        seeds=range(seeds),
+    )
+    text = result_table(scores, domains, REFERENCES).text(width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "Avg" in text or "Average" in text
+
+
+def test_the_rich_table_prints_to_any_console(table):
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table.rich(80))
+    assert "high_up" in console.export_text()
+
+
+def test_undefined_numbers_are_a_dash_and_undefined_columns_left_out():
+    scores = ScoreTable(
+        [
+            *(Score(0, "ties", t, j, "accuracy", 0.5) for t in range(2) for j in range(2)),
+            *(Score(0, "joint", 1, j, "accuracy", 0.8) for j in range(2)),
+        ]
+    )
+    table = result_table(scores, references=("joint", "sequential"))
+    assert table.rows == ("ties", "joint")
+    (joint,) = (line for line in table.text(120).splitlines() if line.startswith("joint"))
+    assert joint.split() == ["joint", "80.0", "80.0", "80.0", "–", "–", "–"]
+    assert "forward_transfer" not in [c.key for c in table.columns]
+
+
+def test_rows_follow_the_given_order():
+    table = result_table(fabricate_scores(ARMS), DOMAINS, REFERENCES, arms=["ties_w1", "gone"])
+    assert table.rows == ("ties_w1", "ta_w1", "ta_adaptive_b3", *REFERENCES)
+    assert table.references == 5
+
+
+def test_arms_finished_on_fewer_seeds_are_named():
+    scores = fabricate_scores(["a"], ())
+    scores.append([Score(0, "b", 3, j, "accuracy", 0.5) for j in range(4)])
+    assert "Finished on fewer than 3 seeds: b (1)." in result_table(scores).text(80)
+
+
+def test_csv_holds_the_unrounded_numbers(table):
+    frame = pd.read_csv(io.StringIO(table.csv()))
+    assert list(frame["arm"]) == ["low", "high_up", "oracle"]
+    assert list(frame["reference"]) == [False, False, True]
+    assert frame["average"][1] == pytest.approx(0.66, abs=1e-12)
+    assert frame["average deviation"][1] == pytest.approx(np.std([0.65, 0.67], ddof=1))
+    pd.testing.assert_frame_equal(frame, table.frame())
+
+
+def test_markdown(table):
+    lines = table.markdown().splitlines()
+    assert lines[2].startswith("| Arm | art\\_painting | photo | Average |")
+    assert lines[3] == "|:--|--:|--:|--:|--:|--:|--:|"
+    assert lines[4].startswith("| low | 51.0 ± 1.4 | **71.0 ± 1.4** | 61.0 ± 1.4 |")
+    assert lines[5].startswith("| high\\_up | **61.0 ± 1.4** |")
+    assert lines[6].startswith("| *oracle* | 91.0 ± 1.4 |")
+    assert {line.count("|") for line in lines[2:7]} == {8}
+
+
+def test_latex_escapes_and_is_balanced(table):
+    text = table.latex()
+    assert r"high\_up & \textbf{61.0} {\scriptsize $\pm$ 1.4} & " in text
+    assert r"Accuracy in \% after" in text
+    assert text.count(r"\begin{tabular}{lrrrrrr}") == text.count(r"\end{tabular}") == 1
+    assert text.count(r"\hline") == 4
+    bare = re.sub(r"\\[&%$#_{}]", "", text)
+    assert bare.count("{") == bare.count("}")
+    assert bare.count("$") % 2 == 0
+    assert not re.search(r"[%#−±↓…–]|(?<!\\)_", bare)
+    body = [line for line in text.splitlines() if line.endswith(r" \\")]
+    assert {re.sub(r"\\&", "", line).count("&") for line in body} == {6}
+
+
+@given(st.text(st.characters(categories=["L", "N", "P", "S"], max_codepoint=255), min_size=1))
+def test_any_arm_name_is_rendered(name):
+    scores = ScoreTable([Score(0, name, 0, 0, "accuracy", 0.5)])
+    table = result_table(scores)
+    assert name in table.text(500)
+    for render in RENDERERS.values():
+        assert render(table)
+    assert pd.read_csv(io.StringIO(table.csv()), keep_default_na=False, dtype=str)["arm"][0] == name
+
+
+@pytest.mark.parametrize(
+    ("names", "width", "expected"),
+    [
+        (["art_painting", "photo"], 8, ["art", "photo"]),
+        (["Real World", "Art", "Product"], 8, ["Real", "Art", "Product"]),
+        (["art_painting", "art_drawing"], 8, ["art_pai…", "art_dra…"]),
+        (["infographics"], 8, ["infogra…"]),
+        (["long_name_b1", "long_name_b3"], 8, ["long_…b1", "long_…b3"]),
+        (["x"], 1, ["x"]),
+        ([], 1, []),
+    ],
+)
+def test_short_names_by_hand(names, width, expected):
+    assert list(shorten(names, width)) == expected
+
+
+@given(st.lists(st.text("ab_", min_size=1, max_size=9), unique=True, max_size=30))
+def test_short_names_are_short_and_distinct(names):
+    short = shorten(names, 5)
+    assert all(len(n) <= 5 for n in short)
+    assert len(set(short)) == len(names)
+    assert all(s == n for s, n in zip(short, names, strict=True) if len(n) <= 5)
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(UserError, match="Unknown metric 'nme'"):
+        result_table(by_hand(), metric="nme")
+    with pytest.raises(ValueError, match="at least 4"):
+        shorten(["abcdef"], 3)
+    with pytest.raises(ValueError, match="distinct"):
+        shorten(["a", "a"], 3)
+    with pytest.raises(ValueError, match=r"shape \(1, 1\)"):
+        ResultTable(("a",), 0, (Column("k", "t", "s"),), np.zeros((2, 1)), np.zeros((1, 1)))
+
+
+def test_numbers_read_well():
+    percent, plain = Column("k", "t", "s", signed=True), Column("k", "t", "s", percent=False)
+    assert percent.number(0.1234) == "+12.3"
+    assert percent.number(-0.0001) == "0.0"
+    assert percent.number(-0.02) == "−2.0"
+    assert percent.number(math.nan) == "–"
+    assert plain.number(8.4849) == "8.485"
