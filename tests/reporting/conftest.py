@@ -1,5 +1,10 @@
 import pytest
 from fabricate import fabricate_run
+from hypothesis import settings
+
+# A busy machine makes any example slow: time limits would fail at random.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 
 @pytest.fixture
