@@ -1,10 +1,11 @@
-"""Progress: a bar with ETA where a terminal is there, plain lines otherwise."""
+"""Progress: a bar with ETA where a terminal is there, plain lines otherwise; on standard error."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -13,7 +14,7 @@ _PLAIN_INTERVAL_S = 10.0
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield ``items`` and show how far they are, on standard error.
+    """Yield ``items`` and show how far they are.
 
     Args:
         items: what to go through.
@@ -22,13 +23,22 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
     """
     if total is None:
         total = len(items) if isinstance(items, Sized) else None
-    if sys.stderr.isatty():
-        yield from _bar(items, description, total)
-    else:
-        yield from _plain(items, description, total)
+    with meter(description, total) as advance:
+        for item in items:
+            yield item
+            advance()
 
 
-def _bar(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+@contextlib.contextmanager
+def meter(description: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """Yield a function to call after each of ``total`` steps."""
+    show = _bar if sys.stderr.isatty() else _lines
+    with show(description, total) as advance:
+        yield advance
+
+
+@contextlib.contextmanager
+def _bar(description: str, total: int | None) -> Iterator[Callable[[], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
@@ -41,17 +51,21 @@ def _bar(items: Iterable[T], description: str, total: int | None) -> Iterator[T]
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(description, total=total)
-        for item in items:
-            yield item
-            progress.advance(task)
+        yield lambda: progress.advance(task)
 
 
-def _plain(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+@contextlib.contextmanager
+def _lines(description: str, total: int | None) -> Iterator[Callable[[], None]]:
     start = last = time.monotonic()
-    for done, item in enumerate(items, start=1):
-        yield item
+    done = 0
+
+    def advance() -> None:
+        nonlocal done, last
+        done += 1
         now = time.monotonic()
         if now - last >= _PLAIN_INTERVAL_S:
             last = now
             left = f", {(now - start) / done * (total - done):.0f} s left" if total else ""
             print(f"{description}: {done}/{total or '?'}{left}", file=sys.stderr, flush=True)
+
+    yield advance

@@ -1,0 +1,251 @@
+"""LoRA in timm Vision Transformers: q, k, v, proj, fc1 and fc2 by name, through peft."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cl_lora.adapters.factors import LoRAFactors
+from cl_lora.errors import UserError, unknown_name
+
+TARGETS: Mapping[str, str] = {
+    "qkv": r"attn\.qkv",
+    "q": r"attn\.qkv\.q",
+    "k": r"attn\.qkv\.k",
+    "v": r"attn\.qkv\.v",
+    "proj": r"attn\.proj",
+    "fc1": r"mlp\.fc1",
+    "fc2": r"mlp\.fc2",
+}
+_SPLIT = ("q", "k", "v")
+ADAPTER_NAME = "default"
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """The shape of a LoRA adapter (Hu et al. 2022).
+
+    Attributes:
+        rank: r of the factors.
+        lora_alpha: numerator of the scaling ``lora_alpha / r`` (``/ sqrt(r)`` with rsLoRA).
+        dropout: probability of dropping an input of A while training.
+        targets: which layers of every block; of q, k, v, proj, fc1, fc2, or ``qkv`` for one
+            adapter on timm's fused projection.
+        rslora: scale by ``1 / sqrt(r)`` (Kalajdzievski 2023).
+    """
+
+    rank: int = 8
+    lora_alpha: float = 32.0
+    dropout: float = 0.05
+    targets: tuple[str, ...] = ("qkv",)
+    rslora: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"Expected the LoRA rank to be at least 1 but got {self.rank}")
+        if not (math.isfinite(self.lora_alpha) and self.lora_alpha > 0):
+            raise UserError(f"Expected lora_alpha to be above 0 but got {self.lora_alpha}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"Expected LoRA dropout to be in [0, 1) but got {self.dropout}")
+        if not self.targets:
+            raise UserError(f"Expected at least one LoRA target of {', '.join(TARGETS)}; got none")
+        for target in self.targets:
+            if target not in TARGETS:
+                raise unknown_name("LoRA target", target, TARGETS)
+        if len(set(self.targets)) != len(self.targets):
+            raise UserError(f"A LoRA target is named twice in {list(self.targets)}")
+        if "qkv" in self.targets and set(_SPLIT) & set(self.targets):
+            raise UserError(
+                "Choose either the fused LoRA target 'qkv' or some of q, k, v; not both"
+            )
+
+    @property
+    def splits_qkv(self) -> bool:
+        """Whether q, k and v are adapted apart."""
+        return bool(set(_SPLIT) & set(self.targets))
+
+
+class SplitQKV(nn.Module):
+    """timm's fused projection as three linear layers ``q``, ``k`` and ``v``.
+
+    The output is the same (batch, tokens, 3 * width) tensor, so attention need not know; the
+    weights are the chunks of the fused ones.
+    """
+
+    def __init__(self, fused: nn.Linear) -> None:
+        super().__init__()
+        weights = fused.weight.detach().chunk(3)
+        biases = fused.bias.detach().chunk(3) if fused.bias is not None else (None,) * 3
+        for name, weight, bias in zip(_SPLIT, weights, biases, strict=True):
+            layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+            layer.weight = nn.Parameter(weight.clone(), requires_grad=fused.weight.requires_grad)
+            if bias is not None:
+                layer.bias = nn.Parameter(bias.clone(), requires_grad=fused.weight.requires_grad)
+            setattr(self, name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return q, k and v of tokens x (batch, tokens, width), joined in the last axis."""
+        return torch.cat([getattr(self, name)(x) for name in _SPLIT], dim=-1)
+
+
+def split_qkv(vit: nn.Module) -> None:
+    """Replace every fused ``qkv`` of ``vit`` by a :class:`SplitQKV`, in place.
+
+    Raises:
+        UserError: if the model has no fused ``attn.qkv`` linear layer.
+    """
+    fused = [
+        (name, module)
+        for name, module in vit.named_modules()
+        if name.endswith("attn.qkv") and isinstance(module, nn.Linear)
+    ]
+    if not fused:
+        raise UserError(
+            "Expected blocks with a fused attn.qkv linear layer to adapt q, k or v but found none; "
+            "choose a timm Vision Transformer"
+        )
+    for name, module in fused:
+        parent = vit.get_submodule(name.rpartition(".")[0])
+        parent.qkv = SplitQKV(module)
+
+
+def target_modules(vit: nn.Module, targets: Sequence[str]) -> tuple[str, ...]:
+    """Return the full names of the linear layers inside ``blocks`` that ``targets`` names.
+
+    Raises:
+        UserError: if a target matches no linear layer of the model.
+    """
+    found: list[str] = []
+    for target in targets:
+        pattern = re.compile(rf"blocks\..*{TARGETS[target]}")
+        names = [
+            name
+            for name, module in vit.named_modules()
+            if pattern.fullmatch(name) and isinstance(module, nn.Linear)
+        ]
+        if not names:
+            raise UserError(
+                f"The LoRA target {target!r} matches no linear layer of this backbone; "
+                f"choose among {', '.join(TARGETS)} what its blocks have"
+            )
+        found += names
+    order = {name: i for i, (name, _) in enumerate(vit.named_modules())}
+    return tuple(sorted(found, key=order.__getitem__))
+
+
+def inject(vit: nn.Module, config: LoRAConfig, start: Mapping[str, LoRAFactors] | None) -> Any:
+    """Wrap ``vit`` in a peft model with one active, trainable adapter.
+
+    Args:
+        vit: the frozen backbone; q, k and v already split if ``config`` asks for them.
+        config: the adapter's shape.
+        start: factors to go on from; None draws A as peft does (from torch's global generator)
+            and sets B to zero, so that the wrapped model starts as the bare one.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    peft_config = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.dropout,
+        target_modules=list(target_modules(vit, config.targets)),
+        use_rslora=config.rslora,
+    )
+    model = get_peft_model(vit, peft_config, adapter_name=ADAPTER_NAME)
+    if start is not None:
+        for name, layer in _lora_layers(model):
+            with torch.no_grad():
+                layer.lora_A[ADAPTER_NAME].weight.copy_(start[name].A)
+                layer.lora_B[ADAPTER_NAME].weight.copy_(start[name].B)
+    return model
+
+
+def extract(model: Any) -> dict[str, LoRAFactors]:
+    """Return copies of the trained factors of a model made by :func:`inject`, on the CPU."""
+    return {
+        name: LoRAFactors(
+            layer.lora_A[ADAPTER_NAME].weight.detach().cpu().clone(),
+            layer.lora_B[ADAPTER_NAME].weight.detach().cpu().clone(),
+            float(layer.scaling[ADAPTER_NAME]),
+        )
+        for name, layer in _lora_layers(model)
+    }
+
+
+def remove(model: Any) -> nn.Module:
+    """Take the adapter out again and return the bare backbone, weights untouched."""
+    vit: nn.Module = model.unload()
+    return vit
+
+
+def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.lora import LoraLayer
+
+    prefix = "base_model.model."
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name.removeprefix(prefix), module
+
+
+class SupportsDelta(Protocol):
+    """What can be applied: module names, and the dense update (d_out, d_in) of each."""
+
+    def modules(self) -> tuple[str, ...]:
+        """Return the names of the modules that are updated."""
+        ...
+
+    def delta(self, module: str) -> Tensor:
+        """Return the dense update of one module."""
+        ...
+
+
+@contextlib.contextmanager
+def applied(vit: nn.Module, update: SupportsDelta | None) -> Iterator[None]:
+    """Add ``update`` to the weights of ``vit``, and restore them bit for bit on leaving.
+
+    Raises:
+        UserError: if a module of the update is missing in ``vit`` or has another shape.
+    """
+    if update is None:
+        yield
+        return
+    weights = {name: module_weight(vit, name) for name in update.modules()}
+    kept = {name: weight.detach().clone() for name, weight in weights.items()}
+    try:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                delta = update.delta(name).to(weight)
+                if delta.shape != weight.shape:
+                    raise UserError(
+                        f"The update of {name!r} is {tuple(delta.shape)} but its weight is "
+                        f"{tuple(weight.shape)}; the adapter belongs to another backbone"
+                    )
+                weight.add_(delta)
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(kept[name])
+
+
+def module_weight(vit: nn.Module, name: str) -> nn.Parameter:
+    """Return the weight of the linear layer ``name``.
+
+    Raises:
+        UserError: if the backbone has no such layer.
+    """
+    try:
+        weight = vit.get_submodule(name).weight
+    except AttributeError as error:
+        raise UserError(
+            f"The backbone has no module {name!r}; the adapter belongs to another backbone"
+        ) from error
+    assert isinstance(weight, nn.Parameter)
+    return weight

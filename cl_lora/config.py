@@ -1,0 +1,82 @@
+"""Plain mappings in, typed and validated settings out."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from cl_lora.errors import UserError, unknown_name
+
+C = TypeVar("C")
+
+
+def build(cls: type[C], values: Mapping[str, Any], where: str) -> C:
+    """Build the dataclass ``cls`` from ``values``, checking names and types.
+
+    Args:
+        cls: a dataclass whose ``__post_init__`` checks the values themselves.
+        values: option -> value, as YAML gives it; lists become tuples.
+        where: prefix of the options in messages, e.g. ``strategy``.
+
+    Raises:
+        UserError: for an unknown or missing option, or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in fields:
+            raise unknown_name(f"{where} option", name, fields)
+    missing = [
+        f.name
+        for f in fields.values()
+        if f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+        and values.get(f.name) is None
+    ]
+    if missing:
+        raise UserError(f"The option {where}.{missing[0]} is missing; give it a value")
+    given = {name: _convert(v, hints[name], f"{where}.{name}") for name, v in values.items()}
+    return cls(**given)
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """Return ``value`` as the type ``hint``; ints pass as floats, lists as tuples."""
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(value, typing.get_args(hint), where)
+    if origin in (tuple, Sequence) or (isinstance(origin, type) and issubclass(origin, Sequence)):
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise _wrong(value, "a list", where)
+        inner = typing.get_args(hint)[0]
+        return tuple(_convert(v, inner, f"{where}[{i}]") for i, v in enumerate(value))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise _wrong(value, "a mapping", where)
+        return dict(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+        raise _wrong(value, names.get(hint, str(hint)), where)
+    return value
+
+
+def _convert_union(value: Any, options: tuple[Any, ...], where: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    errors = []
+    for option in (o for o in options if o is not type(None)):
+        try:
+            return _convert(value, option, where)
+        except UserError as error:
+            errors.append(error)
+    raise errors[-1]
+
+
+def _wrong(value: Any, expected: str, where: str) -> UserError:
+    return UserError(f"Expected {where} to be {expected} but got {value!r}")

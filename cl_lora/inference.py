@@ -1,0 +1,60 @@
+"""Forward passes over uint8 images, and the differentiable one that learns coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from cl_lora.adapters.injection import SupportsDelta, module_weight
+from cl_lora.models.backbones import Backbone
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how precisely forward passes are done.
+
+    Attributes:
+        device: the device of backbone and heads.
+        bf16: whether to autocast to bfloat16.
+    """
+
+    device: torch.device
+    bf16: bool
+
+    def autocast(self) -> torch.autocast:
+        """Return the autocast context of this run."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    @torch.no_grad()
+    def features(self, backbone: Backbone, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield float32 features (batch, d) and int64 labels (batch,) of every batch."""
+        for images, labels in batches:
+            with self.autocast():
+                out = backbone(images.to(self.device, non_blocking=True))
+            yield out.float(), labels.to(self.device)
+
+    def merged_features(self, backbone: Backbone, update: SupportsDelta, images: Tensor) -> Tensor:
+        """Return features (batch, d) of uint8 images, differentiable in ``update``.
+
+        The update is added to the weights out of place, so the backbone stays as it is.
+        """
+        weights: Mapping[str, Tensor] = {
+            f"{name}.weight": module_weight(backbone.vit, name) + update.delta(name)
+            for name in update.modules()
+        }
+        with self.autocast():
+            out: Tensor = functional_call(
+                backbone.vit, dict(weights), (backbone.normalise(images),)
+            )
+        return out.float()
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Return ``module`` in eval mode, with gradients off."""
+    return module.requires_grad_(False).eval()

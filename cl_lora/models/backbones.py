@@ -1,0 +1,250 @@
+"""Vision Transformers of timm as frozen feature extractors, from the hub, a file or the package."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from cl_lora.errors import UserError, unknown_name
+from cl_lora.files import digest
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which backbone to use.
+
+    Attributes:
+        name: a timm Vision Transformer, or ``embedded``.
+        pretrained: load timm's weights from the hub where no checkpoint is given.
+        checkpoint: local weights (safetensors, or a torch file read with ``weights_only``).
+        img_size: input size in pixels; the position embedding is resampled to it.
+        mean: per-channel mean of the normalisation; None takes timm's.
+        std: per-channel deviation of the normalisation; None takes timm's.
+    """
+
+    name: str
+    pretrained: bool = True
+    checkpoint: str | None = None
+    img_size: int | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("mean", "std"):
+            value = getattr(self, key)
+            if value is None:
+                continue
+            if len(value) != 3 or not all(math.isfinite(v) for v in value):
+                raise UserError(f"Expected model.{key} to be three numbers but got {list(value)}")
+            if key == "std" and min(value) <= 0:
+                raise UserError(f"Expected model.std to be above 0 but got {list(value)}")
+        if self.img_size is not None and self.img_size < 8:
+            raise UserError(f"Expected model.img_size to be at least 8 but got {self.img_size}")
+        if self.checkpoint is not None and not Path(self.checkpoint).is_file():
+            raise UserError(
+                f"The checkpoint {self.checkpoint} does not exist; "
+                "give model.checkpoint an existing file"
+            )
+
+
+class Backbone(nn.Module):
+    """A timm Vision Transformer that maps uint8 images to pooled features.
+
+    Attributes:
+        vit: the timm model without its classifier; LoRA goes in here.
+        features: width of the pooled feature.
+        img_size: input size in pixels.
+        normalisation: the mean and deviation that are applied to the batch, for the record.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, vit: nn.Module, img_size: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.vit = vit
+        self.features = int(vit.num_features)  # type: ignore[arg-type]
+        self.img_size = img_size
+        self.normalisation = {"mean": list(mean), "std": list(std)}
+        # Folded constants: (x / 255 - mean) / std = x * scale + shift, one pass over the batch.
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return float images ``(x / 255 - mean) / std`` of uint8 images (batch, 3, H, W)."""
+        scale = 1.0 / (255.0 * self.std)
+        return images.to(scale.dtype) * scale - self.mean / self.std
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features (batch, features) of uint8 images (batch, 3, img_size, img_size)."""
+        out: Tensor = self.vit(self.normalise(images))
+        return out
+
+    def fingerprint(self) -> str:
+        """Return a digest of all weights: two equal backbones have equal fingerprints."""
+        parts: list[object] = []
+        for key, value in sorted(self.vit.state_dict().items()):
+            # A LoRA wrapper or a split of q, k and v must not change what the weights are.
+            parts += [key, value.detach().cpu().contiguous().numpy().tobytes()]
+        return digest(*parts)
+
+
+def image_size(config: ModelConfig) -> int:
+    """Return the input size in pixels that ``config`` asks for, without loading weights."""
+    if config.img_size is not None:
+        return config.img_size
+    if config.name == EMBEDDED:
+        return int(_embedded_settings()["architecture"]["img_size"])
+    import timm
+
+    _check_name(config.name)
+    cfg = timm.get_pretrained_cfg(config.name)
+    return int(cfg.input_size[-1])
+
+
+def load_backbone(config: ModelConfig) -> Backbone:
+    """Build the backbone of ``config`` in float32 with frozen weights, in eval mode.
+
+    Raises:
+        UserError: for an unknown name, a checkpoint that is none or belongs to another
+            architecture, or weights that cannot be downloaded.
+    """
+    vit, mean, std = _embedded(config) if config.name == EMBEDDED else _timm(config)
+    vit.requires_grad_(False).eval()
+    return Backbone(
+        vit, image_size(config), list(config.mean or mean), list(config.std or std)
+    ).eval()
+
+
+def _check_name(name: str) -> None:
+    import timm
+
+    if timm.is_model(name.split(".", maxsplit=1)[0]):
+        return
+    raise unknown_name("timm model", name, [*timm.list_models("*vit*"), EMBEDDED])
+
+
+def _timm(config: ModelConfig) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+    import timm
+
+    _check_name(config.name)
+    from_hub = config.pretrained and config.checkpoint is None
+    arguments: dict[str, Any] = {"num_classes": 0, "pretrained": from_hub}
+    if config.img_size is not None:
+        arguments["img_size"] = config.img_size
+    try:
+        vit = timm.create_model(config.name, **arguments)
+    except (OSError, RuntimeError) as error:
+        if not from_hub:
+            raise
+        raise UserError(
+            f"The weights of {config.name!r} could not be loaded from the hub "
+            f"({type(error).__name__}); give local ones with model.checkpoint=FILE or random ones "
+            "with model.pretrained=false"
+        ) from error
+    except (TypeError, AssertionError) as error:
+        raise UserError(
+            f"Expected model.name to be a Vision Transformer that takes img_size="
+            f"{config.img_size} but {config.name!r} does not ({error})"
+        ) from error
+    if not hasattr(vit, "blocks"):
+        raise UserError(
+            f"Expected model.name to be a Vision Transformer but {config.name!r} has no blocks; "
+            "see timm.list_models('vit*')"
+        )
+    if config.checkpoint is not None:
+        load_checkpoint(vit, config.checkpoint)
+    data = timm.data.resolve_model_data_config(vit)
+    return vit, data["mean"], data["std"]
+
+
+def load_checkpoint(vit: nn.Module, path: str | Path) -> None:
+    """Load local weights into ``vit``; a classifier in the file is left out.
+
+    The position embedding is resampled to the model's input size. fp16 weights become the
+    model's dtype.
+
+    Raises:
+        UserError: if the file is no checkpoint, or one of another architecture.
+    """
+    from timm.models import load_state_dict
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = safetensors.torch.load_file(path)
+        else:
+            state = load_state_dict(str(path), device="cpu", weights_only=True)
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        AttributeError,
+        KeyError,
+        TypeError,
+    ) as error:
+        raise UserError(
+            f"{path} is no checkpoint that can be read safely ({type(error).__name__}); expected "
+            "safetensors, or a torch file that holds only tensors"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path} is no checkpoint: expected a mapping of names to tensors")
+    wanted = vit.state_dict()
+    try:
+        state = checkpoint_filter_fn({k: v.float() for k, v in state.items()}, vit)
+    except (RuntimeError, KeyError, AssertionError) as error:
+        raise UserError(_other_architecture(path, str(error))) from error
+    state = {k: v for k, v in state.items() if k in wanted}
+    missing = [k for k in wanted if k not in state]
+    if missing:
+        raise UserError(_other_architecture(path, f"it has no {missing[0]!r}"))
+    for key, value in state.items():
+        if value.shape != wanted[key].shape:
+            shapes = f"{key!r} is {tuple(value.shape)}, expected {tuple(wanted[key].shape)}"
+            raise UserError(_other_architecture(path, shapes))
+    vit.load_state_dict(state)
+
+
+def _other_architecture(path: Path, detail: str) -> str:
+    return (
+        f"The checkpoint {path} belongs to another architecture ({detail}); "
+        "choose the model that it was made for"
+    )
+
+
+def _embedded_settings() -> dict[str, Any]:
+    text = (files("cl_lora.models") / "embedded" / "backbone.json").read_text()
+    settings: dict[str, Any] = json.loads(text)
+    return settings
+
+
+def _embedded(config: ModelConfig) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+    from timm.models.vision_transformer import VisionTransformer
+
+    settings = _embedded_settings()
+    architecture = dict(settings["architecture"])
+    if config.img_size is not None:
+        architecture["img_size"] = config.img_size
+    vit: nn.Module = VisionTransformer(**{**architecture, "num_classes": 0})
+    with as_file(files("cl_lora.models") / "embedded" / "backbone.safetensors") as weights:
+        load_checkpoint(vit, config.checkpoint or weights)
+    return vit, settings["mean"], settings["std"]

@@ -1,0 +1,317 @@
+"""The run folder: what it holds, who may write to it, and what is already in it."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import yaml
+
+from cl_lora import __version__, files
+from cl_lora.benchmarks.core import DomainBenchmark, Indices
+from cl_lora.comparison import Coefficient
+from cl_lora.errors import UserError
+from cl_lora.evaluation.scores import Score, ScoreTable
+from cl_lora.settings import FORMAT, Settings
+
+log = logging.getLogger(__name__)
+
+_RECORDED = ("torch", "torchvision", "avalanche-lib", "timm", "peft", "hydra-core", "numpy")
+_COEFFICIENT_COLUMNS = ("seed", "arm", "trained", "group", "adapter", "value")
+
+
+class RunWriter:
+    """Writes one run folder; use it as a context manager.
+
+    Everything is written under a temporary name and renamed, so that a killed run leaves only
+    whole files. While it is open no other process can write to the folder.
+
+    Raises:
+        UserError: if the folder cannot be written, is in use, is no run folder, was written by
+            another version, or holds another configuration.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.folder = settings.folder
+        self._stack = ExitStack()
+        with files.explain_write_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock()
+        try:
+            self._open()
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def _lock(self) -> None:
+        lock: IO[str] = self._stack.enter_context((self.folder / ".lock").open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._stack.close()
+            raise UserError(
+                f"Another process is writing to {self.folder}; wait for it, or choose another "
+                "run_dir"
+            ) from error
+
+    def _open(self) -> None:
+        self._remove_leftovers()
+        recorded = self._recorded()
+        self._check_same(recorded)
+        self.arms: dict[str, Any] = {**recorded.get("arms", {}), **self.settings.raw["arms"]}
+        self.references = tuple(
+            dict.fromkeys([*recorded.get("references", []), *self.settings.references])
+        )
+        self.seeds = tuple(sorted({*recorded.get("seeds", []), *self.settings.seeds}))
+        self.scores = ScoreTable()
+        if (self.folder / "scores.csv").exists():
+            self.scores = ScoreTable.read(self.folder / "scores.csv")
+        self._coefficients = self._read_coefficients()
+        raw = self.settings.raw
+        config = {
+            "format": FORMAT,
+            "name": f"{raw['benchmark']['name']}-{raw['model']['name']}",
+            "identity": self.settings.identity,
+            **raw,
+            "run_dir": None,
+            "runs_root": None,
+            "arms": self.arms,
+            "references": list(self.references),
+            "seeds": list(self.seeds),
+        }
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        files.write_text(self.folder / "config.yaml", text)
+        files.write_json(self.folder / "environment.json", environment(self.settings))
+        handler = logging.FileHandler(self.folder / "log.txt")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logging.getLogger("cl_lora").addHandler(handler)
+        self._stack.callback(handler.close)
+        self._stack.callback(logging.getLogger("cl_lora").removeHandler, handler)
+
+    def _remove_leftovers(self) -> None:
+        """Delete the temporary names that a killed process left behind."""
+        for path in [
+            *self.folder.glob(".*.*"),
+            *self.folder.glob("*/.*"),
+            *self.folder.glob("adapters/*/.*"),
+        ]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def _recorded(self) -> dict[str, Any]:
+        path = self.folder / "config.yaml"
+        if not path.exists():
+            others = [p.name for p in self.folder.iterdir() if p.name != ".lock"]
+            if others:
+                raise UserError(
+                    f"{self.folder} holds other files ({sorted(others)[0]}, ...) and no run; "
+                    "choose an empty or new run_dir"
+                )
+            return {}
+        try:
+            recorded = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"{path} is damaged ({type(error).__name__}); use a new run_dir"
+            ) from error
+        if not isinstance(recorded, dict) or recorded.get("format") != FORMAT:
+            found = recorded.get("format") if isinstance(recorded, dict) else None
+            raise UserError(
+                f"{self.folder} was written in format {found}, this version writes {FORMAT}; "
+                "choose another run_dir"
+            )
+        return recorded
+
+    def _check_same(self, recorded: Mapping[str, Any]) -> None:
+        if not recorded:
+            return
+        here = json.loads(json.dumps(self.settings.identity))
+        there = json.loads(json.dumps(recorded["identity"]))
+        difference = _first_difference(there, here)
+        if difference:
+            key, old, new = difference
+            raise UserError(
+                f"{self.folder} holds another configuration ({key} is {old!r} there and {new!r} "
+                "here); choose another run_dir, or leave run_dir out"
+            )
+        for name, arm in self.settings.raw["arms"].items():
+            if name in recorded["arms"] and recorded["arms"][name] != arm:
+                raise UserError(
+                    f"Arm {name!r} is defined twice: {recorded['arms'][name]} in {self.folder} and "
+                    f"{arm} here; give the new one another name"
+                )
+
+    def record_stream(self, benchmark: DomainBenchmark, backbone: Mapping[str, Any]) -> None:
+        """Write stream.json, or check that data and weights are those of the folder.
+
+        Raises:
+            UserError: if the data or the backbone's weights have changed.
+        """
+        path = self.folder / "stream.json"
+        value = {
+            "name": benchmark.name,
+            "domains": list(benchmark.domains),
+            "classes": list(benchmark.classes),
+            "fingerprint": benchmark.fingerprint,
+            "train_sizes": [len(i) for i in benchmark.train],
+            "test_sizes": [len(i) for i in benchmark.test],
+            "backbone": dict(backbone),
+        }
+        if path.exists():
+            there = json.loads(path.read_text())
+            for key, what in (("fingerprint", "data"), ("backbone", "backbone's weights")):
+                if there.get(key) != value[key]:
+                    raise UserError(
+                        f"The {what} changed since {self.folder} was begun; use a new run_dir"
+                    )
+        files.write_json(path, value)
+
+    def record_buffers(
+        self, seed: int, benchmark: DomainBenchmark, buffers: Mapping[int, Sequence[Indices]]
+    ) -> None:
+        """Write the indices of every buffer of a seed."""
+        for spc, parts in buffers.items():
+            named = {
+                domain: [int(i) for i in part]
+                for domain, part in zip(benchmark.domains, parts, strict=True)
+            }
+            files.write_json(
+                self.folder / "buffers" / f"seed-{seed}-spc-{spc}.json",
+                {"seed": seed, "samples_per_class": spc, "indices": named},
+            )
+
+    def add(self, scores: Iterable[Score], coefficients: Iterable[Coefficient]) -> None:
+        """Record one unit: an arm after an experience. Coefficients go first, scores seal it."""
+        new = list(coefficients)
+        if new:
+            unit = (new[0].seed, new[0].arm, new[0].trained)
+            kept = [c for c in self._coefficients if (c.seed, c.arm, c.trained) != unit]
+            order = {name: i for i, name in enumerate(self.arms)}
+            self._coefficients = sorted(
+                [*kept, *new], key=lambda c: (c.seed, order.get(c.arm, len(order)), c.trained)
+            )
+            files.write_text(self.folder / "coefficients.csv", self._coefficients_csv())
+        self.scores.append(scores)
+        self.scores.write(self.folder / "scores.csv", [*self.arms, *self.references])
+
+    def _coefficients_csv(self) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(_COEFFICIENT_COLUMNS)
+        for c in self._coefficients:
+            writer.writerow([c.seed, c.arm, c.trained, c.group, c.adapter, repr(c.value)])
+        return text.getvalue()
+
+    def _read_coefficients(self) -> list[Coefficient]:
+        path = self.folder / "coefficients.csv"
+        if not path.exists():
+            return []
+        with path.open(newline="") as file:
+            try:
+                return [
+                    Coefficient(
+                        int(r["seed"]),
+                        r["arm"],
+                        int(r["trained"]),
+                        r["group"],
+                        int(r["adapter"]),
+                        float(r["value"]),
+                    )
+                    for r in csv.DictReader(file)
+                ]
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{path} is damaged ({error}); delete it and scores.csv, the same command "
+                    "computes both again from the adapters"
+                ) from error
+
+
+def environment(settings: Settings) -> dict[str, Any]:
+    """Return what the results may depend on beside the configuration."""
+    return {
+        "cl-lora": __version__,
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": package_versions(),
+        "device": str(settings.device),
+        "device_name": torch.cuda.get_device_name() if settings.device.type == "cuda" else cpu(),
+        "precision": "bf16" if settings.bf16 else "fp32",
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "seeds": list(settings.seeds),
+        "command": sys.argv,
+        "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def package_versions(names: Sequence[str] = _RECORDED) -> dict[str, str | None]:
+    """Return the installed version of each package, None where it is missing."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def cpu() -> str:
+    """Return the processor's name as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
+
+
+def git_commit() -> str | None:
+    """Return the commit of the checkout this package runs from, None outside of one."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).resolve().parent,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _first_difference(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> tuple[str, Any, Any] | None:
+    for key in dict.fromkeys([*old, *new]):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found = _first_difference(a, b, f"{prefix}{key}.")
+            if found:
+                return found
+        elif a != b:
+            return f"{prefix}{key}", a, b
+    return None

@@ -1,0 +1,163 @@
+"""All settings of a run, typed and validated before anything is computed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cl_lora.adapters.injection import LoRAConfig
+from cl_lora.arms import check_references
+from cl_lora.config import build
+from cl_lora.errors import UserError, unknown_name
+from cl_lora.files import digest
+from cl_lora.models.backbones import ModelConfig
+from cl_lora.strategies.lora import TrainingConfig
+
+FORMAT = 1
+"""Version of the run folder; a folder of another version is refused."""
+
+_TOP = (
+    "benchmark",
+    "model",
+    "strategy",
+    "arms",
+    "references",
+    "seeds",
+    "run_dir",
+    "runs_root",
+    "device",
+    "precision",
+    "threads",
+    "eval_batch_size",
+    "spc",
+    "buffer_batch_size",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run: a bank for each seed, and the arms that are evaluated on it.
+
+    Attributes:
+        raw: the resolved configuration, as it is recorded.
+        model: the backbone.
+        lora: the adapters' shape.
+        training: how they are trained.
+        references: names of the reference rows.
+        seeds: one bank is trained for each.
+        device: where everything is computed.
+        bf16: whether forward passes are autocast to bfloat16.
+        eval_batch_size: images a forward pass in evaluation.
+        spc: buffer samples per class and domain, where an arm does not say.
+        buffer_batch_size: buffer images a step when coefficients are learned.
+    """
+
+    raw: Mapping[str, Any]
+    model: ModelConfig
+    lora: LoRAConfig
+    training: TrainingConfig
+    references: tuple[str, ...]
+    seeds: tuple[int, ...]
+    device: torch.device
+    bf16: bool
+    eval_batch_size: int
+    spc: int
+    buffer_batch_size: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the adapters: two runs that differ in it never share a folder."""
+        keys = ("benchmark", "model", "strategy", "precision", "spc", "buffer_batch_size")
+        identity = {key: self.raw[key] for key in keys}
+        identity["device"] = self.device.type
+        # Where decoded images are kept does not change them.
+        identity["benchmark"] = {k: v for k, v in self.raw["benchmark"].items() if k != "cache_dir"}
+        return identity
+
+    @property
+    def folder(self) -> Path:
+        """The run folder: ``run_dir``, or a name that the configuration decides."""
+        if self.raw["run_dir"]:
+            return Path(self.raw["run_dir"])
+        short = digest(self.identity, size=4)
+        name = f"{self.raw['benchmark']['name']}-{self.raw['model']['name']}-{short}"
+        return Path(self.raw["runs_root"] or "runs") / name
+
+
+def read_settings(raw: Mapping[str, Any]) -> Settings:
+    """Type and validate a resolved configuration.
+
+    Raises:
+        UserError: with the first thing that is wrong.
+    """
+    for key in raw:
+        if key not in _TOP:
+            raise unknown_name("option", key, _TOP)
+    strategy = dict(raw["strategy"])
+    strategy.pop("name", None)
+    lora_keys = LoRAConfig.__dataclass_fields__
+    training_keys = TrainingConfig.__dataclass_fields__
+    for key in strategy:
+        if key not in lora_keys and key not in training_keys:
+            raise unknown_name("strategy option", key, [*lora_keys, *training_keys])
+    precision = raw["precision"]
+    if precision not in ("fp32", "bf16"):
+        raise unknown_name("precision", precision, ("fp32", "bf16"))
+    return Settings(
+        raw=raw,
+        model=build(ModelConfig, raw["model"], "model"),
+        lora=build(LoRAConfig, {k: v for k, v in strategy.items() if k in lora_keys}, "strategy"),
+        training=build(
+            TrainingConfig, {k: v for k, v in strategy.items() if k in training_keys}, "strategy"
+        ),
+        references=check_references(raw["references"] or ()),
+        seeds=_seeds(raw["seeds"]),
+        device=pick_device(raw["device"]),
+        bf16=precision == "bf16",
+        eval_batch_size=_positive(raw, "eval_batch_size"),
+        spc=_positive(raw, "spc"),
+        buffer_batch_size=_positive(raw, "buffer_batch_size"),
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the torch device for ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        UserError: for another name, or for ``cuda`` where there is none.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise unknown_name("device", name, ("auto", "cpu", "cuda"))
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda was asked for but torch sees no CUDA device; use device=auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def set_threads(threads: int | None) -> None:
+    """Limit torch to ``threads`` CPU threads; None leaves what the environment says."""
+    if threads is None:
+        return
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise UserError(f"Expected threads to be at least 1 but got {threads!r}")
+    torch.set_num_threads(min(threads, os.cpu_count() or threads))
+
+
+def _positive(raw: Mapping[str, Any], key: str) -> int:
+    value = raw[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"Expected {key} to be a whole number of at least 1 but got {value!r}")
+    return value
+
+
+def _seeds(value: Any) -> tuple[int, ...]:
+    seeds = [value] if isinstance(value, int) else list(value or ())
+    if not seeds or any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in seeds):
+        raise UserError(f"Expected seeds to be a list like [0,1,2] but got {value!r}")
+    if len(set(seeds)) != len(seeds):
+        raise UserError(f"A seed is named twice in seeds={seeds}; remove it")
+    return tuple(seeds)

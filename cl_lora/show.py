@@ -1,0 +1,31 @@
+"""What a finished run shows: the table of all arms, and where everything is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def present(config: Mapping[str, Any]) -> Path:
+    """Execute a configuration, make its reports, print the table, and return the folder."""
+    from cl_lora.pipeline import execute
+
+    folder = execute(config)
+    print_table(folder)
+    print(f"\nRun folder: {folder}", file=sys.stdout)
+    return folder
+
+
+def print_table(folder: Path) -> None:
+    """Print the comparison of all arms of a run at the terminal's width."""
+    from rich.console import Console
+
+    from cl_lora.reporting.run_folder import RunFolder
+    from cl_lora.reporting.tables import result_table
+
+    run = RunFolder.read(folder)
+    console = Console()
+    table = result_table(run.scores, run.domains, run.references, arms=run.arms)
+    print(table.text(console.width, color=console.is_terminal))
