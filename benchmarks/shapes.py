@@ -385,17 +385,17 @@ def _photo(outline: Floats, size: int, rng: np.random.Generator) -> Floats:
 
 
 def _painting(outline: Floats, size: int, rng: np.random.Generator) -> Floats:
-    """Broad brush strokes in a muted palette, on canvas: edges are ragged, nothing is flat."""
+    """Broad brush strokes in a warm palette, on canvas: edges are ragged, nothing is flat."""
     ground, figure = _contrasting(rng, saturation=(0.35, 0.8))
     mask = fill_mask(_wobbled(outline, size * 0.008, rng), size)
     way = rng.uniform(0.0, np.pi)
-    behind = _strokes(ground, size, rng, count=70, way=way, width=size * 0.09)
-    front = _strokes(figure, size, rng, count=60, way=way + 1.2, width=size * 0.07)
+    behind = _strokes(ground, size, rng, count=60, way=way, width=size * 0.09)
+    front = _strokes(figure, size, rng, count=50, way=way + 1.2, width=size * 0.08)
     ragged = np.clip(
         (mask - 0.5) * 1.6 + 0.5 + _clouds(rng, size // 3, size, 1)[..., 0] * 0.5, 0, 1
     )
     ragged = (ragged * (_blurred(mask, size * 0.02) > 0.12))[..., None]
-    canvas = 0.02 * np.sin(np.arange(size) * np.pi * 0.9)
+    canvas = 0.03 * np.sin(np.arange(size) * np.pi * 0.9)
     weave = (canvas[:, None] + canvas[None, :])[..., None]
     warm = np.array([1.03, 0.98, 0.88])
     picture: Floats = (behind * (1 - ragged) + front * ragged) * warm + weave
@@ -403,38 +403,74 @@ def _painting(outline: Floats, size: int, rng: np.random.Generator) -> Floats:
 
 
 def _cartoon(outline: Floats, size: int, rng: np.random.Generator) -> Floats:
-    """A flat, saturated fill with a thick dark outline before a flat or two-coloured background."""
-    ground = _colour(rng.random(), rng.uniform(0.1, 0.45), rng.uniform(0.8, 1.0))
-    figure = _colour(rng.random(), rng.uniform(0.75, 1.0), rng.uniform(0.75, 1.0))
-    canvas = np.broadcast_to(ground, (size, size, 3)).copy()
-    if rng.random() < 0.5:  # a floor, as cartoons have
-        canvas[int(size * rng.uniform(0.55, 0.8)) :] *= rng.uniform(0.75, 0.9)
+    """A flat fill with a thick dark outline before a comic's background: rays, dots or a floor."""
+    hue = rng.random()
+    ground = _colour(hue, rng.uniform(0.2, 0.7), rng.uniform(0.75, 1.0))
+    second = _colour(hue + rng.uniform(-0.2, 0.2), rng.uniform(0.5, 1.0), rng.uniform(0.35, 0.8))
+    figure = _colour(rng.random(), rng.uniform(0.6, 1.0), rng.uniform(0.5, 1.0))
+    pattern = _comic_background(size, rng)[..., None]
+    canvas = ground * (1 - pattern) + second * pattern
     mask = fill_mask(outline, size)[..., None]
     line = _line_mask(outline, size, size * rng.uniform(0.045, 0.075))[..., None]
     canvas = canvas * (1 - mask) + figure * mask
-    return canvas * (1 - line) + line * rng.uniform(0.0, 0.15)
+    picture: Floats = canvas * (1 - line) + line * rng.uniform(0.0, 0.15)
+    return picture
 
 
 def _sketch(outline: Floats, size: int, rng: np.random.Generator) -> Floats:
-    """One to three thin, wobbly pencil lines on white paper, sometimes with hatching."""
-    paper = np.full((size, size), rng.uniform(0.93, 1.0))
+    """One to three thin, wobbly, broken pencil lines on paper, with hatching and guide lines."""
+    paper = np.full((size, size), rng.uniform(0.9, 1.0))
     lines = [
         _line_mask(
-            _wobbled(outline, size * 0.005, rng) + rng.normal(0.0, size * 0.004, size=2),
+            _wobbled(outline, size * 0.006, rng) + rng.normal(0.0, size * 0.006, size=2),
             size,
-            size * rng.uniform(0.014, 0.026),
+            size * rng.uniform(0.018, 0.030),
         )
         for _ in range(int(rng.integers(1, 4)))
     ]
-    dark = np.maximum.reduce(lines) * rng.uniform(0.6, 0.95)
-    if rng.random() < 0.35:
-        grid = np.arange(size) / size
-        way = rng.uniform(0.0, np.pi)
-        across = grid[None, :] * np.cos(way) + grid[:, None] * np.sin(way)
-        hatching = np.sin(across * 2.0 * np.pi * rng.uniform(9.0, 12.0)) > 0.75
-        dark = np.maximum(dark, hatching * fill_mask(outline, size) * 0.35)
-    grain = rng.normal(0.0, 0.012, size=(size, size))
+    pressure = np.clip(0.85 + 0.8 * _clouds(rng, 6, size, 1)[..., 0], 0.4, 1.0)
+    dark = np.maximum.reduce(lines) * pressure * rng.uniform(0.75, 1.0)
+    if rng.random() < 0.5:  # hatching, of the object or of all around it
+        wave = np.sin(_ramp(size, rng) * 2.0 * np.pi * rng.uniform(7.0, 12.0)) > 0.6
+        mask = fill_mask(outline, size)
+        where = mask if rng.random() < 0.5 else 1.0 - mask
+        dark = np.maximum(dark, wave * where * rng.uniform(0.2, 0.4))
+    guides = Image.new("L", (size, size))
+    for _ in range(int(rng.integers(0, 4))):
+        ends = rng.uniform(-0.2 * size, 1.2 * size, size=4).tolist()
+        ImageDraw.Draw(guides).line(ends, fill=int(rng.uniform(40, 110)), width=max(1, size // 48))
+    dark = np.maximum(dark, _unit(guides))
+    grain = rng.normal(0.0, 0.02, size=(size, size))
     return np.repeat((paper - dark + grain)[..., None], 3, axis=2)
+
+
+def _comic_background(size: int, rng: np.random.Generator) -> Floats:
+    """Return where a comic's background shows its second colour, (size, size) from 0 to 1."""
+    grid = np.arange(size) + 0.5
+    kind = rng.integers(4)
+    if kind == 0:  # a floor
+        floor = (grid > size * rng.uniform(0.4, 0.8)).astype(np.float64)
+        return np.repeat(floor[:, None], size, axis=1)
+    if kind == 1:  # rays from a point
+        x, y = rng.uniform(0.2, 0.8, size=2) * size
+        angle = np.arctan2(grid[:, None] - y, grid[None, :] - x)
+        wave = np.sin(angle * rng.integers(6, 13) + rng.uniform(0.0, 2.0 * np.pi))
+    elif kind == 2:  # halftone dots
+        pitch = size / rng.uniform(5.0, 9.0)
+        phase = 2.0 * np.pi * grid / pitch
+        wave = np.sin(phase)[:, None] * np.sin(phase + rng.uniform(0, 6))[None, :] - 0.25
+    else:  # stripes
+        wave = np.sin(_ramp(size, rng) * 2.0 * np.pi * rng.uniform(3.0, 8.0))
+    sharp: Floats = np.clip(wave * 4.0 + 0.5, 0.0, 1.0)
+    return sharp
+
+
+def _ramp(size: int, rng: np.random.Generator) -> Floats:
+    """Return a plane that rises by about 1 over the image in a random direction, (size, size)."""
+    grid = np.arange(size) / size
+    way = rng.uniform(0.0, np.pi)
+    ramp: Floats = grid[None, :] * np.cos(way) + grid[:, None] * np.sin(way)
+    return ramp
 
 
 def _neon(outline: Floats, size: int, rng: np.random.Generator) -> Floats:
