@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -67,23 +68,34 @@ class Adapter:
             name=folder.name,
             factors=factors,
             head=_read_tensors(head) if head.exists() else {},
-            training=json.loads(training.read_text()) if training.exists() else {},
+            training=_read_json(training) if training.exists() else {},
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write a folder that ``peft.PeftModel.from_pretrained`` reads, whole or not at all."""
+        """Write a folder that ``peft.PeftModel.from_pretrained`` reads, whole or not at all.
+
+        Raises:
+            UserError: if the adapter has no modules, or the folder cannot be written.
+        """
+        if not self.factors:
+            raise UserError(f"Expected adapter {self.name!r} to have modules but it has none")
         with files.whole_folder(Path(folder)) as temporary:
             tensors = {}
             for module, f in self.factors.items():
-                tensors[f"{_PREFIX}{module}.lora_A.weight"] = f.A.detach().cpu().contiguous()
-                tensors[f"{_PREFIX}{module}.lora_B.weight"] = f.B.detach().cpu().contiguous()
+                tensors[f"{_PREFIX}{module}.lora_A.weight"] = _own_copy(f.A)
+                tensors[f"{_PREFIX}{module}.lora_B.weight"] = _own_copy(f.B)
             safetensors.torch.save_file(tensors, temporary / WEIGHTS_FILE, {"format": "pt"})
             files.write_json(temporary / CONFIG_FILE, peft_config(self.factors))
             if self.head:
-                head = {k: v.detach().cpu().contiguous() for k, v in self.head.items()}
+                head = {k: _own_copy(v) for k, v in self.head.items()}
                 safetensors.torch.save_file(head, temporary / HEAD_FILE)
             if self.training:
                 files.write_json(temporary / TRAINING_FILE, dict(self.training))
+
+
+def _own_copy(tensor: Tensor) -> Tensor:
+    # Safetensors refuses tensors that share memory, as slices of a fused q, k, v do.
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def peft_config(factors: Mapping[str, LoRAFactors]) -> dict[str, Any]:
@@ -126,20 +138,27 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"Expected a PEFT LoRA folder with {CONFIG_FILE} but found none in {folder}; "
             "give the folder that save_pretrained wrote"
         )
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); write the adapter again") from error
+    config = _read_json(path)
     kind = config.get("peft_type")
     if kind != "LORA":
         raise UserError(f"Expected a LoRA adapter in {folder} but its peft_type is {kind!r}")
-    for option in ("use_dora", "lora_bias", "use_qalora"):
+    for option in ("use_dora", "lora_bias", "use_qalora", "fan_in_fan_out"):
         if config.get(option):
             raise UserError(
                 f"The adapter in {folder} has {option}=true, so its update is not s*B*A; "
                 "only plain LoRA and rsLoRA can be merged"
             )
     return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); write the adapter again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"Expected a JSON object in {path} but got {type(value).__name__}")
+    return value
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from cl_lora.adapters.adapter import CONFIG_FILE, Adapter
 from cl_lora.errors import UserError
+
+_NAME = re.compile(r"(\d{2,})-")
 
 
 class AdapterBank:
@@ -39,8 +42,13 @@ class AdapterBank:
         """Return the folders of all finished adapters, in order of experience."""
         if not self.folder.is_dir():
             raise UserError(f"Expected a folder of adapters but {self.folder} does not exist")
-        found = (p for p in self.folder.iterdir() if p.name[:2].isdigit() and p.name[2:3] == "-")
-        return tuple(sorted(p for p in found if (p / CONFIG_FILE).is_file()))
+        # By number and not by text: 100-x comes after 99-y.
+        found = (
+            (int(match[1]), path)
+            for path in self.folder.iterdir()
+            if (match := _NAME.match(path.name)) and (path / CONFIG_FILE).is_file()
+        )
+        return tuple(path for _, path in sorted(found))
 
     def __len__(self) -> int:
         return len(self.paths())

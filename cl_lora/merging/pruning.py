@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,11 +25,28 @@ _BASE = 2**16
 
 
 def top_mask(tensor: Tensor, density: float) -> Tensor:
-    """Return the bool mask of the ``int(density * numel)`` entries largest in magnitude."""
+    """Return the bool mask of the ``int(density * numel)`` entries largest in magnitude.
+
+    Among entries equal in magnitude the first ones are kept.
+    """
     k = int(density * tensor.numel())
-    kept = tensor.abs().flatten().topk(k, sorted=False).indices
-    mask = torch.zeros(tensor.numel(), dtype=torch.bool, device=tensor.device)
-    return mask.index_fill_(0, kept, True).view_as(tensor)
+    magnitudes = tensor.abs().flatten()
+    if k == 0:
+        return torch.zeros_like(tensor, dtype=torch.bool)
+    threshold = _kth_largest(magnitudes, k)
+    mask = magnitudes >= threshold
+    surplus = int(mask.sum(dtype=torch.int32)) - k
+    if surplus > 0:
+        mask[(magnitudes == threshold).nonzero().flatten()[-surplus:]] = False
+    return mask.view_as(tensor)
+
+
+def _kth_largest(values: Tensor, k: int) -> float:
+    if values.device.type == "cpu":
+        # Ten times faster than topk, which dominates the whole merge otherwise.
+        place = len(values) - k
+        return float(np.partition(values.numpy(), place)[place])
+    return float(values.topk(k, sorted=False).values.min())
 
 
 def trim_tensor(space: Space, density: float) -> Sparsify:
@@ -96,13 +114,13 @@ def global_thresholds(space: Space, density: float) -> Tensor:
 
 def _count_digits(magnitudes: Tensor, place: int, prefix: Tensor) -> Tensor:
     """Count (n, 65536) each digit at ``place`` among the entries whose higher digits are prefix."""
-    counts = torch.zeros(len(magnitudes), _BASE, dtype=torch.int64)
-    for count, tensor, above in zip(counts, magnitudes, prefix.tolist(), strict=True):
+    counts = []
+    for tensor, above in zip(magnitudes, prefix.tolist(), strict=True):
         bits = tensor.flatten() >> 16 * place
-        # Shifted twice: at the top place there is nothing above, and a shift by all bits is none.
-        inside = bits[bits >> 16 == above]
-        count += (inside & (_BASE - 1)).bincount(minlength=_BASE).cpu()
-    return counts
+        # Shifted once more: the higher digits, none at the top place.
+        inside = bits[bits >> 16 == above] & (_BASE - 1)
+        counts.append(inside.bincount(minlength=_BASE).cpu())
+    return torch.stack(counts)
 
 
 @register(

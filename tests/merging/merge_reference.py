@@ -71,7 +71,9 @@ def dense(adapters: list[Adapter]) -> dict[str, np.ndarray]:
     return {
         m: np.stack(
             [
-                a.factors[m].scaling * a.factors[m].B.double().numpy() @ a.factors[m].A.double().numpy()
+                a.factors[m].scaling
+                * a.factors[m].B.double().numpy()
+                @ a.factors[m].A.double().numpy()
                 for a in adapters
             ]
         )

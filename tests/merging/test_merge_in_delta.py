@@ -12,7 +12,9 @@ from cl_lora.merging.dare import dare_mask
 
 WEIGHTS = [[1.0, 1.0, 1.0], [0.7, 0.1, 1.9], [1.3, -0.4, 0.25]]
 VARIANTS = list(
-    itertools.product(["unweighted", "weighted"], ["total", "frequency"], ["count", "weight_sum", "none"])
+    itertools.product(
+        ["unweighted", "weighted"], ["total", "frequency"], ["count", "weight_sum", "none"]
+    )
 )
 
 

@@ -10,6 +10,8 @@ import cl_lora._compat  # noqa: F401  (before peft, which imports torchvision)
 from cl_lora.merging import merge
 from cl_lora.merging.dare import dare_mask
 
+pytestmark = pytest.mark.filterwarnings("ignore:The density 1.0:UserWarning")
+
 WEIGHTS = [[1.0, 1.0, 1.0], [0.7, 0.1, 1.9], [1.3, -0.4, 0.25]]
 MASK_SEED = 7
 
@@ -101,9 +103,7 @@ def test_ties_in_factors(with_peft, elect, rank, density, weights):
 def test_magnitude_prune_in_factors(with_peft, density, weights):
     adapters = toy_adapters(3, 4)
     theirs = _peft_merge(with_peft(adapters), 3, weights, "magnitude_prune", density=density)
-    _compare(
-        merge(adapters, "magnitude_prune", weights, space="factors", density=density), theirs
-    )
+    _compare(merge(adapters, "magnitude_prune", weights, space="factors", density=density), theirs)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -114,9 +114,7 @@ def test_dare_in_factors(with_peft, same_masks, method, density, weights):
     model = with_peft(adapters)
     same_masks(3, ("A", "B"))
     theirs = _peft_merge(model, 3, weights, method, density=density)
-    ours = merge(
-        adapters, method, weights, space="factors", density=density, mask_seed=MASK_SEED
-    )
+    ours = merge(adapters, method, weights, space="factors", density=density, mask_seed=MASK_SEED)
     _compare(ours, theirs)
 
 

@@ -200,7 +200,10 @@ def test_half_precision_adapters_are_merged_in_float32():
     from cl_lora.adapters import Adapter
 
     adapters = [
-        Adapter(a.name, {m: LoRAFactors(f.A.half(), f.B.half(), f.scaling) for m, f in a.factors.items()})
+        Adapter(
+            a.name,
+            {m: LoRAFactors(f.A.half(), f.B.half(), f.scaling) for m, f in a.factors.items()},
+        )
         for a in toy_adapters(2)
     ]
     for method in ("task_arithmetic", "ties"):
