@@ -385,8 +385,12 @@ def _photo(outline: Floats, size: int, rng: np.random.Generator) -> Floats:
 
 
 def _painting(outline: Floats, size: int, rng: np.random.Generator) -> Floats:
-    """Broad brush strokes in a warm palette, on canvas: edges are ragged, nothing is flat."""
-    ground, figure = _contrasting(rng, saturation=(0.35, 0.8))
+    """Broad brush strokes on canvas: ragged edges, and a figure told by its hue, not its light."""
+    hue = rng.random()
+    light = rng.uniform(0.3, 0.55)
+    ground = _of_light(_colour(hue, rng.uniform(0.5, 0.95), 1.0), light)
+    other = hue + rng.uniform(0.35, 0.65)
+    figure = _of_light(_colour(other, rng.uniform(0.5, 0.95), 1.0), light * rng.uniform(0.8, 1.25))
     mask = fill_mask(_wobbled(outline, size * 0.008, rng), size)
     way = rng.uniform(0.0, np.pi)
     behind = _strokes(ground, size, rng, count=60, way=way, width=size * 0.09)
@@ -518,6 +522,12 @@ def _colour(hue: float, saturation: float, value: float) -> Colour:
     return np.array(colorsys.hsv_to_rgb(hue % 1.0, saturation, value))
 
 
+def _of_light(colour: Colour, light: float) -> Colour:
+    """Return the colour made darker or brighter until its luminance is about ``light``."""
+    scaled: Colour = np.clip(colour * (light / (colour @ (0.299, 0.587, 0.114))), 0.0, 1.0)
+    return scaled
+
+
 def _clouds(rng: np.random.Generator, cells: int, size: int, channels: int) -> Floats:
     """Return smooth noise of about -1 to 1, (size, size, channels), with ``cells`` bumps a side."""
     coarse = rng.integers(0, 256, size=(cells, cells, channels), dtype=np.uint8)
@@ -536,7 +546,7 @@ def _strokes(
     angles = way + rng.normal(0.0, 0.35, size=count)
     reach = rng.uniform(0.05, 0.14, size=count) * size
     ends = np.stack([np.cos(angles), np.sin(angles)], axis=1) * reach[:, None]
-    shades = colour * rng.normal(1.0, 0.13, size=(count, 1)) + rng.normal(0, 0.04, size=(count, 3))
+    shades = colour * rng.normal(1.0, 0.3, size=(count, 1)) + rng.normal(0, 0.04, size=(count, 3))
     thickness = max(1, round(width))
     lines = np.concatenate([starts - ends, starts + ends], axis=1).tolist()
     inks = (np.clip(shades, 0.0, 1.0) * 255.0).astype(int).tolist()

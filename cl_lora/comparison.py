@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from cl_lora.adapters import Adapter, LoRAFactors
 from cl_lora.adapters.injection import SupportsDelta, applied
 from cl_lora.arms import REFERENCES, Arm
+from cl_lora.benchmarks.batches import batches, to_tensor
 from cl_lora.benchmarks.core import DomainBenchmark, Indices
 from cl_lora.evaluation.classification import ClassificationCounts
 from cl_lora.evaluation.scores import UNTRAINED, Score
 from cl_lora.inference import Batch, Compute, freeze
-from cl_lora.merging import learn, module_groups, prepare
+from cl_lora.merging import Plan, learn, module_groups, prepare
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.heads import PrototypeHead, linear_head, merge_heads, new_linear_head
 from cl_lora.seeding import torch_generator
@@ -130,10 +131,7 @@ class ArmEvaluator:
     def _head_policy(self, arm: Arm) -> str:
         return arm.head or self.head_policy
 
-    def _learn(self, arm: Arm, t: int, plan: object, head: nn.Module) -> tuple[Tensor, nn.Module]:
-        from cl_lora.merging import Plan
-
-        assert isinstance(plan, Plan)
+    def _learn(self, arm: Arm, t: int, plan: Plan, head: nn.Module) -> tuple[Tensor, nn.Module]:
         indices = self._buffer(arm.spc, t)
         images, labels = self._images(indices)
         device = self.compute.device
@@ -166,7 +164,9 @@ class ArmEvaluator:
     def _prototypes(self, update: SupportsDelta | None, spc: int, t: int) -> nn.Module:
         images, labels = self._images(self._buffer(spc, t))
         with applied(self.backbone.vit, update):
-            pairs = zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
+            size = self.batch_size
+            starts = range(0, len(labels), size)
+            pairs = ((images[i : i + size], labels[i : i + size]) for i in starts)
             parts = list(self.compute.features(self.backbone, pairs))
         features = torch.cat([f for f, _ in parts])
         targets = torch.cat([y for _, y in parts])
@@ -176,29 +176,26 @@ class ArmEvaluator:
         return [int(i) for part in self.buffers[spc][: t + 1] for i in part]
 
     def _images(self, indices: Sequence[int]) -> Batch:
-        pixels = torch.from_numpy(self.benchmark.images[list(indices)]).permute(0, 3, 1, 2)
-        labels = torch.from_numpy(self.benchmark.labels[list(indices)])
-        return pixels.contiguous(), labels
+        chosen = list(indices)
+        pixels = to_tensor(self.benchmark.images[chosen])
+        return pixels, torch.from_numpy(self.benchmark.labels[chosen])
 
     def _rows(
         self, arm: str, t: int, alpha: Tensor, groups: Sequence[str]
     ) -> Iterator[Coefficient]:
-        per_group = {"all": alpha} if alpha.ndim == 1 else dict(zip(groups, alpha, strict=True))
+        rows = alpha.expand(len(groups), -1) if alpha.ndim == 1 else alpha
+        per_group = dict(zip(groups, rows, strict=True))
         for group, values in per_group.items():
             for i, value in enumerate(values.tolist()):
                 yield Coefficient(self.seed, arm, t, group, i, value)
 
     def reference(self, name: str, t: int) -> Served:
-        """Return what a reference row serves after experience ``t``."""
+        """Return what ``base``, ``sequential`` or ``joint`` serves after experience ``t``."""
         prototypes = self.head_policy == "prototypes"
         if name == "base":
             head = linear_head(self.banks.fresh[t].head)
             return Served(None, freeze(self._prototypes(None, self.spc, t) if prototypes else head))
-        adapter = {
-            "last": lambda: self.banks.fresh[t],
-            "sequential": lambda: self.banks.sequential[t],
-            "joint": lambda: self.banks.joint,
-        }[name]()
+        adapter = self.banks.joint if name == "joint" else self.banks.sequential[t]
         assert adapter is not None
         return self._alone_served(adapter, t)
 
@@ -268,8 +265,6 @@ class ArmEvaluator:
         return values
 
     def _features(self, j: int) -> Iterator[Batch]:
-        from cl_lora.benchmarks.stream import batches
-
         return self.compute.features(
             self.backbone, batches(self.benchmark, self.benchmark.test[j], self.batch_size)
         )

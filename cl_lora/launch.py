@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -57,8 +59,6 @@ def expand(overrides: Sequence[str], *, multirun: bool) -> list[list[str]]:
                     "write a list as KEY=[A,B]"
                 )
         return [list(overrides)]
-    from itertools import product
-
     choices = [
         [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
         if o.is_sweep_override()
@@ -74,17 +74,23 @@ def compose_config(overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: for whatever Hydra refuses, in one sentence with the nearest known names.
     """
-    for override in _parse(overrides):
+    parsed = _parse(overrides)
+    for override in parsed:
         _check_choice(override)
+    _check_arms_once(parsed)
+    try:
+        config = _compose(overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explain(error) from error
+    return {key: value for key, value in config.items() if key != "experiment"}
+
+
+def _compose(overrides: Sequence[str]) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        try:
-            config = compose("config", overrides=list(overrides))
-            plain = OmegaConf.to_container(config, resolve=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise _explain(error, overrides) from error
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items() if key != "experiment"}
+        config = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=False)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
@@ -106,7 +112,43 @@ def _check_choice(override: Override) -> None:
             raise unknown_name(group, choice, config_names(group))
 
 
-def _explain(error: Exception, overrides: Sequence[str]) -> UserError:
+def _check_arms_once(overrides: Sequence[Override]) -> None:
+    """Refuse a second definition of an arm, which Hydra would merge into the first in silence."""
+    choice: Any = "default"
+    for override in overrides:
+        if override.key_or_group == "arms":
+            choice = override.value()
+        elif override.key_or_group == "experiment" and override.value():
+            choice = None
+    defined: dict[str, Any] = {}
+    for group in choice if isinstance(choice, list) else [choice] if choice else []:
+        for name, arm in _arms_of(str(group)).items():
+            if defined.setdefault(name, arm) != arm:
+                raise UserError(
+                    f"Arm {name!r} is defined twice: as {defined[name]} and, in arms={group}, as "
+                    f"{arm}; give one of them another name"
+                )
+    for override in overrides:
+        key = str(override.key_or_group)
+        if not (key.startswith("arms.") and override.is_add()) or key.count(".") > 1:
+            continue
+        name = key.removeprefix("arms.")
+        if name in defined:
+            raise UserError(
+                f"Arm {name!r} is defined twice: as {defined[name]} and in "
+                f"{override.input_line!r}; give the new one another name"
+            )
+        defined[name] = override.value()
+
+
+def _arms_of(group: str) -> dict[str, Any]:
+    path = Path(__file__).parent / "configs" / "arms" / f"{group}.yaml"
+    arms = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(arms, dict)
+    return {str(name): arm for name, arm in arms.items()}
+
+
+def _explain(error: Exception) -> UserError:
     text = " ".join(str(error).split())
     key = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)'", text)
     if key:
@@ -123,10 +165,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> UserError:
 
 def known_keys() -> list[str]:
     """Return every option of the default configuration, dotted, and every group."""
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        config = OmegaConf.to_container(compose("config"))
-    assert isinstance(config, dict)
-    return [*GROUPS, *_dotted(config)]
+    return sorted({*GROUPS, *_dotted(_compose(()))})
 
 
 def _dotted(config: Mapping[Any, Any], prefix: str = "") -> list[str]:

@@ -99,10 +99,11 @@ def _seed(
         head_lr=settings.training.head_lr,
         buffer_batch_size=settings.buffer_batch_size,
     )
+    everything: list[Arm | str] = [*references, *arms]
     units = [
         (arm, t)
         for t in range(-1, len(benchmark.domains))
-        for arm in (*references, *arms)
+        for arm in everything
         if t in evaluator.rows(arm) and not run.scores.done(seed, name_of(arm), t)
     ]
     if not units:

@@ -16,7 +16,7 @@ from cl_lora.config import build
 from cl_lora.errors import UserError, unknown_name
 from cl_lora.files import digest
 from cl_lora.models.backbones import ModelConfig
-from cl_lora.strategies.lora import TrainingConfig
+from cl_lora.strategies.config import TrainingConfig
 
 FORMAT = 1
 """Version of the run folder; a folder of another version is refused."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,63 +17,11 @@ from torch import Tensor, nn
 from cl_lora import progress
 from cl_lora.adapters import Adapter, LoRAFactors
 from cl_lora.adapters.injection import LoRAConfig, extract, inject, remove
-from cl_lora.errors import UserError, unknown_name
+from cl_lora.errors import UserError
 from cl_lora.models.backbones import Backbone
-from cl_lora.models.heads import HEAD_POLICIES, linear_head, new_linear_head
+from cl_lora.models.heads import linear_head, new_linear_head
 from cl_lora.seeding import seed_everything
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How each adapter is trained: AdamW, linear warm-up and cosine decay to zero.
-
-    Attributes:
-        epochs: passes over an experience.
-        batch_size: images a step.
-        lr: peak learning rate of the adapter.
-        head_lr: peak learning rate of the head.
-        weight_decay: AdamW's decoupled decay.
-        warmup: share of the steps in which the learning rate rises from zero.
-        head: one of the head policies.
-    """
-
-    epochs: int = 7
-    batch_size: int = 32
-    lr: float = 1e-4
-    head_lr: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-    head: str = "shared"
-
-    def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size"):
-            if getattr(self, key) < 1:
-                raise UserError(
-                    f"Expected strategy.{key} to be at least 1 but got {getattr(self, key)}"
-                )
-        for key in ("lr", "head_lr"):
-            value = getattr(self, key)
-            if not (math.isfinite(value) and value > 0):
-                raise UserError(f"Expected strategy.{key} to be above 0 but got {value}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise UserError(
-                f"Expected strategy.weight_decay to be 0 or more but got {self.weight_decay}"
-            )
-        if not 0 <= self.warmup < 1:
-            raise UserError(f"Expected strategy.warmup to be in [0, 1) but got {self.warmup}")
-        if self.head not in HEAD_POLICIES:
-            raise unknown_name("head policy", self.head, HEAD_POLICIES)
-
-
-def schedule(step: int, total: int, warmup: float) -> float:
-    """Return the share of the peak learning rate at ``step`` of ``total``.
-
-    Linear from 0 over the first ``warmup * total`` steps, then ``(1 + cos(pi x)) / 2`` to 0.
-    """
-    rising = math.ceil(warmup * total)
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+from cl_lora.strategies.config import TrainingConfig, schedule
 
 
 class LoRAClassifier(nn.Module):
@@ -254,7 +200,7 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
         if head:
             groups.append({"params": head, "lr": self.training.head_lr})
         self.optimizer = torch.optim.AdamW(groups, weight_decay=self.training.weight_decay)
-        self.optimized_param_id = {}
+        self.optimized_param_id: dict[str, Any] = {}
         self._step, self._steps = 0, len(self.dataloader) * self.train_epochs
         for group in self.optimizer.param_groups:
             group["peak"] = group["lr"]
@@ -269,7 +215,7 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
         """Run the backward pass; a loss that is not finite stops the run."""
         if not torch.isfinite(self.loss):
             raise UserError(
-                f"The training loss became {float(self.loss)} at step {self._step + 1} of "
+                f"The training loss became {self.loss.item()} at step {self._step + 1} of "
                 f"{self._steps} of {self._meter.description!r}; try a lower strategy.lr or "
                 "strategy.head_lr, or precision=fp32 (finished adapters are kept)"
             )

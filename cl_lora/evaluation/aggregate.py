@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,28 +35,91 @@ def per_seed(scores: ScoreTable, experiences: int | None = None) -> pd.DataFrame
     Raises:
         UserError: if the scores hold more than ``experiences`` experiences.
     """
-    rows: list[tuple[str, str, str, int, int, float, bool]] = []
+    return pd.DataFrame(
+        list(_per_seed(scores, scores.metrics, experiences)), columns=list(_Row._fields)
+    )
+
+
+class _Row(NamedTuple):
+    arm: str
+    metric: str
+    measure: str
+    evaluated: int
+    seed: int
+    value: float
+    higher_is_better: bool
+
+
+def _per_seed(
+    scores: ScoreTable, metrics: Sequence[str], experiences: int | None
+) -> Iterator[_Row]:
     for arm in scores.arms:
-        for metric in scores.metrics:
+        for metric in metrics:
             for seed in scores.seeds:
                 matrix = scores.matrix(seed, arm, metric, experiences)
                 up = matrix.higher_is_better
                 for j, value in enumerate(matrix.values[-1]):
-                    rows.append((arm, metric, FINAL, j, seed, float(value), up))
+                    yield _Row(arm, metric, FINAL, j, seed, float(value), up)
                 for name, measure in MEASURES.items():
                     better = up if measure.higher_is_better is None else measure.higher_is_better
                     value = measure.compute(matrix)
-                    rows.append((arm, metric, name, ALL_EXPERIENCES, seed, value, better))
-    columns = ["arm", "metric", "measure", "evaluated", "seed", "value", "higher_is_better"]
-    return pd.DataFrame(rows, columns=columns)
+                    yield _Row(arm, metric, name, ALL_EXPERIENCES, seed, value, better)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean and deviation of one measure over seeds.
+
+    Attributes:
+        mean: ``sum_s x_s / n``; NaN without seeds.
+        deviation: ``sqrt(sum_s (x_s - mean)^2 / (n - 1))``, the sample deviation; NaN for n < 2.
+        seeds: n, the number of seeds on which the measure is defined; the others are left out.
+        higher_is_better: the measure's direction.
+    """
+
+    mean: float
+    deviation: float
+    seeds: int
+    higher_is_better: bool
+
+
+def estimate(values: Sequence[float], higher_is_better: bool = True) -> Estimate:
+    """Return mean and sample deviation of the values that are not NaN.
+
+    Example:
+        >>> estimate([1.0, 3.0, float("nan")]).mean
+        2.0
+    """
+    x = np.array([v for v in values if not math.isnan(v)], dtype=np.float64)
+    mean = float(x.mean()) if len(x) else math.nan
+    deviation = float(x.std(ddof=1)) if len(x) > 1 else math.nan
+    return Estimate(mean, deviation, len(x), higher_is_better)
+
+
+def estimates(
+    scores: ScoreTable, metric: str, experiences: int | None = None
+) -> dict[tuple[str, str, int], Estimate]:
+    """Return what :func:`summary` says of one metric, by (arm, measure, evaluated).
+
+    Raises:
+        UserError: if the metric does not occur or the scores hold more than ``experiences``
+            experiences.
+    """
+    scores.higher_is_better(metric)  # names the metrics there are, if not this one
+    values: dict[tuple[str, str, int], list[float]] = {}
+    directions: dict[tuple[str, str, int], bool] = {}
+    for row in _per_seed(scores, (metric,), experiences):
+        key = (row.arm, row.measure, row.evaluated)
+        values.setdefault(key, []).append(row.value)
+        directions[key] = row.higher_is_better
+    return {key: estimate(x, directions[key]) for key, x in values.items()}
 
 
 def summary(scores: ScoreTable, experiences: int | None = None) -> pd.DataFrame:
     """Return mean and deviation over seeds of every measure.
 
-    ``mean = sum_s x_s / n`` and ``deviation = sqrt(sum_s (x_s - mean)^2 / (n - 1))``, the sample
-    deviation; it is NaN with one seed. Seeds whose value is undefined are left out, and ``seeds``
-    says how many remain.
+    The deviation is the sample deviation (divisor n - 1) and NaN with one seed. Seeds whose value
+    is undefined are left out, and ``seeds`` says how many remain; see :class:`Estimate`.
 
     Args:
         scores: the run's scores.
@@ -68,11 +132,16 @@ def summary(scores: ScoreTable, experiences: int | None = None) -> pd.DataFrame:
     Raises:
         UserError: if the scores hold more than ``experiences`` experiences.
     """
-    keys = ["arm", "metric", "measure", "evaluated", "higher_is_better"]
-    groups = per_seed(scores, experiences).groupby(keys, sort=False)["value"]
-    frame = groups.agg(mean="mean", deviation="std", seeds="count").reset_index()
+    of_metric = {m: estimates(scores, m, experiences) for m in scores.metrics}
+    rows = [
+        (arm, metric, measure, j, e.mean, e.deviation, e.seeds, e.higher_is_better)
+        for arm in scores.arms
+        for metric, found in of_metric.items()
+        for (of_arm, measure, j), e in found.items()
+        if of_arm == arm
+    ]
     columns = ["arm", "metric", "measure", "evaluated", "mean", "deviation", "seeds"]
-    return frame[[*columns, "higher_is_better"]]
+    return pd.DataFrame(rows, columns=[*columns, "higher_is_better"])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from cl_lora.evaluation.aggregate import FINAL, summary
+from cl_lora.evaluation.aggregate import ALL_EXPERIENCES, FINAL, estimates
 from cl_lora.evaluation.continual import MEASURES, FloatArray
 from cl_lora.evaluation.scores import ScoreTable
 
@@ -334,13 +334,13 @@ def result_table(
                 note=f"{measure.title} = {measure.formula} ({measure.paper}).",
             )
         )
-        keys.append((name, -1))
+        keys.append((name, ALL_EXPERIENCES))
 
-    numbers = summary(scores, len(domains))
-    numbers = numbers[numbers["metric"] == metric].set_index(["arm", "measure", "evaluated"])
-    mean = np.array([[numbers.at[(a, *k), "mean"] for k in keys] for a in rows], dtype=float)
-    spread = np.array([[numbers.at[(a, *k), "deviation"] for k in keys] for a in rows], dtype=float)
-    counts = np.array([numbers.at[(a, "average", -1), "seeds"] for a in rows], dtype=int)
+    numbers = estimates(scores, metric, len(domains))
+    of_rows = [[numbers[(arm, *key)] for key in keys] for arm in rows]
+    mean = np.array([[e.mean for e in row] for row in of_rows]).reshape(len(rows), len(keys))
+    spread = np.array([[e.deviation for e in row] for row in of_rows]).reshape(mean.shape)
+    counts = [numbers[(arm, "average", ALL_EXPERIENCES)].seeds for arm in rows]
 
     defined = [j for j, c in enumerate(columns) if c.detail or not np.isnan(mean[:, j]).all()]
     title = f"{METRIC_TITLES.get(metric, metric)}{' in %' if percent else ''} after the last domain"
@@ -358,7 +358,7 @@ def result_table(
         spread=spread[:, defined],
         title=title,
         notes=tuple(notes),
-        seeds=tuple(int(n) for n in counts),
+        seeds=tuple(counts),
     )
 
 

@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from cl_lora.benchmarks import DomainBenchmark, make_benchmark
-from cl_lora.benchmarks.stream import avalanche_benchmark, batches, joint_benchmark
+from cl_lora.benchmarks.batches import batches
+from cl_lora.benchmarks.stream import avalanche_benchmark, joint_benchmark
 from cl_lora.errors import UserError
 
 

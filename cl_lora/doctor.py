@@ -1,0 +1,84 @@
+"""What `cl-lora doctor` says: versions, device and precision, data sets that are found."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from cl_lora import __version__
+from cl_lora.benchmarks import found
+from cl_lora.benchmarks.cache import cache_folder
+from cl_lora.cli import config_names
+from cl_lora.errors import UserError
+from cl_lora.runs import cpu, package_versions
+from cl_lora.settings import pick_device
+
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "avalanche-lib",
+    "timm",
+    "peft",
+    "hydra-core",
+    "tensorboard",
+    "numpy",
+)
+_OPTIONAL = ("datasets",)
+
+
+def examine() -> int:
+    """Print the report; 0 if everything that is needed is there, else 1."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"cl-lora {__version__}")
+    versions = package_versions([*_PACKAGES, *_OPTIONAL])
+    missing = [name for name in _PACKAGES if versions[name] is None]
+    for name, number in versions.items():
+        absent = (
+            "MISSING"
+            if name in _PACKAGES
+            else "not installed (optional: pip install 'cl-lora[hub]')"
+        )
+        console.print(f"  {name:14} {number or absent}")
+    device = pick_device("auto")
+    where = torch.cuda.get_device_name() if device.type == "cuda" else cpu()
+    console.print(
+        f"\ndevice      {device} ({where}); {torch.get_num_threads()} of "
+        f"{os.cpu_count()} CPU threads"
+    )
+    console.print(f"precision   fp32 by default; precision=bf16 {_bf16(device)}")
+    console.print(f"cache       {cache_folder()}")
+    console.print("\ndata sets")
+    for name in config_names("benchmark"):
+        console.print(f"  {name:14} {_found(name)}")
+    if missing:
+        console.print(f"\nMissing: {', '.join(missing)}; pip install -c constraints.txt -e .")
+    return 1 if missing else 0
+
+
+def _bf16(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "is fast here" if torch.cuda.is_bf16_supported() else "is emulated here"
+    flags = Path("/proc/cpuinfo")
+    text = flags.read_text() if flags.exists() else ""
+    return "is fast here" if "amx_bf16" in text or "avx512_bf16" in text else "is slow here"
+
+
+def _found(name: str) -> str:
+    path = Path(__file__).parent / "configs" / "benchmark" / f"{name}.yaml"
+    config: dict[str, Any] = yaml.safe_load(path.read_text())
+    # A root for each real benchmark can be told through the environment, e.g. CL_LORA_PACS.
+    variable = f"CL_LORA_{name.upper()}"
+    if variable in os.environ:
+        config["root" if "root" in config else "path"] = os.environ[variable]
+    try:
+        there = found(config)
+    except UserError as error:
+        return f"found, but: {error}"
+    key = "path" if "path" in config else "root"
+    return there or f"not found; give benchmark.{key}=DIR"

@@ -1,0 +1,230 @@
+"""The run as TensorBoard event files: one TensorBoard run per arm."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+
+from cl_lora import files
+from cl_lora.evaluation.aggregate import estimate
+from cl_lora.evaluation.continual import MEASURES, forgetting, seen_average
+from cl_lora.reporting.describe import arm_settings
+from cl_lora.reporting.figures import STYLE, matrix_figure, mean_matrix, render
+from cl_lora.reporting.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+FOLDER = "tensorboard"
+TRAINING = "training"
+
+Scalars = dict[tuple[str, int], float]
+"""(tag, step) -> value."""
+
+
+def write_tensorboard(run: RunFolder) -> tuple[Path, ...]:
+    """Write ``tensorboard/<arm>/`` for every arm and ``tensorboard/training/``; return the folders.
+
+    The TensorBoard run ``<arm>`` holds the mean over seeds, ``<arm>/seed-<s>`` one seed where
+    there are several: the regular expression ``seed`` shows or hides them all. Steps count the
+    experiences trained; step 0 is before any training.
+
+    - ``accuracy/<domain>``: R[t, j]; ``accuracy/average``: mean over the domains seen so far;
+      the same for every other metric.
+    - ``forgetting/accuracy``: forgetting (Chaudhry et al. 2018) after each experience.
+    - ``coefficients/<adapter>``: mean over layers or modules; where each has its own, a histogram
+      shows them.
+    - ``scores/accuracy``: the score matrix as an image.
+    - HPARAMS: the settings of the arm beside ``result/<measure>``, to sort the arms by result.
+    - ``training/seed-<s>/<bank>/<adapter>``: ``training/loss`` and ``training/accuracy``, steps
+      are epochs.
+
+    Each folder is written whole under another name and put in the place of the old one, so
+    writing again leaves the same scalars once.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    root = run.path / FOLDER
+    written = []
+    domains = _hparam_domains(run)
+    for arm in (*run.arms, *run.references):
+        if arm not in run.scores.arms:
+            continue
+        with files.whole_folder(root / arm) as folder:
+            _write_arm(run, arm, folder, domains)
+        written.append(root / arm)
+    if run.curves:
+        # An arm may be called 'training' as well.
+        name = TRAINING
+        while name in run.scores.arms:
+            name += "_"
+        with files.whole_folder(root / name) as folder:
+            _write_training(run, folder)
+        written.append(root / name)
+    return tuple(written)
+
+
+def _write_arm(
+    run: RunFolder, arm: str, folder: Path, hparam_domains: Mapping[str, list[Any]]
+) -> None:
+    seeds = [s for s in run.seeds if s in run.scores.seeds]
+    of_seed = {seed: _scalars(run, arm, seed) for seed in seeds}
+    keys = dict.fromkeys(key for scalars in of_seed.values() for key in scalars)
+    mean = {
+        key: estimate([scalars.get(key, math.nan) for scalars in of_seed.values()]).mean
+        for key in keys
+    }
+    results = {
+        f"result/{name}": estimate([_measure(run, arm, s, name) for s in seeds]).mean
+        for name in MEASURES
+    }
+    results = {tag: value for tag, value in results.items() if math.isfinite(value)}
+    with _writer(folder) as writer:
+        _add(writer, mean)
+        _add(writer, {(tag, len(run.domains)): value for tag, value in results.items()})
+        for metric in run.scores.metrics:
+            _add_matrix(writer, run, arm, metric)
+        for step, values in _by_group(run, arm):
+            # Not through torch, whose histograms fail on few distinct values.
+            writer.add_histogram("coefficients", values, step, bins="auto")
+        _add_hparams(
+            writer, _hparams(run, arm), [f"result/{name}" for name in MEASURES], hparam_domains
+        )
+    if len(seeds) > 1:
+        for seed, scalars in of_seed.items():
+            with _writer(folder / f"seed-{seed}") as writer:
+                _add(writer, scalars)
+
+
+def _write_training(run: RunFolder, folder: Path) -> None:
+    for curve in run.curves:
+        adapter = f"{curve.experience:02d}-{curve.name}"
+        with _writer(folder / f"seed-{curve.seed}" / curve.bank / adapter) as writer:
+            for epoch, loss, accuracy in zip(
+                curve.epochs, curve.losses, curve.accuracies, strict=True
+            ):
+                _add(writer, {("training/loss", epoch): loss})
+                _add(writer, {("training/accuracy", epoch): accuracy})
+
+
+def _scalars(run: RunFolder, arm: str, seed: int) -> Scalars:
+    scalars: Scalars = {}
+    T = len(run.domains)
+    for metric in run.scores.metrics:
+        matrix = run.scores.matrix(seed, arm, metric, T)
+        for j, name in enumerate(run.domains):
+            scalars[(f"{metric}/{name}", 0)] = float(matrix.baseline[j])
+            for t in range(T):
+                scalars[(f"{metric}/{name}", t + 1)] = float(matrix.values[t, j])
+        for t, value in enumerate(seen_average(matrix.values)):
+            scalars[(f"{metric}/average", t + 1)] = float(value)
+            part = matrix.values[: t + 1, : t + 1]
+            lost = forgetting(part, matrix.higher_is_better)
+            scalars[(f"forgetting/{metric}", t + 1)] = lost
+    rows = run.coefficients
+    rows = rows[(rows["arm"] == arm) & (rows["seed"] == seed)]
+    for adapter, name in enumerate(run.domains):
+        for t in range(T):
+            values = rows[(rows["adapter"] == adapter) & (rows["trained"] == t)]["value"]
+            scalars[(f"coefficients/{adapter:02d}-{name}", t + 1)] = float(values.mean())
+    return {key: value for key, value in scalars.items() if math.isfinite(value)}
+
+
+def _by_group(run: RunFolder, arm: str) -> Iterator[tuple[int, Any]]:
+    """Yield (step, coefficients) of an arm whose layers or modules have their own."""
+    rows = run.coefficients[run.coefficients["arm"] == arm]
+    if rows["group"].nunique() > 1:
+        for trained, values in rows.groupby("trained")["value"]:
+            yield int(str(trained)) + 1, values.to_numpy()
+
+
+def _measure(run: RunFolder, arm: str, seed: int, name: str) -> float:
+    metric = run.scores.metrics[0]
+    return MEASURES[name].compute(run.scores.matrix(seed, arm, metric, len(run.domains)))
+
+
+def _hparams(run: RunFolder, arm: str) -> dict[str, str | float]:
+    s = arm_settings(run, arm)
+    given: dict[str, Any] = {
+        "arm": arm,
+        "method": s.method or "reference",
+        "space": s.space if s.method else "",
+        "coefficients": s.rule,
+        **{k: v for k, v in {**s.rule_options, **s.options}.items() if k != "rank"},
+        "spc": s.spc,
+    }
+    # All numbers as float, as the values of one column must be of one kind.
+    return {
+        k: float(v) if isinstance(v, int | float) and not isinstance(v, bool) else str(v)
+        for k, v in given.items()
+        if v not in ("", None)
+    }
+
+
+def _hparam_domains(run: RunFolder) -> dict[str, list[Any]]:
+    """Return every setting with the values it takes over all arms.
+
+    TensorBoard takes the columns of the table from one run's description and ignores the others:
+    so each run describes them all.
+    """
+    domains: dict[str, list[Any]] = {}
+    for arm in (*run.arms, *run.references):
+        for key, value in _hparams(run, arm).items():
+            if value not in domains.setdefault(key, []):
+                domains[key].append(value)
+    # The values of one column must be of one kind: mixed ones become text.
+    return {
+        k: v if len({isinstance(x, str) for x in v}) == 1 else [str(x) for x in v]
+        for k, v in domains.items()
+    }
+
+
+def _add_hparams(
+    writer: SummaryWriter,
+    hparams: Mapping[str, str | float],
+    results: Sequence[str],
+    domains: Mapping[str, list[Any]],
+) -> None:
+    # Not SummaryWriter.add_hparams: it opens a further run named by the time, and cannot leave
+    # out a setting that an arm does not have.
+    from tensorboard.plugins.hparams import summary_v2
+
+    columns = [
+        summary_v2.HParam(k, summary_v2.Discrete(v, dtype=type(v[0]))) for k, v in domains.items()
+    ]
+    metrics = [summary_v2.Metric(tag, display_name=tag.split("/")[1]) for tag in results]
+    typed = {k: v if v in domains[k] else str(v) for k, v in hparams.items()}
+    file_writer: Any = writer.file_writer
+    file_writer.add_summary(summary_v2.hparams_config_pb(columns, metrics))
+    file_writer.add_summary(summary_v2.hparams_pb(typed, trial_id=str(hparams["arm"])))
+
+
+def _add_matrix(writer: SummaryWriter, run: RunFolder, arm: str, metric: str) -> None:
+    from PIL import Image
+
+    with mpl.rc_context(dict(STYLE)):
+        figure = matrix_figure(mean_matrix(run, arm, metric), run.domains, metric, arm)
+    pixels = np.asarray(Image.open(io.BytesIO(render(figure, "png"))).convert("RGB"))
+    writer.add_image(f"scores/{metric}", pixels, len(run.domains), dataformats="HWC")
+
+
+def _add(writer: SummaryWriter, scalars: Mapping[tuple[str, int], float]) -> None:
+    for (tag, step), value in scalars.items():
+        if math.isfinite(value):
+            writer.add_scalar(tag, value, step)
+
+
+def _writer(folder: Path) -> SummaryWriter:
+    # TensorBoard says so at length when TensorFlow is not there; it is not needed.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder))

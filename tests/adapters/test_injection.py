@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from cl_lora.adapters import Adapter, LoRAFactors
+from cl_lora.adapters.injection import (
+    TARGETS,
+    LoRAConfig,
+    applied,
+    extract,
+    inject,
+    remove,
+    split_qkv,
+    target_modules,
+)
+from cl_lora.errors import UserError
+from cl_lora.models.backbones import Backbone
+
+
+def images() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=generator)
+
+
+def random_factors(vit: torch.nn.Module, targets: tuple[str, ...]) -> dict[str, LoRAFactors]:
+    generator = torch.Generator().manual_seed(4)
+    factors = {}
+    for name in target_modules(vit, targets):
+        out, into = vit.get_submodule(name).weight.shape
+        factors[name] = LoRAFactors(
+            torch.randn(3, into, generator=generator), torch.randn(out, 3, generator=generator), 0.1
+        )
+    return factors
+
+
+def test_split_attention_computes_the_same_bits(backbone: Backbone) -> None:
+    before = backbone(images())
+    split_qkv(backbone.vit)
+    assert torch.equal(backbone(images()), before)
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_each_target_is_found_by_name_in_every_block(backbone: Backbone, target: str) -> None:
+    if target in ("q", "k", "v"):
+        split_qkv(backbone.vit)
+    names = target_modules(backbone.vit, [target])
+    assert len(names) == 2
+    assert all(n.startswith(f"blocks.{i}.") and n.endswith(target) for i, n in enumerate(names))
+
+
+def test_patch_embedding_is_never_adapted(backbone: Backbone) -> None:
+    assert target_modules(backbone.vit, ["proj"]) == ("blocks.0.attn.proj", "blocks.1.attn.proj")
+
+
+@pytest.mark.parametrize("targets", [("qkv", "fc2"), ("q", "v", "proj")])
+def test_fresh_adapter_changes_nothing_and_removal_restores(
+    backbone: Backbone, targets: tuple[str, ...]
+) -> None:
+    config = LoRAConfig(rank=2, targets=targets, dropout=0.0)
+    if config.splits_qkv:
+        split_qkv(backbone.vit)
+    before, fingerprint = backbone(images()), backbone.fingerprint()
+    backbone.vit = inject(backbone.vit, config, None)
+    torch.testing.assert_close(backbone(images()), before)
+    trainable = [n for n, p in backbone.named_parameters() if p.requires_grad]
+    assert len(trainable) == 2 * len(extract(backbone.vit))
+    backbone.vit = remove(backbone.vit)
+    assert backbone.fingerprint() == fingerprint
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_applied_update_equals_peft_forward(
+    backbone: Backbone, make_backbone: Callable[[], Backbone], rslora: bool, tmp_path: Path
+) -> None:
+    """The oracle is peft itself: the same factors, active inside the wrapped model."""
+    config = LoRAConfig(rank=3, lora_alpha=6, targets=("qkv", "fc1"), dropout=0.0, rslora=rslora)
+    start = random_factors(backbone.vit, config.targets)
+    backbone.vit = inject(backbone.vit, config, start)
+    expected = backbone.eval()(images())
+    factors = extract(backbone.vit)
+    backbone.vit = remove(backbone.vit)
+    assert next(iter(factors.values())).scaling == pytest.approx(6 / (3**0.5 if rslora else 3))
+
+    adapter = Adapter("a", factors)
+    adapter.save(tmp_path / "a")
+
+    class Alone:
+        def modules(self) -> tuple[str, ...]:
+            return adapter.modules()
+
+        def delta(self, module: str) -> torch.Tensor:
+            return adapter.factors[module].delta()
+
+    with applied(backbone.vit, Alone()):
+        torch.testing.assert_close(backbone(images()), expected, rtol=1e-3, atol=1e-4)
+
+    # And the folder on disk is one that peft reads.
+    again = make_backbone()
+    again.vit = PeftModel.from_pretrained(again.vit, str(tmp_path / "a")).eval()
+    torch.testing.assert_close(again(images()), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_applying_restores_weights_bit_for_bit_even_after_an_error(backbone: Backbone) -> None:
+    factors = random_factors(backbone.vit, ("qkv",))
+
+    class Broken:
+        def modules(self) -> tuple[str, ...]:
+            return tuple(factors)
+
+        def delta(self, module: str) -> torch.Tensor:
+            return factors[module].delta()
+
+    fingerprint = backbone.fingerprint()
+
+    def fail_inside() -> None:
+        with applied(backbone.vit, Broken()):
+            assert backbone.fingerprint() != fingerprint
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_inside()
+    assert backbone.fingerprint() == fingerprint
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 0}, "rank to be at least 1"),
+        ({"lora_alpha": float("nan")}, "lora_alpha"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"targets": ("kv",)}, "did you mean"),
+        ({"targets": ("q", "qkv")}, "fused"),
+        ({"targets": ("q", "q")}, "twice"),
+        ({"targets": ()}, "at least one"),
+    ],
+)
+def test_bad_adapter_settings(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        LoRAConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_adapter_of_another_backbone_is_refused(backbone: Backbone) -> None:
+    class Foreign:
+        def modules(self) -> tuple[str, ...]:
+            return ("blocks.9.attn.qkv",)
+
+        def delta(self, module: str) -> torch.Tensor:
+            return torch.zeros(48, 16)
+
+    with pytest.raises(UserError, match="another backbone"), applied(backbone.vit, Foreign()):
+        pass

@@ -1,0 +1,56 @@
+"""Fixtures shared by all tests: a tiny backbone and a tiny benchmark."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+# Before torch is imported: two threads that wait for each other collapse on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+from cl_lora.benchmarks import make_benchmark
+from cl_lora.benchmarks.core import DomainBenchmark
+from cl_lora.models.backbones import Backbone
+
+
+def _backbone(seed: int = 0) -> Backbone:
+    """Return a randomly initialised ViT of two blocks for 16 px images."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(seed)
+    vit = VisionTransformer(
+        img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=0
+    )
+    vit.requires_grad_(False).eval()
+    return Backbone(vit, 16, [0.5] * 3, [0.5] * 3).eval()
+
+
+@pytest.fixture
+def backbone() -> Backbone:
+    return _backbone()
+
+
+@pytest.fixture
+def make_backbone() -> Callable[[], Backbone]:
+    """Return a function that makes the same tiny backbone again."""
+    return _backbone
+
+
+@pytest.fixture(scope="session")
+def benchmark_16(tmp_path_factory: pytest.TempPathFactory) -> DomainBenchmark:
+    """Three classes in three styles, 16 px: 8 train and 4 test images a class and style."""
+    return make_benchmark(
+        {
+            "kind": "shapes",
+            "name": "shapes",
+            "classes": 3,
+            "styles": ["photo", "cartoon", "sketch"],
+            "samples_per_class": 8,
+            "test_samples_per_class": 4,
+            "cache_dir": str(tmp_path_factory.mktemp("cache")),
+        },
+        image_size=16,
+    )
