@@ -68,7 +68,7 @@ class Settings:
     classes: int = 64
     samples_per_class: int = 600
     seed: int = 7
-    epochs: int = 12
+    epochs: int = 8
     batch_size: int = 128
     matrix_learning_rate: float = 3e-3
     learning_rate: float = 1e-3

@@ -227,11 +227,12 @@ class TestMistakes:
             shapes.render_sample(spec, style, label, index)
 
 
-class TestBackbone:
-    @pytest.fixture(scope="class")
-    def card(self):
-        return json.loads((EMBEDDED / "backbone.json").read_text())
+@pytest.fixture(scope="module")
+def card():
+    return json.loads((EMBEDDED / "backbone.json").read_text())
 
+
+class TestBackbone:
     def test_the_weights_are_those_described(self, card):
         data = (EMBEDDED / "backbone.safetensors").read_bytes()
         assert hashlib.sha256(data).hexdigest() == card["sha256"]
