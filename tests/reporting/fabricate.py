@@ -14,9 +14,13 @@ from cl_lora.evaluation.scores import Score, ScoreTable
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
 REFERENCES = ("base", "last", "oracle", "sequential", "joint")
 ARMS = {
-    "ta_w1": {"method": "task_arithmetic", "coefficients": "fixed", "W": 1.0},
-    "ta_adaptive_b3": {"method": "task_arithmetic", "coefficients": "adaptive", "b_max": 3.0},
-    "ties_w1": {"method": "ties", "coefficients": "fixed", "W": 1.0, "density": 0.2},
+    "ta_w1": {"method": "task_arithmetic", "coefficients": 1},
+    "ta_adaptive_b3": {
+        "method": "task_arithmetic",
+        "coefficients": {"name": "adaptive", "b_max": 3},
+        "spc": 1,
+    },
+    "ties_w1": {"method": "ties", "density": 0.2, "coefficients": 1.0},
 }
 
 
@@ -24,17 +28,10 @@ def many_arms(methods=("task_arithmetic", "ties", "dare_ties", "linear")):
     """Return 24 arms: each method with fixed W and adaptive b_max."""
     arms = {}
     for method in methods:
-        for value in (1.0, 3.0, 5.0):
-            arms[f"{method}_w{value:g}"] = {
-                "method": method,
-                "coefficients": "fixed",
-                "W": value,
-            }
-            arms[f"{method}_adaptive_b{value:g}"] = {
-                "method": method,
-                "coefficients": "adaptive",
-                "b_max": value,
-            }
+        for value in (1, 3, 5):
+            arms[f"{method}_w{value}"] = {"method": method, "coefficients": value}
+            rule = {"name": "adaptive", "b_max": value}
+            arms[f"{method}_adaptive_b{value}"] = {"method": method, "coefficients": rule}
     return arms
 
 
@@ -44,15 +41,18 @@ def fabricate_scores(arms, references=REFERENCES, domains=DOMAINS, seeds=(0, 1, 
     table = ScoreTable()
     hardness = np.random.default_rng(7).uniform(0.55, 0.95, T)
     for a, arm in enumerate((*arms, *references)):
-        quality = np.random.default_rng(100 + a).uniform(0.5, 1.0)
+        # A method's quality is smooth in the scale of its coefficients, as in real runs.
+        draw = np.random.default_rng(100 + a // 6)
+        best, width = draw.uniform(0.5, 5), draw.uniform(2, 6)
+        quality = draw.uniform(0.7, 1.0) * float(np.exp(-(((a % 6 - best) / width) ** 2)))
         for seed in seeds:
             noise = np.random.default_rng([a, seed])
-            steps = {"base": [-1], "joint": [T - 1]}.get(arm, range(T))
+            steps = [-1, T - 1] if arm == "joint" else range(-1, T)
             for t in steps:
                 rows = []
                 for j in range(T):
-                    seen = j <= t or arm in ("oracle", "joint")
-                    level = hardness[j] * (quality if seen else 0.4) * 0.97 ** max(0, t - j)
+                    seen = t >= 0 and arm != "base" and (j <= t or arm in ("oracle", "joint"))
+                    level = hardness[j] * (quality if seen else 0.3) * 0.97 ** max(0, t - j)
                     value = float(np.clip(level + noise.normal(0, 0.015), 0, 1))
                     rows.append(Score(seed, arm, t, j, "accuracy", value))
                     rows.append(Score(seed, arm, t, j, "f1", value * 0.96))
@@ -80,7 +80,8 @@ def fabricate_run(
         "seeds": list(seeds),
         "arms": arms,
         "references": list(references),
-        "strategy": {"name": "lora", "rank": 8, "epochs": 2, "lr": 1e-4},
+        "strategy": {"name": "lora", "rank": 8, "epochs": 2, "lr": 1e-4, "head": "shared"},
+        "spc": 5,
         "model": {"name": "vit_tiny_patch16_224", "img_size": 112},
         "benchmark": {"name": "pacs", "order": list(domains)},
     }
@@ -129,9 +130,9 @@ def fabricate_coefficients(arms, T, seeds):
         for arm, settings in arms.items():
             for t in range(T):
                 for i in range(t + 1):
-                    value = settings.get("W")
-                    if value is None:
+                    value = settings["coefficients"]
+                    if isinstance(value, dict):
                         draw = np.random.default_rng([seed, t, i])
-                        value = float(settings["b_max"] * draw.uniform(0.1, 0.9))
+                        value = value["b_max"] * float(draw.uniform(0.1, 0.9))
                     rows.append((seed, arm, t, "all", i, value))
     return pd.DataFrame(rows, columns=["seed", "arm", "trained", "group", "adapter", "value"])
