@@ -3,8 +3,7 @@
 The class label alone hardly trains a small transformer from scratch, so every picture also says
 where its outline lies. Each patch tells its part of the mask, and its class where it shows the
 object; the pooled features tell key points, orientation, area, and how far the outline reaches in
-each direction. The last one needs no knowledge of the class, so it is learnt first and leads to
-the others. All of these come for free from the generator. Only photos are shown: every other
+each direction, which, unlike the key points, can be told without knowing the class. All of these come for free from the generator. Only photos are shown: every other
 style is a true shift of the domain for whoever adapts the backbone.
 
     python tools/pretrain_backbone.py --work /tmp/pretraining
@@ -47,7 +46,7 @@ ARCHITECTURE: dict[str, Any] = {
     "embed_dim": WIDTH,
     "depth": 6,
     "num_heads": 4,
-    # From scratch, the mean of the patch tokens learns several times faster than a class token.
+    # The mean of the patch tokens: they are trained directly, by the mask and by their class.
     "class_token": False,
     "global_pool": "avg",
 }
@@ -155,8 +154,7 @@ def geometry(sample: shapes.ShapeSample, outline: npt.NDArray[np.float64]) -> li
     """Return the TARGETS numbers of a sample, each of about unit size."""
     centre = outline.mean(axis=0)
     away = outline - centre
-    # Between two neighbouring points of the outline lies less than one ray: no ray stays empty
-    # unless the outline turns away from it, and then zero says so.
+    # The farthest point in each direction; zero where no point of the outline falls into it.
     ray = np.floor(np.arctan2(away[:, 1], away[:, 0]) / (2 * np.pi) * RAYS).astype(int) % RAYS
     profile = np.zeros(RAYS)
     np.maximum.at(profile, ray, np.hypot(away[:, 0], away[:, 1]))
