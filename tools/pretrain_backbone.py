@@ -3,8 +3,9 @@
 The class label alone hardly trains a small transformer from scratch, so every picture also says
 where its outline lies. Each patch tells its part of the mask, and its class where it shows the
 object; the pooled features tell key points, orientation, area, and how far the outline reaches in
-each direction, which, unlike the key points, can be told without knowing the class. All of these come for free from the generator. Only photos are shown: every other
-style is a true shift of the domain for whoever adapts the backbone.
+each direction, which, unlike the key points, can be told without knowing the class. All of these
+come for free from the generator. Only photos are shown: every other style is a true shift of the
+domain for whoever adapts the backbone.
 
     python tools/pretrain_backbone.py --work /tmp/pretraining
 
