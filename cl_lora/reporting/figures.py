@@ -468,8 +468,8 @@ def draw_matrix(
     percent = metric in PERCENT_METRICS
     values = _scale(metric) * matrix
     low, high = (0.0, 100.0) if percent else (None, None)
-    image = ax.imshow(values, cmap="cividis", aspect="equal", vmin=low, vmax=high)
-    image.cmap.set_bad("#eeeeee")
+    colors = mpl.colormaps["cividis"].with_extremes(bad="#eeeeee")
+    image = ax.imshow(values, cmap=colors, aspect="equal", vmin=low, vmax=high)
     names = shorten(domains, 8)
     ax.grid(visible=False)
     ax.set_xticks(range(T), names if bottom else [], rotation=90)

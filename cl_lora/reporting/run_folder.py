@@ -46,6 +46,7 @@ class Stream:
         fingerprint: digest of the data and its splits; scores compare only where it is the same.
         train_sizes: training samples of each experience.
         test_sizes: test samples of each experience.
+        backbone: digest of the backbone's weights; empty where it was not recorded.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Stream:
     fingerprint: str
     train_sizes: tuple[int, ...]
     test_sizes: tuple[int, ...]
+    backbone: str = ""
 
 
 @dataclass(frozen=True)
@@ -271,10 +273,11 @@ def _read_stream(path: Path) -> Stream:
             fingerprint=str(data["fingerprint"]),
             train_sizes=tuple(map(int, data["train_sizes"])),
             test_sizes=tuple(map(int, data["test_sizes"])),
+            backbone=str(data.get("backbone", {}).get("fingerprint", "")),
         )
     except KeyError as error:
         raise _damaged(path, f"{error} is missing") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, str(error)) from error
     if not stream.domains:
         raise _damaged(path, "it lists no domains")

@@ -185,8 +185,8 @@ class ResultTable:
         """Return title, table and notes for a terminal of ``width`` columns.
 
         What does not fit is given up in this order: long headings, columns by priority, the
-        spread of the detail columns, parts of long names, the detail columns, all spreads. A note
-        names the columns that are left out.
+        spread of the detail columns, parts of long names, the detail columns, all spreads, the last
+        columns. A note names the columns that are left out.
         """
         console = Console(width=10_000)
         for layout in self._layouts():
@@ -232,7 +232,8 @@ class ResultTable:
         kept = tuple(j for j in kept if not self.columns[j].detail)
         for width in (longest, *widths):
             yield _Layout(kept, width)
-        yield _Layout(kept, min([longest, *widths]), detail_spread=False, spread=False)
+        for count in range(len(kept), 0, -1):
+            yield _Layout(kept[:count], min([longest, *widths]), detail_spread=False, spread=False)
 
     def _render(self, layout: _Layout) -> Table:
         names = shorten(self.rows, layout.name_width)

@@ -57,9 +57,11 @@ def test_every_experience_trains_a_fresh_adapter(backbone, benchmark_16) -> None
 
 
 def test_training_learns(backbone, benchmark_16) -> None:
-    made = strategy(backbone, epochs=40, lr=2e-2, head_lr=5e-2)
-    curve = train(made, benchmark_16)[0].training["loss"]
-    assert curve[-1]["loss"] < 0.5 * curve[0]["loss"]
+    """Joint training is the longest here; its own train images must become easier."""
+    made = strategy(backbone, epochs=30, lr=2e-2, head_lr=5e-2)
+    curve = train(made, benchmark_16, joint=True)[0].training["loss"]
+    assert curve[-1]["loss"] < 0.8 * curve[0]["loss"]
+    assert curve[-1]["accuracy"] > curve[0]["accuracy"]
 
 
 def test_same_seed_same_bytes_and_resuming_changes_nothing(make_backbone, benchmark_16) -> None:

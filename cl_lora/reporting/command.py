@@ -1,0 +1,101 @@
+"""The commands ``cl-lora report`` and ``cl-lora compare``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from cl_lora import files
+from cl_lora.errors import UserError, unknown_name
+
+MakeParser = Callable[[str, str], argparse.ArgumentParser]
+
+
+def write_reports(folder: str | Path) -> tuple[Path, ...]:
+    """Write every report of a finished run: ``report.html``, ``figures/``, ``tensorboard/``.
+
+    Returns:
+        What was written, the HTML report first.
+
+    Raises:
+        UserError: if the folder is no finished run, or cannot be written.
+    """
+    from cl_lora.reporting.figures import write_figures
+    from cl_lora.reporting.html import write_html
+    from cl_lora.reporting.run_folder import RunFolder
+    from cl_lora.reporting.tensorboard import write_tensorboard
+
+    run = RunFolder.read(folder)
+    return (write_html(run), *write_figures(run), *write_tensorboard(run))
+
+
+def report(given: list[str], make_parser: MakeParser) -> int:
+    """Run ``cl-lora report RUN``."""
+    parser = make_parser("report", "Make the report of a finished run again from its folder.")
+    parser.add_argument("run", metavar="RUN", type=Path, help="the folder of the run")
+    folder: Path = parser.parse_args(given).run
+    write_reports(folder)
+    print(f"Report:      {folder / 'report.html'}")
+    print(f"Figures:     {folder / 'figures'}")
+    print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}")
+    return 0
+
+
+def compare(given: list[str], make_parser: MakeParser) -> int:
+    """Run ``cl-lora compare RUN...``."""
+    parser = make_parser(
+        "compare",
+        "Put finished runs side by side. Seeds are averaged where data, splits, model and training "
+        "are the same; everything else stands in columns of its own.",
+    )
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="folders of runs")
+    parser.add_argument("--metric", default="accuracy", help="what to compare (accuracy)")
+    parser.add_argument(
+        "--to",
+        metavar="ARM",
+        help="show paired differences to this arm; CONDITION:ARM for that of one condition",
+    )
+    parser.add_argument(
+        "--format", default="table", metavar="FORMAT", help="table, markdown, latex or csv (table)"
+    )
+    parser.add_argument(
+        "--pool",
+        action="store_true",
+        help="average all runs together; an error says why where that cannot be",
+    )
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw it: a .png or .svg file")
+    arguments = parser.parse_args(given)
+
+    from cl_lora.reporting.compare import RENDERERS, compare_runs, require_poolable
+    from cl_lora.reporting.run_folder import RunFolder
+
+    if arguments.format not in ("table", *RENDERERS):
+        raise unknown_name("format", arguments.format, ("table", *RENDERERS))
+    kind = _figure_kind(arguments.figure) if arguments.figure else ""
+    runs = [RunFolder.read(path) for path in arguments.runs]
+    if arguments.pool:
+        require_poolable(runs)
+    comparison = compare_runs(runs, arguments.metric, arguments.to)
+    if arguments.format == "table":
+        from rich.console import Console
+
+        console = Console()
+        text = comparison.table().text(console.width, color=console.is_terminal)
+    else:
+        text = RENDERERS[arguments.format](comparison)
+    print(text, end="")
+    if arguments.figure:
+        from cl_lora.reporting.figures import render
+
+        files.write_bytes(arguments.figure, render(comparison.figure(), kind))
+        print(f"Figure: {arguments.figure}", file=sys.stderr)
+    return 0
+
+
+def _figure_kind(path: Path) -> str:
+    kind = path.suffix.lstrip(".").lower()
+    if kind not in ("png", "svg"):
+        raise UserError(f"Expected --figure to end in .png or .svg but got {str(path)!r}")
+    return kind

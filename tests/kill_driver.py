@@ -1,0 +1,88 @@
+"""Kills real runs at many moments and finishes them; prints what came out as JSON.
+
+The heavy imports happen once; each run is a forked process that gets SIGKILL, so nothing of it
+can clean up. Run as: python kill_driver.py FOLDER MOMENTS
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import cl_lora.benchmarks.stream
+import cl_lora.pipeline
+import cl_lora.strategies.lora  # noqa: F401
+from cl_lora.cli import main
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_run import overrides
+
+
+def start(run: Path, cache: Path) -> int:
+    """Fork a process that runs the command line, and return its number."""
+    child = os.fork()
+    if child:
+        return child
+    os.environ["CL_LORA_CACHE"] = str(cache)
+    log = os.open(f"{run}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os._exit(main(["run", *overrides(run)]))
+
+
+def finish(run: Path, cache: Path) -> int:
+    """Run to the end and return the exit code."""
+    return os.waitstatus_to_exitcode(os.waitpid(start(run, cache), 0)[1])
+
+
+def adapters(run: Path) -> dict[str, int]:
+    """Return the finished adapters and when each was written."""
+    return {
+        str(p.parent.relative_to(run)): p.stat().st_mtime_ns
+        for p in sorted(run.glob("adapters/seed-*/[0-9]*/adapter_config.json"))
+    }
+
+
+def lines(path: Path) -> int:
+    """Return how many lines a file has, 0 if it is not there."""
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def drive(folder: Path, moments: int) -> list[dict[str, object]]:
+    """Do one undisturbed run, then one killed and finished run for every moment."""
+    undisturbed = folder / "undisturbed"
+    begun = time.monotonic()
+    results: list[dict[str, object]] = [{"code": finish(undisturbed, folder / "cache-0")}]
+    elapsed = time.monotonic() - begun
+    for moment in range(moments):
+        run, cache = folder / f"killed-{moment}", folder / f"cache-{moment + 1}"
+        child = start(run, cache)
+        time.sleep(elapsed * (moment + 0.5) / moments)
+        os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+        before, scored = adapters(run), lines(run / "scores.csv")
+        code = finish(run, cache)
+        after = adapters(run)
+        results.append(
+            {
+                "code": code,
+                "killed": os.WIFSIGNALED(status),
+                "adapters": len(before),
+                "scored": scored,
+                "retrained": [name for name, when in before.items() if after.get(name) != when],
+                "same": {
+                    name: (run / name).read_bytes() == (undisturbed / name).read_bytes()
+                    for name in ("scores.csv", "coefficients.csv")
+                },
+                "leftovers": [str(p) for p in run.rglob(".*.*")],
+            }
+        )
+    return results
+
+
+if __name__ == "__main__":
+    print(json.dumps(drive(Path(sys.argv[1]), int(sys.argv[2]))))

@@ -1,0 +1,165 @@
+import io
+import xml.etree.ElementTree as ET
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from fabricate import ARMS, fabricate_run, many_arms
+from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.text import Text
+from PIL import Image
+
+from cl_lora.evaluation.scores import ScoreTable
+from cl_lora.reporting import figures
+from cl_lora.reporting.figures import (
+    FIGURES,
+    draw_figures,
+    mean_matrix,
+    render,
+    robustness_curves,
+    write_figures,
+)
+from cl_lora.reporting.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """30 rows: 24 arms, a long name among them, and the references."""
+    arms = {**many_arms(), "an_arm_with_quite_a_long_name_b9": ARMS["ta_w1"]}
+    path = tmp_path_factory.mktemp("many") / "run"
+    return RunFolder.read(fabricate_run(path, arms=arms, seeds=(0, 1, 2)))
+
+
+@pytest.fixture(scope="module")
+def drawn(many):
+    return draw_figures(many)
+
+
+def test_every_figure_is_drawn_as_png_and_svg_with_the_same_bytes_again(run_path):
+    run = RunFolder.read(run_path)
+    paths = write_figures(run)
+    # Three arms, no two of which differ in the coefficient's scale alone.
+    names = [n for n in FIGURES if n != "robustness"]
+    assert [p.name for p in paths] == [f"{n}.{kind}" for n in names for kind in ("png", "svg")]
+    first = {p: p.read_bytes() for p in paths}
+    for path, data in first.items():
+        if path.suffix == ".png":
+            assert min(Image.open(io.BytesIO(data)).size) > 300
+        else:
+            assert ET.fromstring(data).tag.endswith("svg")
+            assert b"<dc:date>" not in data
+    write_figures(run)
+    assert {p: p.read_bytes() for p in paths} == first
+
+
+def test_the_style_of_others_is_left_alone(run_path):
+    before = dict(mpl.rcParams)
+    draw_figures(RunFolder.read(run_path))
+    assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize("name", list(FIGURES))
+def test_no_two_texts_overlap_with_30_rows(drawn, name, monkeypatch):
+    boxes = []
+    draw = RendererAgg.draw_text
+
+    def record(self, gc, x, y, s, prop, angle, ismath=False, mtext=None):
+        # Text's own extent: an annotation's would take in the line to its point.
+        box = Text.get_window_extent(mtext)
+        boxes.append((s, box.x0 + 1, box.y0 + 1, box.x1 - 1, box.y1 - 1))
+        draw(self, gc, x, y, s, prop, angle, ismath, mtext)
+
+    monkeypatch.setattr(RendererAgg, "draw_text", record)
+    figure = drawn[name]
+    figure.savefig(io.BytesIO(), format="png", dpi=100)
+    assert len(boxes) > 20
+    for i, (a, x0, y0, x1, y1) in enumerate(boxes):
+        assert x0 > -2, a
+        assert y0 > -2, a
+        assert x1 < 100 * figure.get_figwidth() + 2, a
+        assert y1 < 100 * figure.get_figheight() + 2, a
+        for b, u0, v0, u1, v1 in boxes[i + 1 :]:
+            apart = x1 <= u0 or u1 <= x0 or y1 <= v0 or v1 <= y0
+            assert apart, f"{a!r} overlaps {b!r}"
+
+
+def test_every_arm_stands_in_the_final_scores(many, drawn):
+    texts = {t.get_text() for t in drawn["final"].findobj(Text)}
+    assert {*many.arms, *many.references} <= texts
+
+
+def test_the_bars_are_the_averages(many):
+    figure = figures.final_scores(many)
+    ax = figure.axes[0]
+    names = [t.get_text() for t in ax.get_yticklabels()]
+    widths = dict(zip(names, (p.get_width() for p in ax.patches), strict=True))
+    for arm in ("ties_w1", "joint"):
+        expected = np.mean([many.scores.matrix(s, arm).values[-1].mean() for s in many.seeds])
+        assert widths[arm] == pytest.approx(100 * expected)
+    assert sorted(widths[a] for a in many.arms)[::-1] == [
+        widths[a] for a in names[: len(many.arms)]
+    ]
+
+
+def test_the_mean_matrix_by_hand(many):
+    expected = np.mean([many.scores.matrix(s, "ties_w1").values for s in (0, 1, 2)], axis=0)
+    np.testing.assert_array_equal(mean_matrix(many, "ties_w1", "accuracy"), expected)
+
+
+def test_robustness_joins_arms_that_differ_in_the_scale_alone(many):
+    curves = robustness_curves(many)
+    assert list(dict.fromkeys(curves["axis"])) == ["W", "b_max"]
+    ties = curves[(curves["axis"] == "W") & (curves["family"] == "ties")]
+    assert list(ties["x"]) == [1, 3, 5]
+    assert list(ties["arm"]) == ["ties_w1", "ties_w3", "ties_w5"]
+    adaptive = curves[curves["axis"] == "b_max"]
+    assert set(adaptive["family"]) == {
+        f"{m}, adaptive, spc 5" for m in ("task_arithmetic", "ties", "dare_ties", "linear")
+    }
+
+
+def test_the_robustness_legend_says_best_worst_and_area(many, drawn):
+    curves = robustness_curves(many)
+    y = 100 * curves[(curves["axis"] == "W") & (curves["family"] == "ties")]["mean"].to_numpy()
+    # By hand, at W = 1, 3, 5: two trapezoids of width 2, over a width of 4.
+    area = ((y[0] + y[1]) + (y[1] + y[2])) / 4
+    expected = f"ties: best {max(y):.1f}, worst {min(y):.1f}, area {area:.1f}"
+    assert expected in {t.get_text() for t in drawn["robustness"].findobj(Text)}
+
+
+def test_figures_without_data_are_left_out(tmp_path):
+    arms = {"ta_w1": ARMS["ta_w1"]}
+    path = fabricate_run(tmp_path / "run", arms=arms, references=(), domains=("photo",))
+    run = RunFolder.read(path)
+    # One experience: nothing to forget. One arm, fixed: no robustness, nothing learned.
+    assert set(draw_figures(run)) == {"final", "over_time", "matrices"}
+
+
+def test_errors_and_many_domains(tmp_path):
+    domains = [f"a_domain_with_a_long_name_{i}" for i in range(12)]
+    run = RunFolder.read(fabricate_run(tmp_path / "run", domains=domains, seeds=(0,)))
+    for figure in draw_figures(run, "f1").values():
+        assert render(figure, "png")
+    path = fabricate_run(tmp_path / "errors")
+    scores = ScoreTable.read(path / "scores.csv").to_csv().replace("true", "false")
+    (path / "scores.csv").write_text(scores.replace("accuracy", "rmse"))
+    run = RunFolder.read(path)
+    final = figures.final_scores(run, "rmse")
+    widths = [p.get_width() for p in final.axes[0].patches][: len(run.arms)]
+    assert widths == sorted(widths)  # the smallest error first
+    assert figures.forgetting_against_score(run, "rmse") is not None
+
+
+def test_coefficients_with_groups_are_averaged(run_path):
+    frame = pd.read_csv(run_path / "coefficients.csv")
+    low, high = frame.copy(), frame.copy()
+    low["group"], high["group"] = "blocks.0", "blocks.1"
+    low["value"] -= 0.1
+    high["value"] += 0.1
+    pd.concat([low, high]).to_csv(run_path / "coefficients.csv", index=False)
+    figure = figures.coefficients_over_time(RunFolder.read(run_path))
+    assert figure is not None
+    line = next(x for x in figure.axes[0].get_lines() if len(x.get_xdata()) == 4)
+    arm = frame[(frame["arm"] == "ta_adaptive_b3") & (frame["adapter"] == 0)]
+    np.testing.assert_allclose(line.get_ydata(), arm.groupby("trained")["value"].mean())

@@ -1,0 +1,382 @@
+"""The whole command line, as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import peft
+import pytest
+import yaml
+from PIL import Image
+from tiny_run import overrides
+
+from cl_lora.adapters import Adapter
+from cl_lora.cli import main
+
+
+def command(*arguments: str, columns: int = 80) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cl_lora", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": str(columns)},
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("CL_LORA_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished tiny run and what it printed."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    done = command("run", *overrides(folder))
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "scores.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in folder.glob("adapters/**/*") if p.is_file()}
+
+
+def test_table_fits_80_columns_and_names_every_arm(finished: tuple[Path, str]) -> None:
+    folder, printed = finished
+    assert max(len(line) for line in printed.splitlines() if str(folder) not in line) <= 80
+    for name in ("half", "ties_learned", "base", "last", "oracle", "sequential", "joint"):
+        assert any(line.startswith(name) for line in printed.splitlines()), name
+    assert str(folder) in printed
+
+
+def test_run_folder_holds_what_it_promises(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    for name in ("config.yaml", "environment.json", "scores.csv", "coefficients.csv", "log.txt"):
+        assert (folder / name).is_file(), name
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["strategy"]["rank"] == 2
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["packages"]["torch"]
+    assert environment["seeds"] == [0]
+    names = sorted(p.name for p in (folder / "adapters" / "seed-0").iterdir())
+    assert names == ["00-photo", "01-cartoon", "02-sketch"]
+    adapter = folder / "adapters" / "seed-0" / "00-photo"
+    assert peft.PeftConfig.from_pretrained(str(adapter)).r == 2
+    assert set(Adapter.load(adapter).head) == {"weight", "bias"}
+    training = json.loads((adapter / "training.json").read_text())
+    assert (
+        training["fingerprint"] == json.loads((folder / "stream.json").read_text())["fingerprint"]
+    )
+
+
+def test_scores_cover_every_arm_experience_and_domain(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    found = {(r["arm"], int(r["trained"]), int(r["evaluated"]), r["metric"]) for r in rows(folder)}
+    everything = {
+        (arm, t, j, metric)
+        for arm in ("half", "ties_learned", "base", "last", "oracle", "sequential", "joint")
+        for t in range(-1, 3)
+        for j in range(3)
+        for metric in ("accuracy", "f1")
+        if arm != "joint" or t in (-1, 2)
+    }
+    assert found == everything
+    assert all(
+        0 <= float(r["value"]) <= 1 and r["higher_is_better"] == "true" for r in rows(folder)
+    )
+
+
+def test_oracle_is_each_own_adapter(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    value = {
+        (r["arm"], int(r["trained"]), int(r["evaluated"])): r["value"]
+        for r in rows(folder)
+        if r["metric"] == "accuracy"
+    }
+    for j in range(3):
+        assert value["oracle", 2, j] == value["last", j, j]
+        assert value["oracle", 0, j] == value["last", 0, j]
+
+
+def test_buffer_is_balanced_recorded_and_free_of_test_samples(finished: tuple[Path, str]) -> None:
+    from cl_lora.benchmarks import make_benchmark
+
+    folder, _ = finished
+    recorded = json.loads((folder / "buffers" / "seed-0-spc-2.json").read_text())
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    benchmark = make_benchmark(config["benchmark"], image_size=48)
+    held_out = {int(i) for part in benchmark.test for i in part}
+    for domain, train in zip(benchmark.domains, benchmark.train, strict=True):
+        indices = recorded["indices"][domain]
+        assert set(indices) <= set(train.tolist())
+        assert not set(indices) & held_out
+        assert np.bincount(benchmark.labels[indices]).tolist() == [2, 2, 2]
+
+
+def test_second_run_trains_nothing_and_keeps_every_byte(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    before, scores = stamps(folder), (folder / "scores.csv").read_bytes()
+    again = command("run", *overrides(folder))
+    assert again.returncode == 0
+    assert "trained" not in again.stderr
+    assert stamps(folder) == before
+    assert (folder / "scores.csv").read_bytes() == scores
+
+
+def test_new_arm_trains_nothing_and_keeps_the_other_rows(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    before, old = stamps(folder), rows(folder)
+    new = "+arms.peft={method: linear, space: factors, coefficients: [0.5, 0.25, 0.25]}"
+    done = command("run", *overrides(folder, new))
+    assert done.returncode == 0, done.stderr
+    assert stamps(folder) == before
+    kept = [r for r in rows(folder) if r["arm"] != "peft"]
+    assert kept == old
+    assert {r["arm"] for r in rows(folder)} - {r["arm"] for r in old} == {"peft"}
+
+
+def test_changed_arm_of_the_same_name_is_refused(finished: tuple[Path, str], capfd) -> None:
+    folder, _ = finished
+    given = [a.replace("coefficients: 0.5", "coefficients: 0.75") for a in overrides(folder)]
+    assert main(["run", *given]) == 2
+    assert "'half' is defined twice" in capfd.readouterr().err
+
+
+def test_multirun_runs_every_combination(tmp_path: Path) -> None:
+    given = overrides(tmp_path / "x", "references=[base]", f"runs_root={tmp_path}", "run_dir=null")
+    done = command("run", "--multirun", *given[1:], "strategy.rank=1,2")
+    assert done.returncode == 0, done.stderr
+    ranks = {
+        yaml.safe_load(p.read_text())["strategy"]["rank"] for p in tmp_path.glob("*/config.yaml")
+    }
+    assert ranks == {1, 2}
+
+
+@pytest.mark.parametrize(
+    "given", [["--help"], ["run", "--help"], ["list", "--help"], ["--version"]]
+)
+def test_help_loads_nothing_heavy(given: list[str]) -> None:
+    code = (
+        "import sys\nfrom cl_lora.cli import main\n"
+        f"try:\n    main({given!r})\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'hydra', 'avalanche', 'timm', 'peft'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("benchmarks", "office_home"),
+        ("models", "vit_tiny"),
+        ("methods", "dare_ties"),
+        ("coefficients", "adaptive"),
+        ("arms", "paper_adaptive"),
+        ("experiments", "paper_b_pacs"),
+    ],
+)
+def test_list(what: str, expected: str, capfd) -> None:
+    assert main(["list", what]) == 0
+    assert expected in capfd.readouterr().out
+
+
+def test_doctor_names_versions_device_and_data(capfd, monkeypatch, tmp_path: Path) -> None:
+    for domain in ("photo", "art_painting", "cartoon", "sketch"):
+        tree(tmp_path / "pacs" / domain, {"dog": 3, "cat": 3})
+    monkeypatch.setenv("CL_LORA_PACS", str(tmp_path / "pacs"))
+    assert main(["doctor"]) == 0
+    printed = capfd.readouterr().out
+    import torch
+
+    assert torch.__version__.split("+")[0] in printed
+    assert "device" in printed
+    assert "precision" in printed
+    found = {line.split()[0]: line for line in printed.splitlines() if line.startswith("  ")}
+    assert "not found" not in found["pacs"]
+    assert "not found" in found["office_home"]
+
+
+# Bad input: one clear sentence, exit code 2, before any training -----------------------------
+
+
+def tree(domain: Path, classes: dict[str, int]) -> None:
+    """Write a domain of small pictures: class -> how many."""
+    for number, (name, count) in enumerate(classes.items()):
+        (domain / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.full((8, 8, 3), 40 * number + i, dtype=np.uint8)
+            Image.fromarray(pixels).save(domain / name / f"{i}.png")
+
+
+def bad_tree(root: Path, spoil: Callable[[Path], None]) -> list[str]:
+    for domain in ("a", "b"):
+        tree(root / domain, {"cat": 4, "dog": 4})
+    spoil(root)
+    return ["benchmark=domains", f"benchmark.root={root}"]
+
+
+def remove_class(root: Path) -> None:
+    for path in (root / "b" / "dog").iterdir():
+        path.unlink()
+    (root / "b" / "dog").rmdir()
+
+
+def empty_class(root: Path) -> None:
+    for path in (root / "b" / "dog").iterdir():
+        path.unlink()
+
+
+def damage(root: Path) -> None:
+    (root / "a" / "cat" / "1.png").write_bytes(b"no image")
+    (root / "b" / "dog" / "2.png").write_bytes(b"nor this")
+
+
+BAD = [
+    (["benchmrk=x"], ["benchmrk", "benchmark"]),
+    (["benchmark=pcas"], ["'pcas'", "'pacs'"]),
+    (["model=vit_tny"], ["vit_tiny"]),
+    (["arms=papr_fixed"], ["paper_fixed"]),
+    (["strategy.rnk=4"], ["strategy.rnk", "strategy.rank"]),
+    (["strategy.rank=0"], ["at least 1", "0"]),
+    (["strategy.rank=two"], ["whole number", "two"]),
+    (["strategy.head=shred"], ["shared"]),
+    (["strategy.targets=[qkv,fc3]"], ["fc3", "fc1"]),
+    (["precision=fp8"], ["fp8", "fp32"]),
+    (["device=gpu"], ["gpu"]),
+    (["seeds=[0,0]"], ["twice"]),
+    (["seeds=[]"], ["seeds"]),
+    (["references=[lst]"], ["last"]),
+    (["spc=0"], ["spc", "at least 1"]),
+    (["strategy.rank"], ["KEY=VALUE"]),
+    (["--multrun"], ["--multirun"]),
+    (["strategy.rank=1,2"], ["--multirun"]),
+    (["benchmark=pacs"], ["benchmark.root"]),
+    (["benchmark=pacs", "benchmark.root=/no/such/folder"], ["/no/such/folder", "does not exist"]),
+    (["model=vit_tiny", "model.checkpoint=/no/file"], ["/no/file"]),
+    (["+arms.x={method: tis}"], ["'x'", "'ties'"]),
+    (["+arms.x={method: ties, density: 0}"], ["density", "0"]),
+    (["+arms.x={method: ties, density: 1.5}"], ["density", "1.5"]),
+    (["+arms.x={method: ties, densty: 0.5}"], ["densty", "density"]),
+    (["+arms.x={method: ties, coefficients: {name: adaptive, b_max: 0.5}}"], ["b_max", "0.5"]),
+    (["+arms.x={method: ties, coefficients: {name: adptive}}"], ["adaptive"]),
+    (["+arms.x={method: ties, spc: 0}"], ["spc", "0"]),
+    (["+arms.x={method: ties, spc: 500, coefficients: {name: softmax}}"], ["500", "at most"]),
+    (["+arms.x={method: ties, coefficients: .nan}"], ["nan"]),
+    (["+arms.x={method: ties, coefficients: [1, 2]}"], ["4 fixed coefficients", "2"]),
+    (["+arms.x={method: svd, coefficients: {name: softmax}}"], ["linear"]),
+    (["+arms.x={method: ties, sign: weighted, coefficients: {name: adaptive}}"], ["linear"]),
+    (["+arms.last={method: ties}"], ["'last'", "reference"]),
+    (["+arms.ta_w1={method: ties}"], ["'ta_w1' is defined twice"]),
+    (["+arms.x={method: ties}", "+arms.x={method: cat}"], ["'x' is defined twice"]),
+    (["+arms.x={method: ties, head: frozen}"], ["strategy.head=frozen"]),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), BAD, ids=[" ".join(g) for g, _ in BAD])
+def test_bad_option(given: list[str], expected: list[str], tmp_path: Path, capfd) -> None:
+    check_refused([f"run_dir={tmp_path / 'run'}", *given], expected, tmp_path / "run", capfd)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (remove_class, ["'b'", "'dog'"]),
+        (empty_class, ["b", "dog", "empty"]),
+        (damage, ["1.png", "2.png"]),
+    ],
+)
+def test_bad_data(
+    spoil: Callable[[Path], None], expected: list[str], tmp_path: Path, capfd
+) -> None:
+    given = bad_tree(tmp_path / "data", spoil)
+    check_refused([f"run_dir={tmp_path / 'run'}", *given], expected, tmp_path / "run", capfd)
+
+
+def check_refused(given: list[str], expected: list[str], run: Path, capfd) -> None:
+    assert main(["run", *given]) == 2
+    lines = [x for x in capfd.readouterr().err.splitlines() if x.startswith("cl-lora: ")]
+    assert len(lines) == 1
+    for part in expected:
+        assert part in lines[0]
+    assert not (run / "adapters").exists()
+
+
+def test_unknown_command_and_list(capfd) -> None:
+    assert main(["rn"]) == 2
+    assert main(["list", "metods"]) == 2
+    errors = capfd.readouterr().err
+    assert "'run'" in errors
+    assert "'methods'" in errors
+
+
+def test_mistake_gives_no_traceback_and_code_2(tmp_path: Path) -> None:
+    done = command("run", f"run_dir={tmp_path}/x", "strategy.lr=-1")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "strategy.lr" in done.stderr
+
+
+def test_folder_of_something_else_is_refused(tmp_path: Path, capfd) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert main(["run", f"run_dir={tmp_path}"]) == 2
+    assert "thesis.tex" in capfd.readouterr().err
+
+
+def test_folder_of_another_configuration_is_refused(finished: tuple[Path, str], capfd) -> None:
+    folder, _ = finished
+    assert main(["run", *overrides(folder, "strategy.lora_alpha=3")]) == 2
+    assert "strategy.lora_alpha" in capfd.readouterr().err
+
+
+def test_folder_of_another_version_is_refused(tmp_path: Path, capfd) -> None:
+    (tmp_path / "config.yaml").write_text("format: 99\n")
+    assert main(["run", f"run_dir={tmp_path}"]) == 2
+    assert "format 99" in capfd.readouterr().err
+
+
+def test_run_dir_that_is_a_file_is_refused(tmp_path: Path, capfd) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["run", f"run_dir={tmp_path / 'file'}"]) == 2
+    assert "Cannot write" in capfd.readouterr().err
+
+
+def test_full_disk_is_one_sentence(tmp_path: Path, capfd, monkeypatch) -> None:
+    """The kernel's own 'no space left': every file that is written goes to /dev/full."""
+    from cl_lora import files
+
+    real = os.fdopen
+
+    def full(handle: int, mode: str):
+        os.close(handle)
+        return real(os.open("/dev/full", os.O_WRONLY), mode)
+
+    monkeypatch.setattr(files.os, "fdopen", full)
+    assert main(["run", *overrides(tmp_path / "run")]) == 2
+    assert "No space left" in capfd.readouterr().err
+    assert not (tmp_path / "run" / "adapters").exists()
+
+
+def test_two_processes_never_share_a_folder(tmp_path: Path, capfd) -> None:
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["run", f"run_dir={tmp_path / 'run'}"]) == 2
+    assert "Another process" in capfd.readouterr().err
