@@ -1,0 +1,83 @@
+import argparse
+import io
+
+import pandas as pd
+import pytest
+from fabricate import ARMS, fabricate_run
+from PIL import Image
+
+from cl_lora.errors import UserError
+from cl_lora.reporting.command import compare, report, write_reports
+
+
+def make_parser(command, description):
+    return argparse.ArgumentParser(prog=f"cl-lora {command}", description=description)
+
+
+@pytest.fixture
+def other_path(tmp_path):
+    return fabricate_run(tmp_path / "runs" / "other", fingerprint="cafe", name="other")
+
+
+def test_report_writes_everything_and_says_where(run_path, capsys):
+    assert report([str(run_path)], make_parser) == 0
+    out = capsys.readouterr().out
+    assert f"tensorboard --logdir {run_path / 'tensorboard'}" in out
+    assert (run_path / "report.html").is_file()
+    assert (run_path / "figures" / "final.png").is_file()
+    assert (run_path / "tensorboard" / "ties_w1").is_dir()
+
+
+def test_reports_change_nothing_that_was_computed(run_path):
+    before = {p: p.read_bytes() for p in run_path.rglob("*") if p.is_file()}
+    written = write_reports(run_path)
+    assert written[0] == run_path / "report.html"
+    assert all(p.read_bytes() == data for p, data in before.items())
+    assert all(p.exists() for p in written)
+
+
+def test_compare_prints_a_table(run_path, other_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert compare([str(run_path), str(other_path), "--to", "joint"], make_parser) == 0
+    out = capsys.readouterr().out
+    assert "A = pacs_trial" in out
+    assert "Differences to joint" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_compare_writes_csv_and_a_figure(run_path, tmp_path, capsys):
+    figure = tmp_path / "out" / "compare.png"
+    given = [str(run_path), "--format", "csv", "--metric", "f1", "--figure", str(figure)]
+    assert compare(given, make_parser) == 0
+    captured = capsys.readouterr()
+    # The figure's place goes to standard error: the CSV can be piped.
+    frame = pd.read_csv(io.StringIO(captured.out))
+    assert set(frame["metric"]) == {"f1"}
+    assert set(ARMS) <= set(frame["arm"])
+    assert str(figure) in captured.err
+    assert min(Image.open(figure).size) > 300
+
+
+def test_compare_refuses_to_pool_what_differs(run_path, other_path):
+    with pytest.raises(UserError, match="cannot be averaged: their data or its splits differ"):
+        compare([str(run_path), str(other_path), "--pool"], make_parser)
+    assert compare([str(run_path), str(run_path), "--pool"], make_parser) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "latx"], "Unknown format 'latx': did you mean 'latex'"),
+        (["--figure", "x.pdf"], "end in .png or .svg but got 'x.pdf'"),
+        (["--metric", "auc"], "has no 'auc', it has accuracy, f1"),
+    ],
+)
+def test_bad_arguments_are_named(run_path, arguments, message):
+    with pytest.raises(UserError, match=message):
+        compare([str(run_path), *arguments], make_parser)
+
+
+def test_no_run(tmp_path):
+    for command in (report, compare):
+        with pytest.raises(UserError, match="is no run folder"):
+            command([str(tmp_path)], make_parser)

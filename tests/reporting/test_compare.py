@@ -1,0 +1,245 @@
+import io
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from fabricate import ARMS, REFERENCES, fabricate_run, many_arms
+
+from cl_lora.errors import UserError
+from cl_lora.evaluation.aggregate import paired_difference
+from cl_lora.evaluation.scores import Score, ScoreTable
+from cl_lora.reporting.compare import RENDERERS, compare_runs, require_poolable
+from cl_lora.reporting.figures import render
+from cl_lora.reporting.run_folder import RunFolder
+
+OFFICE = ("art", "clipart", "product", "real_world")
+
+
+def make(folder, **options):
+    return RunFolder.read(fabricate_run(folder, **options))
+
+
+def change(folder, **settings):
+    """Change settings in config.yaml, dots between the levels written as __."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    for key, value in settings.items():
+        *parents, last = key.split("__")
+        level = config
+        for parent in parents:
+            level = level[parent]
+        level[last] = value
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return RunFolder.read(folder)
+
+
+@pytest.fixture
+def pacs(tmp_path):
+    return make(tmp_path / "pacs_a", seeds=(0, 1))
+
+
+@pytest.fixture
+def more_seeds(tmp_path):
+    return make(tmp_path / "pacs_b", seeds=(2,))
+
+
+@pytest.fixture
+def office(tmp_path):
+    return make(tmp_path / "office", domains=OFFICE, name="office", fingerprint="beef")
+
+
+def finals(run, arm):
+    return np.concatenate([run.scores.matrix(s, arm).values[-1] for s in run.seeds])
+
+
+def test_seeds_of_one_condition_are_averaged(pacs, more_seeds):
+    comparison = compare_runs([pacs, more_seeds])
+    assert [c.label for c in comparison.conditions] == ["pacs_trial"]
+    found = comparison.results[("pacs_trial", "ties_w1")]["average"]
+    averages = [
+        run.scores.matrix(s, "ties_w1").values[-1].mean()
+        for run in (pacs, more_seeds)
+        for s in run.seeds
+    ]
+    assert found.seeds == 3
+    assert found.mean == pytest.approx(np.mean(averages))
+    assert found.deviation == pytest.approx(np.std(averages, ddof=1))
+    assert "3 seeds (seeds 0, 1, 2), 2 runs together." in comparison.notes[0]
+
+
+def test_other_data_stands_beside_and_is_never_averaged(pacs, office):
+    comparison = compare_runs([pacs, office], reference="sequential")
+    assert [c.label for c in comparison.conditions] == ["pacs_trial", "office"]
+    table = comparison.table()
+    assert [c.key for c in table.columns] == [
+        f"{label} {what}"
+        for label in ("pacs_trial", "office")
+        for what in ("average", "difference", "forgetting")
+    ]
+    assert table.rows == (*ARMS, *REFERENCES)
+    assert table.mean[0, 0] == pytest.approx(finals(pacs, "ta_w1").mean())
+    assert table.mean[0, 3] == pytest.approx(finals(office, "ta_w1").mean())
+    assert any("Not averaged over columns: their domains are" in n for n in comparison.notes)
+
+
+def test_differences_are_paired_within_each_condition(pacs, office):
+    comparison = compare_runs([pacs, office], reference="sequential", confidence=0.9)
+    for run, label in ((pacs, "pacs_trial"), (office, "office")):
+        expected = paired_difference(finals(run, "ta_w1"), finals(run, "sequential"), 0.9)
+        assert comparison.differences[(label, "ta_w1")] == expected
+        assert expected.pairs == 8
+        assert (label, "sequential") not in comparison.differences
+    assert any("90 % interval" in n for n in comparison.notes)
+
+
+def test_an_arm_of_one_condition_as_reference(pacs, tmp_path):
+    fabricate_run(tmp_path / "rank16", seeds=(1, 2))
+    other = change(tmp_path / "rank16", strategy__rank=16, name="rank16")
+    comparison = compare_runs([pacs, other], reference="pacs_trial:ties_w1")
+    pair = comparison.differences[("rank16", "ties_w1")]
+    # Seed 1 is all they share: 4 domains.
+    assert pair.pairs == 4
+    assert pair.mean == pytest.approx(0, abs=1e-12)
+    assert ("pacs_trial", "ties_w1") not in comparison.differences
+
+
+def message(call, *arguments, **options):
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_cannot_be_paired_is_refused_with_the_reason(pacs, more_seeds, office, tmp_path):
+    text = message(compare_runs, [pacs, office], reference="pacs_trial:joint")
+    assert "'office' cannot be compared with 'pacs_trial:joint': their domains are photo" in text
+    fabricate_run(tmp_path / "rank16", seeds=(7,))
+    other = change(tmp_path / "rank16", strategy__rank=16, name="rank16")
+    text = message(compare_runs, [pacs, other], reference="pacs_trial:joint")
+    assert "they share no seed (seed 7 and seeds 0, 1)" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"strategy__rank": 16}, "strategy.rank is 8 in one and 16 in the other"),
+        ({"model__img_size": 224}, "model.img_size is 112 in one and 224"),
+        ({"spc": 1}, "spc is 5 in one and 1 in the other"),
+        ({"benchmark__order": ["sketch"]}, "benchmark.order is"),
+    ],
+)
+def test_what_cannot_be_averaged_is_refused_with_the_reason(pacs, tmp_path, settings, reason):
+    fabricate_run(tmp_path / "other", seeds=(2,))
+    other = change(tmp_path / "other", **settings)
+    text = message(require_poolable, [pacs, other])
+    assert "cannot be averaged" in text
+    assert reason in text
+    assert len(compare_runs([pacs, other]).conditions) == 2
+
+
+def test_other_splits_are_not_averaged(pacs, office, more_seeds, tmp_path):
+    require_poolable([pacs, more_seeds])
+    split = make(tmp_path / "split", fingerprint="cafe")
+    text = message(require_poolable, [pacs, split])
+    assert "their data or its splits differ (fingerprints f00d and cafe)" in text
+    assert "their domains are" in message(require_poolable, [pacs, office])
+    assert len(compare_runs([pacs, split]).conditions) == 2
+
+
+def test_where_data_lies_does_not_matter(pacs, tmp_path):
+    fabricate_run(tmp_path / "other", seeds=(2,))
+    other = change(tmp_path / "other", benchmark__root="elsewhere", benchmark__cache_dir="x")
+    require_poolable([pacs, other])
+
+
+def test_metrics_must_be_shared(pacs, tmp_path):
+    text = message(compare_runs, [pacs], metric="rmse")
+    assert "has no 'rmse', it has accuracy, f1" in text
+    path = fabricate_run(tmp_path / "turned")
+    turned = ScoreTable.read(path / "scores.csv").to_csv().replace("true", "false")
+    (path / "scores.csv").write_text(turned)
+    assert "not the same metric" in message(compare_runs, [pacs, RunFolder.read(path)])
+
+
+def test_one_seed_twice_must_agree(pacs, tmp_path):
+    same = make(tmp_path / "copy", seeds=(0, 1))
+    assert compare_runs([pacs, same]).results[("pacs_trial", "ties_w1")]["average"].seeds == 2
+    rows = [
+        Score(s.seed, s.arm, s.trained, s.evaluated, s.metric, s.value / 2) for s in same.scores
+    ]
+    ScoreTable(rows).write(same.path / "scores.csv")
+    text = message(compare_runs, [pacs, RunFolder.read(same.path)])
+    assert "hold different scores for seed 0" in text
+
+
+def test_one_name_for_two_arms_is_refused(pacs, tmp_path):
+    fabricate_run(tmp_path / "other", seeds=(2,))
+    other = change(tmp_path / "other", arms__ties_w1__density=0.9)
+    assert "Arm 'ties_w1' is {" in message(compare_runs, [pacs, other])
+
+
+def test_the_same_folder_counts_once(pacs):
+    comparison = compare_runs([pacs, pacs])
+    assert comparison.results[("pacs_trial", "ties_w1")]["average"].seeds == 2
+    assert "together" not in comparison.notes[0]
+
+
+def test_conditions_of_one_name_are_called_by_their_folder(pacs, tmp_path):
+    fabricate_run(tmp_path / "rank16")
+    other = change(tmp_path / "rank16", strategy__rank=16)
+    labels = [c.label for c in compare_runs([pacs, other]).conditions]
+    assert labels == ["pacs_a", "rank16"]
+
+
+def test_unknown_references_are_named(pacs):
+    assert "Unknown arm 'tie_w1'" in message(compare_runs, [pacs], reference="tie_w1")
+    assert "Unknown condition 'x'" in message(compare_runs, [pacs], reference="x:ties_w1")
+    assert "at least one run" in message(compare_runs, [])
+
+
+def test_arms_that_only_one_condition_has_are_dashes(pacs, tmp_path):
+    other = make(
+        tmp_path / "o",
+        arms={"new": ARMS["ties_w1"]},
+        references=("base",),
+        name="o",
+        fingerprint="cafe",
+    )
+    table = compare_runs([pacs, other], reference="sequential").table()
+    assert table.rows == (*ARMS, "new", *REFERENCES)
+    lines = table.text(140).splitlines()
+    (new,) = (line for line in lines if line.startswith("new "))
+    assert re.split(r"\s{2,}", new)[1:4] == ["–", "–", "–"]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_it_fits_the_terminal(tmp_path, width):
+    arms = many_arms()
+    runs = [make(tmp_path / "a", arms=arms), make(tmp_path / "b", arms=arms, fingerprint="cafe")]
+    comparison = compare_runs(runs, reference="joint")
+    text = comparison.table().text(width)
+    assert max(map(len, text.splitlines())) <= width
+    assert ("A Avg" if width == 80 else "a average") in text
+    assert "A = a: pacs (4 domains, data f00d), vit_tiny_patch16_224, 2 seeds" in text
+
+
+def test_many_conditions_fit_the_terminal(tmp_path):
+    runs = [make(tmp_path / f"r{i}", fingerprint=str(i), seeds=(0,)) for i in range(14)]
+    text = compare_runs(runs).table().text(80)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_renderings(pacs, office):
+    comparison = compare_runs([pacs, office], reference="joint")
+    frame = pd.read_csv(io.StringIO(RENDERERS["csv"](comparison)), keep_default_na=True)
+    row = frame[(frame.condition == "office") & (frame.arm == "ta_w1")].iloc[0]
+    assert row.average == pytest.approx(finals(office, "ta_w1").mean())
+    assert row.low < row.difference < row.high
+    assert row.pairs == 8
+    assert "| Arm | pacs\\_trial average |" in RENDERERS["markdown"](comparison)
+    assert r"pacs\_trial average & " in RENDERERS["latex"](comparison)
+    for conditions in ([pacs], [pacs, office]):
+        figure = compare_runs(conditions).figure()
+        assert render(figure, "png")
+        assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [*ARMS, *REFERENCES]

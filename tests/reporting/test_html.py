@@ -1,0 +1,162 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+from fabricate import ARMS, DOMAINS, REFERENCES, fabricate_run
+
+from cl_lora.errors import UserError
+from cl_lora.evaluation.scores import ScoreTable
+from cl_lora.reporting.html import render_html, write_html
+from cl_lora.reporting.run_folder import RunFolder
+
+VOID = {"meta", "link", "br", "img"}
+
+
+class Checker(HTMLParser):
+    """Collects tags, table rows and addresses, and checks that tags are closed in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.addresses, self.ids, self.tables, self.cells = [], [], set(), [], []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        self.addresses += [v for k, v in attrs.items() if k in ("src", "href")]
+        if "id" in attrs:
+            assert attrs["id"] not in self.ids
+            self.ids.add(attrs["id"])
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if {"td", "th"} & set(self.open):
+            self.tables[-1][-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return RunFolder.read(fabricate_run(tmp_path_factory.mktemp("html") / "run"))
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return render_html(run)
+
+
+@pytest.fixture(scope="module")
+def parsed(page):
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    return checker
+
+
+def test_one_file_without_network(parsed, page):
+    assert all(a.startswith(("data:", "#")) for a in parsed.addresses)
+    assert {a[1:] for a in parsed.addresses if a.startswith("#")} <= parsed.ids
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest", page)
+    # Namespaces inside figures are base64; no other address may be there.
+    assert "http" not in page
+
+
+def test_every_arm_is_in_the_results_and_in_words(parsed, page):
+    rows = [row[0] for row in parsed.tables[0]]
+    assert rows == ["Arm", *ARMS, *REFERENCES]
+    assert parsed.tables[0][0][1:6] == [*DOMAINS, "Average"]
+    for arm in (*ARMS, *REFERENCES):
+        assert f"<dt>{arm}</dt><dd>" in page
+    assert "b_max = 3, learned on 1 samples per class and domain" in page
+    assert "{method: ties, density: 0.2, coefficients: 1.0}" in page
+
+
+def test_every_score_and_coefficient_is_there(run, parsed):
+    (numbers,) = (t for t in parsed.tables if t[0][:4] == ["Arm", "Seed", "Metric", "Trained"])
+    shown = {
+        (row[0], int(row[1]), row[2], row[3], DOMAINS[j], cell)
+        for row in numbers[1:]
+        for j, cell in enumerate(row[4:])
+    }
+    expected = {
+        (
+            s.arm,
+            s.seed,
+            s.metric,
+            "–" if s.trained < 0 else DOMAINS[s.trained],
+            DOMAINS[s.evaluated],
+            f"{s.value:.4f}",
+        )
+        for s in run.scores
+    }
+    assert shown == expected
+    (alphas,) = (t for t in parsed.tables if t[0][:4] == ["Arm", "Seed", "Trained", "Group"])
+    assert sum(c != "–" for row in alphas[1:] for c in row[4:]) == len(run.coefficients)
+
+
+def test_differences_are_to_the_sequential_adapter(parsed, page):
+    assert "<h2>Differences to sequential</h2>" in page
+    (table,) = (t for t in parsed.tables if t[0][:2] == ["Arm", "Difference"])
+    assert {row[0] for row in table[1:]} == {*ARMS, *REFERENCES} - {"sequential"}
+    assert {row[4] for row in table[1:]} == {"8"}
+
+
+def test_the_lead_names_the_best_arm(run, page):
+    lead = re.search(r'<p class="lead">(.*?)</p>', page)[1]
+    means = {a: sum(run.scores.matrix(s, a).values[-1].mean() for s in run.seeds) / 2 for a in ARMS}
+    best = max(means, key=means.get)
+    assert lead.startswith(
+        f"Best of 3 arms by average accuracy: {best} with {100 * means[best]:.1f}"
+    )
+    assert "For reference: base" in lead
+
+
+def test_configuration_environment_and_definitions(page):
+    assert "lr: 0.0001" in page
+    assert "git_commit: abc123" in page
+    assert "&amp;id001" not in page  # no YAML anchors
+    assert "mean_{j&lt;T} (max_{l&lt;T} R[l,j] - R[T,j]) (Chaudhry et al. 2018)" in page
+
+
+def test_names_are_escaped(tmp_path):
+    path = fabricate_run(tmp_path / "run", domains=("<b>&", 'a"quote'), name="<script>x</script>")
+    page = render_html(RunFolder.read(path))
+    assert "<b>&" not in page
+    assert "<script>x" not in page
+    checker = Checker()
+    checker.feed(page)
+    assert checker.tables[0][0][1:3] == ["<b>&", 'a"quote']
+
+
+def test_the_same_run_gives_the_same_bytes(run, page):
+    path = write_html(run)
+    assert path == run.path / "report.html"
+    assert path.read_text() == page
+
+
+def test_what_a_run_may_lack(tmp_path):
+    path = fabricate_run(
+        tmp_path / "run", arms={"only": ARMS["ties_w1"]}, references=(), seeds=(0,)
+    )
+    (path / "coefficients.csv").unlink()
+    (path / "environment.json").unlink()
+    for curve in path.glob("adapters/*/*/training.json"):
+        curve.unlink()
+    page = render_html(RunFolder.read(path))
+    assert "No training curves were recorded" in page
+    assert "Differences to" not in page
+    assert "All coefficients" not in page
+
+
+def test_an_unfinished_run_has_no_report(run_path):
+    kept = [s for s in ScoreTable.read(run_path / "scores.csv") if s.arm != "joint"]
+    ScoreTable(kept).write(run_path / "scores.csv")
+    with pytest.raises(UserError, match="unfinished"):
+        render_html(RunFolder.read(run_path, allow_unfinished=True))

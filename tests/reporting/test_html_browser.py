@@ -1,0 +1,131 @@
+"""The report in a real browser; conftest.py collects this file where Chromium is installed."""
+
+import json
+import re
+import subprocess
+from html import unescape
+
+import pytest
+from conftest import CHROMIUM
+from fabricate import fabricate_run, many_arms
+
+from cl_lora.reporting.html import write_html
+from cl_lora.reporting.run_folder import RunFolder
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-logging=stderr",
+)
+
+# Clicks as a reader would, and leaves what was read in the page.
+PROBE = """
+<script>
+addEventListener("load", () => {
+  const table = document.querySelector("#results table");
+  const column = (i) => [...table.tBodies[0].rows].map((row) => row.cells[i].textContent);
+  const click = (i) => table.tHead.rows[0].cells[i].querySelector("button").click();
+  const average = [...table.tHead.rows[0].cells].findIndex((c) => c.textContent === "Average");
+  const last = table.tHead.rows[0].cells.length - 1;
+  const seen = { average: average, before: column(0) };
+  click(average); seen.down = column(average); seen.names = column(0);
+  seen.sort = table.tHead.rows[0].cells[average].getAttribute("aria-sort");
+  click(average); seen.up = column(average);
+  click(last); seen.last = column(last);
+  click(0); seen.alphabet = column(0);
+  seen.marked = table.tHead.querySelectorAll("[aria-sort]").length;
+  seen.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  seen.images = [...document.images].map((image) => image.naturalWidth);
+  document.body.innerHTML = "";
+  document.body.dataset.seen = JSON.stringify(seen);
+});
+</script>
+"""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    path = tmp_path_factory.mktemp("browser") / "run"
+    run = RunFolder.read(fabricate_run(path, arms=many_arms(("ties", "linear"))))
+    return write_html(run)
+
+
+def browse(page, tmp_path):
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    done = subprocess.run(
+        [*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.fixture(scope="module")
+def seen(report, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("probe")
+    page = folder / "probe.html"
+    page.write_text(report.read_text().replace("</body>", PROBE + "</body>"))
+    dom, console = browse(page, folder)
+    assert console == []
+    return json.loads(unescape(re.search(r'data-seen="([^"]*)"', dom)[1]))
+
+
+def number(text):
+    return float(re.match(r"[+−]?[\d.]+", text)[0].replace("−", "-"))
+
+
+def test_the_report_opens_without_a_console_message(report, tmp_path):
+    dom, console = browse(report, tmp_path)
+    assert console == []
+    assert "Every number" in dom
+
+
+def test_a_click_sorts_by_number_largest_first_and_again_smallest_first(seen):
+    down = [number(x) for x in seen["down"]]
+    assert down == sorted(down, reverse=True)
+    assert seen["sort"] == "descending"
+    assert [number(x) for x in seen["up"]] == sorted(down)
+    # Rows move as a whole, and none is lost.
+    assert sorted(seen["names"]) == sorted(seen["before"])
+    assert seen["names"] != seen["before"]
+
+
+def test_undefined_values_stay_last(seen):
+    assert seen["last"][-1] == "–"
+    defined = [number(x) for x in seen["last"][:-1]]
+    assert defined == sorted(defined, reverse=True)
+
+
+def test_names_sort_by_alphabet_and_one_heading_is_marked(seen):
+    assert seen["alphabet"] == sorted(seen["before"])
+    assert seen["marked"] == 1
+
+
+def test_figures_are_shown_and_nothing_sticks_out(seen):
+    assert len(seen["images"]) == 6
+    assert all(width > 0 for width in seen["images"])
+    assert seen["overflow"] <= 0
+
+
+def test_nothing_sticks_out_on_a_phone(report, tmp_path):
+    # Headless windows have a least width of about 500 pixels: a frame is as narrow as a phone.
+    page = tmp_path / "phone.html"
+    inner = json.dumps(report.read_text()).replace("</", "<\\/")
+    page.write_text(
+        f"""<body><iframe id="phone" width="390" height="800"></iframe><script>
+        const frame = document.getElementById("phone");
+        frame.srcdoc = {inner};
+        frame.addEventListener("load", () => {{
+          const root = frame.contentDocument.documentElement;
+          document.body.dataset.widths = root.scrollWidth + " " + root.clientWidth;
+        }});</script></body>"""
+    )
+    dom, console = browse(page, tmp_path)
+    assert console == []
+    scroll, client = map(int, re.search(r'data-widths="(\d+) (\d+)"', dom).groups())
+    assert client == pytest.approx(390, abs=20)
+    assert scroll <= client
