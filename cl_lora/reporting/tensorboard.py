@@ -158,7 +158,7 @@ def _hparams(run: RunFolder, arm: str) -> dict[str, str | float]:
         "method": s.method or "reference",
         "space": s.space if s.method else "",
         "coefficients": s.rule,
-        **{k: v for k, v in {**s.rule_options, **s.options}.items() if k != "rank"},
+        **{"W" if k == "value" else k: v for k, v in {**s.rule_options, **s.options}.items()},
         "spc": s.spc,
     }
     # All numbers as float, as the values of one column must be of one kind.

@@ -1,14 +1,11 @@
-import shutil
-
 import pytest
+from chromium import CHROMIUM
 from fabricate import fabricate_run
 from hypothesis import settings
 
 # A busy machine makes any example slow: time limits would fail at random.
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 # Not collected rather than skipped where there is no browser: a skipped test reads as a passed one.
 collect_ignore = [] if CHROMIUM else ["test_html_browser.py"]

@@ -6,7 +6,7 @@ import subprocess
 from html import unescape
 
 import pytest
-from conftest import CHROMIUM
+from chromium import CHROMIUM
 from fabricate import fabricate_run, many_arms
 
 from cl_lora.reporting.html import write_html

@@ -108,7 +108,7 @@ def _hparams(events, kind):
 
 
 def test_hparams_sort_the_arms_by_result(run):
-    settings = ("arm", "b_max", "coefficients", "density", "method", "space", "spc", "value")
+    settings = ("W", "arm", "b_max", "coefficients", "density", "method", "space", "spc")
     columns = set()
     for arm in (*ARMS, *REFERENCES):
         events = read(run, arm)
