@@ -30,7 +30,7 @@ _RUN_EXAMPLES = """\
   KEY          default   meaning
   seeds        [0]       one bank of adapters is trained for each
   run_dir      null      the run folder; null: a name that the configuration decides
-  precision    fp32      fp32 or bf16
+  precision    auto      fp32, bf16, or auto: bf16 where the device is fast at it
   device       auto      auto, cpu or cuda
   strategy.*             rank, lora_alpha, targets, epochs, lr, head, ...
   arms.NAME              an arm of your own: '+arms.mine={method: ties, density: 0.1}'

@@ -15,7 +15,7 @@ from cl_lora.benchmarks.cache import cache_folder
 from cl_lora.cli import config_names
 from cl_lora.errors import UserError
 from cl_lora.runs import cpu, package_versions
-from cl_lora.settings import pick_device
+from cl_lora.settings import has_fast_bf16, pick_device
 
 _PACKAGES = (
     "torch",
@@ -51,7 +51,8 @@ def examine() -> int:
         f"\ndevice      {device} ({where}); {torch.get_num_threads()} of "
         f"{os.cpu_count()} CPU threads"
     )
-    console.print(f"precision   fp32 by default; precision=bf16 {_bf16(device)}")
+    used = "bf16 autocast" if has_fast_bf16(device) else "fp32"
+    console.print(f"precision   {used} (precision=auto; this device decides)")
     console.print(f"cache       {cache_folder()}")
     console.print("\ndata sets")
     for name in config_names("benchmark"):
@@ -59,14 +60,6 @@ def examine() -> int:
     if missing:
         console.print(f"\nMissing: {', '.join(missing)}; pip install -c constraints.txt -e .")
     return 1 if missing else 0
-
-
-def _bf16(device: torch.device) -> str:
-    if device.type == "cuda":
-        return "is fast here" if torch.cuda.is_bf16_supported() else "is emulated here"
-    flags = Path("/proc/cpuinfo")
-    text = flags.read_text() if flags.exists() else ""
-    return "is fast here" if "amx_bf16" in text or "avx512_bf16" in text else "is slow here"
 
 
 def _found(name: str) -> str:

@@ -68,7 +68,7 @@ def prepare_backbone(settings: Settings) -> Backbone:
         # trains 1.6 times faster (see docs/performance.md).
         for module in backbone.vit.modules():
             if hasattr(module, "fused_attn"):
-                module.fused_attn = False
+                setattr(module, "fused_attn", False)  # noqa: B010 (a plain bool, not a module)
     return backbone.to(settings.device)
 
 

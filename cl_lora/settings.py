@@ -21,6 +21,8 @@ from cl_lora.strategies.config import TrainingConfig
 FORMAT = 1
 """Version of the run folder; a folder of another version is refused."""
 
+_CPU_BF16 = ("avx512_bf16", "amx_tile")
+
 _TOP = (
     "benchmark",
     "model",
@@ -72,8 +74,9 @@ class Settings:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the adapters: two runs that differ in it never share a folder."""
-        keys = ("benchmark", "model", "strategy", "precision", "spc", "buffer_batch_size")
+        keys = ("benchmark", "model", "strategy", "spc", "buffer_batch_size")
         identity = {key: self.raw[key] for key in keys}
+        identity["precision"] = "bf16" if self.bf16 else "fp32"
         identity["device"] = self.device.type
         # Where decoded images are kept does not change them.
         identity["benchmark"] = {k: v for k, v in self.raw["benchmark"].items() if k != "cache_dir"}
@@ -105,9 +108,7 @@ def read_settings(raw: Mapping[str, Any]) -> Settings:
     for key in strategy:
         if key not in lora_keys and key not in training_keys:
             raise unknown_name("strategy option", key, [*lora_keys, *training_keys])
-    precision = raw["precision"]
-    if precision not in ("fp32", "bf16"):
-        raise unknown_name("precision", precision, ("fp32", "bf16"))
+    device = pick_device(raw["device"])
     return Settings(
         raw=raw,
         model=build(ModelConfig, raw["model"], "model"),
@@ -117,8 +118,8 @@ def read_settings(raw: Mapping[str, Any]) -> Settings:
         ),
         references=check_references(raw["references"] or ()),
         seeds=_seeds(raw["seeds"]),
-        device=pick_device(raw["device"]),
-        bf16=precision == "bf16",
+        device=device,
+        bf16=pick_bf16(raw["precision"], device),
         eval_batch_size=_positive(raw, "eval_batch_size"),
         spc=_positive(raw, "spc"),
         buffer_batch_size=_positive(raw, "buffer_batch_size"),
@@ -136,6 +137,25 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda was asked for but torch sees no CUDA device; use device=auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def pick_bf16(precision: str, device: torch.device) -> bool:
+    """Return whether to autocast: ``auto`` does where the device multiplies bfloat16 fast.
+
+    Raises:
+        UserError: for another name than ``auto``, ``fp32`` or ``bf16``.
+    """
+    if precision not in ("auto", "fp32", "bf16"):
+        raise unknown_name("precision", precision, ("auto", "fp32", "bf16"))
+    return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Return whether ``device`` has instructions for bfloat16 products."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    checks = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in _CPU_BF16)
+    return any(bool(check()) for check in checks if check is not None)
 
 
 def set_threads(threads: int | None) -> None:

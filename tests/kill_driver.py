@@ -22,6 +22,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_run import overrides
 
 
+STAGES = ((1, 0), (3, 0), (5, 0), (7, 20), (7, 60), (7, 110))
+"""Adapters and lines of scores at which a run is killed."""
+
+
 def start(run: Path, cache: Path) -> int:
     """Fork a process that runs the command line, and return its number."""
     child = os.fork()
@@ -52,8 +56,18 @@ def lines(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
+def wait_for(run: Path, finished: int, scored: int) -> None:
+    """Return as soon as so many adapters and lines of scores are there."""
+    while len(adapters(run)) < finished or lines(run / "scores.csv") < scored:
+        time.sleep(0.002)
+
+
 def drive(folder: Path, moments: int) -> list[dict[str, object]]:
-    """Do one undisturbed run, then one killed and finished run for every moment."""
+    """Do one undisturbed run, then one killed and finished run for every moment.
+
+    Every second moment is a share of the undisturbed time, so anything can be hit; the others are
+    reached when that many adapters or rows of scores are there, so every stage is hit.
+    """
     undisturbed = folder / "undisturbed"
     begun = time.monotonic()
     results: list[dict[str, object]] = [{"code": finish(undisturbed, folder / "cache-0")}]
@@ -61,7 +75,10 @@ def drive(folder: Path, moments: int) -> list[dict[str, object]]:
     for moment in range(moments):
         run, cache = folder / f"killed-{moment}", folder / f"cache-{moment + 1}"
         child = start(run, cache)
-        time.sleep(elapsed * (moment + 0.5) / moments)
+        if moment % 2:
+            wait_for(run, *STAGES[moment // 2 % len(STAGES)])
+        else:
+            time.sleep(elapsed * (moment + 0.5) / moments)
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         before, scored = adapters(run), lines(run / "scores.csv")

@@ -157,15 +157,16 @@ class ResultTable:
     def latex(self) -> str:
         r"""Return a LaTeX ``table`` that compiles without any package.
 
-        The best in bold; ``\hline`` between the arms and the references.
+        The best in bold; ``\hline`` between the arms and the references. Small type, short
+        headings, and a table wider than the text reaches into both margins alike.
         """
         lines = [
             r"\begin{table}",
-            r"\centering",
+            r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
             rf"\caption{{{' '.join(map(_latex_escape, (f'{self.title}.', *self.notes)))}}}",
-            rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}",
+            rf"\makebox[\textwidth][c]{{\begin{{tabular}}{{l{'r' * len(self.columns)}}}",
             r"\hline",
-            " & ".join(map(_latex_escape, (self.row_title, *(c.title for c in self.columns))))
+            " & ".join(map(_latex_escape, (self.row_title, *(c.short for c in self.columns))))
             + r" \\",
             r"\hline",
         ]
@@ -176,9 +177,9 @@ class ResultTable:
             for j in range(len(self.columns)):
                 mean, spread = (_latex_escape(text) for text in self._cell(i, j))
                 mean = rf"\textbf{{{mean}}}" if self.is_best(i, j) else mean
-                cells.append(rf"{mean} {{\scriptsize $\pm$ {spread}}}" if spread else mean)
+                cells.append(rf"{mean} {{\tiny $\pm$ {spread}}}" if spread else mean)
             lines.append(" & ".join(cells) + r" \\")
-        lines += [r"\hline", r"\end{tabular}", r"\end{table}"]
+        lines += [r"\hline", r"\end{tabular}}", r"\end{table}"]
         return "\n".join(lines) + "\n"
 
     def rich(self, width: int) -> Group:

@@ -238,7 +238,7 @@ def test_renderings(pacs, office):
     assert row.low < row.difference < row.high
     assert row.pairs == 8
     assert "| Arm | pacs\\_trial average |" in RENDERERS["markdown"](comparison)
-    assert r"pacs\_trial average & " in RENDERERS["latex"](comparison)
+    assert r"Arm & A Avg & A diff & " in RENDERERS["latex"](comparison)
     for conditions in ([pacs], [pacs, office]):
         figure = compare_runs(conditions).figure()
         assert render(figure, "png")

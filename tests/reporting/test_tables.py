@@ -156,7 +156,7 @@ def test_markdown(table):
 
 def test_latex_escapes_and_is_balanced(table):
     text = table.latex()
-    assert r"high\_up & \textbf{61.0} {\scriptsize $\pm$ 1.4} & " in text
+    assert r"high\_up & \textbf{61.0} {\tiny $\pm$ 1.4} & " in text
     assert r"Accuracy in \% after" in text
     assert text.count(r"\begin{tabular}{lrrrrrr}") == text.count(r"\end{tabular}") == 1
     assert text.count(r"\hline") == 4
