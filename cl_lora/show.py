@@ -11,11 +11,20 @@ from typing import Any
 def present(config: Mapping[str, Any]) -> Path:
     """Execute a configuration, make its reports, print the table, and return the folder."""
     from cl_lora.pipeline import execute
+    from cl_lora.reporting.command import write_reports
 
     folder = execute(config)
+    if _is_older(folder / "report.html", folder / "scores.csv"):
+        print("writing report, figures and TensorBoard files", file=sys.stderr)
+        write_reports(folder)
     print_table(folder)
-    print(f"\nRun folder: {folder}", file=sys.stdout)
+    print(f"Run folder: {folder}")
+    print(f"Report:     {folder / 'report.html'}")
     return folder
+
+
+def _is_older(made: Path, source: Path) -> bool:
+    return not made.exists() or made.stat().st_mtime_ns < source.stat().st_mtime_ns
 
 
 def print_table(folder: Path) -> None:
