@@ -21,7 +21,6 @@ from cl_lora.cli import main
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_run import overrides
 
-
 STAGES = ((1, 0), (3, 0), (5, 0), (7, 20), (7, 60), (7, 110))
 """Adapters and lines of scores at which a run is killed."""
 
