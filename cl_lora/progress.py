@@ -10,7 +10,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_PLAIN_INTERVAL_S = 10.0
+_PLAIN_INTERVAL_S = 15.0
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
