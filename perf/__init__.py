@@ -1,0 +1,1 @@
+"""Side-by-side speed and memory measurements; see docs/performance.md. Run from the root."""

@@ -1,0 +1,112 @@
+"""How the cost grows: merging 2 to 64 adapters, and 1 to 64 arms on 4 adapters; with a figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from cl_lora import merge
+from cl_lora.adapters.injection import applied, target_modules
+from cl_lora.merging import prepare
+from cl_lora.models.backbones import ModelConfig, load_backbone
+from perf.common import interleaved, random_adapters, report
+
+COUNTS = (2, 4, 8, 16, 32, 64)
+ARMS = (1, 2, 4, 8, 16, 32, 64)
+FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "growth"
+
+
+def main() -> None:
+    vit = load_backbone(ModelConfig("embedded")).vit
+    names = target_modules(vit, ["qkv", "fc1", "fc2"])
+    shapes = {name: tuple(vit.get_submodule(name).weight.shape) for name in names}
+    bank = random_adapters(max(COUNTS), 8, shapes)
+    weights = np.linspace(0.1, 1, max(ARMS)).tolist()
+
+    def merging(method: str, count: int) -> None:
+        merge(bank[:count], method, [1.0] * count)
+
+    def arms(count: int) -> None:
+        # As a comparison does: each arm prepares its own plan, enters the weights and leaves.
+        for weight in weights[:count]:
+            plan = prepare(bank[:4], "ties")
+            with applied(vit, plan.combine(plan_weights(weight))):
+                pass
+
+    cases = {
+        **{
+            f"{m} of {n} adapters": lambda m=m, n=n: merging(m, n)
+            for m in ("ties", "task_arithmetic")
+            for n in COUNTS
+        },
+        **{f"{n} arms": lambda n=n: arms(n) for n in ARMS},
+    }
+    found = interleaved(cases)
+    rows = [{"case": name, **values} for name, values in found.items()]
+    series = {
+        "TIES": ([found[f"ties of {n} adapters"]["cpu_s"] for n in COUNTS], COUNTS),
+        "task arithmetic": (
+            [found[f"task_arithmetic of {n} adapters"]["cpu_s"] for n in COUNTS],
+            COUNTS,
+        ),
+        "arms": ([found[f"{n} arms"]["cpu_s"] for n in ARMS], ARMS),
+    }
+    draw(series)
+    report(
+        "growth",
+        "embedded backbone, qkv fc1 fc2 of 6 blocks, rank 8, delta; arms: TIES of 4 adapters, "
+        "merged, entered into the weights and taken out",
+        rows,
+        exponents={name: slope(x, y) for name, (y, x) in series.items()},
+        aim="a straight line or better: exponent of at most 1",
+    )
+    print({name: round(slope(x, y), 2) for name, (y, x) in series.items()})
+
+
+def plan_weights(weight: float) -> object:
+    import torch
+
+    return torch.full((4,), weight, dtype=torch.float64)
+
+
+def slope(x: tuple[int, ...], y: list[float]) -> float:
+    """Return the exponent p of the best y ~ x^p over the upper half, where set-up is paid off."""
+    half = len(x) // 2
+    return float(np.polyfit(np.log(x[half:]), np.log(y[half:]), 1)[0])
+
+
+def draw(series: dict[str, tuple[list[float], tuple[int, ...]]]) -> None:
+    mpl.rcParams["svg.hashsalt"] = "cl-lora"
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    styles = {
+        "TIES": ("#0072B2", "o"),
+        "task arithmetic": ("#D55E00", "s"),
+        "arms": ("#009E73", "^"),
+    }
+    for name, (seconds, counts) in series.items():
+        axes = right if name == "arms" else left
+        color, marker = styles[name]
+        milliseconds = [1e3 * value for value in seconds]
+        # The straight line through zero and the last point: what lies above it grows slower.
+        axes.plot((0, counts[-1]), (0, milliseconds[-1]), color="#999999", lw=1, ls="--")
+        label = "TIES of 4 adapters" if name == "arms" else name
+        axes.plot(counts, milliseconds, color=color, marker=marker, ms=5, lw=1.5, label=label)
+    for axes, what, top in ((left, "adapters merged", COUNTS), (right, "arms on one bank", ARMS)):
+        axes.set_xlabel(what)
+        axes.set_ylabel("CPU time, ms")
+        axes.set_xticks([top[0], 8, 16, 32, 64])
+        axes.set_xlim(0, 66)
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, loc="upper left")
+        axes.spines[["top", "right"]].set_visible(False)
+    FIGURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(FIGURE.with_suffix(".svg"), metadata={"Date": None})
+    figure.savefig(FIGURE.with_suffix(".png"), dpi=150)
+
+
+if __name__ == "__main__":
+    main()
