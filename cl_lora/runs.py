@@ -32,6 +32,13 @@ from cl_lora.settings import FORMAT, Settings
 log = logging.getLogger(__name__)
 
 _RECORDED = ("torch", "torchvision", "avalanche-lib", "timm", "peft", "hydra-core", "numpy")
+# Names that a killed process may leave in a run folder: a dot, the final name, a random end.
+_LEFTOVERS = (
+    *(f".{name}.*" for name in ("config.yaml", "environment.json", "stream.json")),
+    *(f".{name}.*" for name in ("scores.csv", "coefficients.csv", "report.html")),
+    *(f".{name}.*" for name in ("figures", "tensorboard")),
+    *(f"{name}/.*" for name in ("adapters/*", "buffers", "figures", "tensorboard")),
+)
 _COEFFICIENT_COLUMNS = ("seed", "arm", "trained", "group", "adapter", "value")
 
 
@@ -39,7 +46,9 @@ class RunWriter:
     """Writes one run folder; use it as a context manager.
 
     Everything is written under a temporary name and renamed, so that a killed run leaves only
-    whole files. While it is open no other process can write to the folder.
+    whole files. While it is open no other process can write to the folder. Nothing of the
+    configuration is recorded before :meth:`record_stream`, so that a mistake which the data shows
+    (too few samples for a buffer, say) leaves the folder as it was.
 
     Raises:
         UserError: if the folder cannot be written, is in use, is no run folder, was written by
@@ -52,6 +61,7 @@ class RunWriter:
         self._stack = ExitStack()
         with files.explain_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._recorded()  # refuses a folder of something else before anything is put there
             self._lock()
         try:
             self._open()
@@ -77,9 +87,9 @@ class RunWriter:
             ) from error
 
     def _open(self) -> None:
-        self._remove_leftovers()
         recorded = self._recorded()
         self._check_same(recorded)
+        self._remove_leftovers()
         self.arms: dict[str, Any] = {**recorded.get("arms", {}), **self.settings.raw["arms"]}
         self.references = tuple(
             dict.fromkeys([*recorded.get("references", []), *self.settings.references])
@@ -89,6 +99,8 @@ class RunWriter:
         if (self.folder / "scores.csv").exists():
             self.scores = ScoreTable.read(self.folder / "scores.csv")
         self._coefficients = self._read_coefficients()
+
+    def _record_configuration(self) -> None:
         raw = self.settings.raw
         config = {
             "format": FORMAT,
@@ -111,18 +123,22 @@ class RunWriter:
         self._stack.callback(logging.getLogger("cl_lora").removeHandler, handler)
 
     def _remove_leftovers(self) -> None:
-        """Delete the temporary names that a killed process left behind."""
-        for path in [
-            *self.folder.glob(".*.*"),
-            *self.folder.glob("*/.*"),
-            *self.folder.glob("adapters/*/.*"),
-        ]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        """Delete the temporary names that a killed process left behind, and nothing else.
+
+        The folder is known to be a run's, or empty but for such names.
+        """
+        for pattern in _LEFTOVERS:
+            for path in self.folder.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _recorded(self) -> dict[str, Any]:
         path = self.folder / "config.yaml"
         if not path.exists():
-            others = [p.name for p in self.folder.iterdir() if p.name != ".lock"]
+            others = [
+                path.name
+                for path in self.folder.iterdir()
+                if path.name != ".lock" and not path.name.startswith(".config.yaml.")
+            ]
             if others:
                 raise UserError(
                     f"{self.folder} holds other files ({sorted(others)[0]}, ...) and no run; "
@@ -147,7 +163,7 @@ class RunWriter:
         if not recorded:
             return
         here = json.loads(json.dumps(self.settings.identity))
-        there = json.loads(json.dumps(recorded["identity"]))
+        there = json.loads(json.dumps(recorded.get("identity", {})))
         difference = _first_difference(there, here)
         if difference:
             key, old, new = difference
@@ -155,15 +171,18 @@ class RunWriter:
                 f"{self.folder} holds another configuration ({key} is {old!r} there and {new!r} "
                 "here); choose another run_dir, or leave run_dir out"
             )
+        known = recorded.get("arms", {})
         for name, arm in self.settings.raw["arms"].items():
-            if name in recorded["arms"] and recorded["arms"][name] != arm:
+            if name in known and known[name] != arm:
                 raise UserError(
-                    f"Arm {name!r} is defined twice: {recorded['arms'][name]} in {self.folder} and "
+                    f"Arm {name!r} is defined twice: {known[name]} in {self.folder} and "
                     f"{arm} here; give the new one another name"
                 )
 
     def record_stream(self, benchmark: DomainBenchmark, backbone: Mapping[str, Any]) -> None:
-        """Write stream.json, or check that data and weights are those of the folder.
+        """Begin: check that data and weights are those of the folder, and record what is run.
+
+        Writes config.yaml, environment.json and stream.json, and opens log.txt.
 
         Raises:
             UserError: if the data or the backbone's weights have changed.
@@ -185,6 +204,7 @@ class RunWriter:
                     raise UserError(
                         f"The {what} changed since {self.folder} was begun; use a new run_dir"
                     )
+        self._record_configuration()
         files.write_json(path, value)
 
     def record_buffers(
