@@ -59,7 +59,7 @@ def kind_of(config: Mapping[str, Any]) -> type[BenchmarkConfig]:
         UserError: no or an unknown kind.
     """
     kind = config.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise unknown_name("benchmark.kind", kind, KINDS)
     return KINDS[kind]
 

@@ -81,6 +81,8 @@ def make_arm(name: str, settings: Mapping[str, Any], *, spc: int) -> Arm:
                 f"{method!r} in space {space!r} with {options or 'its defaults'} is not; use fixed "
                 "coefficients or another variant"
             )
+        if rule.learned:
+            rule.state(1, ("",))  # options that do not go together show here, not after training
         samples = settings.get("spc", spc)
         if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
             raise UserError(f"expected spc to be a whole number of at least 1 but got {samples!r}")
@@ -111,7 +113,9 @@ def check_references(names: Sequence[str]) -> tuple[str, ...]:
     Raises:
         UserError: for an unknown name.
     """
-    for name in names:
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise UserError(f"Expected references to be a list like [base,last] but got {names!r}")
+    for name in map(str, names):
         if name not in REFERENCES:
             raise unknown_name("reference row", name, REFERENCES)
     return tuple(name for name in REFERENCES if name in names)
@@ -146,6 +150,7 @@ def _rule_config(value: Any) -> Mapping[str, Any]:
 
 def _head(settings: Mapping[str, Any], rule: CoefficientRule) -> tuple[str | None, bool]:
     head, tune = settings.get("head"), settings.get("tune_head", False)
+    head = None if head is None else str(head)
     if head is not None and head not in HEAD_POLICIES:
         raise unknown_name("head policy", head, HEAD_POLICIES)
     if head not in (None, "prototypes"):

@@ -14,6 +14,7 @@ from cl_lora.adapters.injection import SupportsDelta, applied
 from cl_lora.arms import REFERENCES, Arm
 from cl_lora.benchmarks.batches import batches, to_tensor
 from cl_lora.benchmarks.core import DomainBenchmark, Indices
+from cl_lora.errors import UserError
 from cl_lora.evaluation.classification import ClassificationCounts
 from cl_lora.evaluation.scores import UNTRAINED, Score
 from cl_lora.inference import Batch, Compute, freeze
@@ -145,9 +146,13 @@ class ArmEvaluator:
             return F.cross_entropy(head(features), labels[rows].to(device))
 
         extra = list(head.parameters()) if arm.tune_head else []
-        learned = learn(
-            arm.rule, plan, loss, extra_parameters=extra, extra_lr=self.head_lr if extra else None
-        )
+        lr = self.head_lr if extra else None
+        try:
+            learned = learn(arm.rule, plan, loss, extra_parameters=extra, extra_lr=lr)
+        except UserError as error:
+            raise UserError(
+                f"Arm {arm.name!r}, seed {self.seed}, after experience {t}: {error}"
+            ) from error
         return learned.alpha, head
 
     def _draws(self, size: int, steps: int, t: int) -> Iterator[Tensor]:

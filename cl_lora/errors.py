@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_SHOWN = 30  # names that an error lists at most
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: one sentence with expected, received and remedy.
@@ -21,11 +23,12 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
         name: what was received.
         known: every accepted name.
     """
-    names = sorted(known)
+    names = sorted(set(known))
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
     if near:
         hint = f"did you mean {' or '.join(repr(n) for n in near)}?"
-        rest = f" (known: {', '.join(names)})" if len(names) <= 30 else ""
+        rest = f" (known: {', '.join(names)})" if len(names) <= _SHOWN else ""
     else:
-        hint, rest = f"known: {', '.join(names) or 'none'}", ""
+        more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        hint, rest = f"known: {', '.join(names[:_SHOWN]) or 'none'}{more}", ""
     return UserError(f"Unknown {kind} {str(name)!r}: {hint}{rest}")

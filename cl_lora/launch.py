@@ -28,7 +28,7 @@ _MULTIRUN = ("-m", "--multirun")
 def launch(arguments: Sequence[str]) -> int:
     """Run the configuration that the overrides give; with --multirun every combination.
 
-    All combinations are composed and checked for unknown names before the first is run.
+    All combinations are composed and checked before the first is run.
 
     Raises:
         UserError: for an unknown option, choice or value.
@@ -41,11 +41,26 @@ def launch(arguments: Sequence[str]) -> int:
     configs = [compose_config(job) for job in jobs]
     from cl_lora.show import present
 
+    if len(jobs) > 1:
+        _check_all(configs)
     for number, (job, config) in enumerate(zip(jobs, configs, strict=True), start=1):
         if len(jobs) > 1:
             print(f"[{number}/{len(jobs)}] {' '.join(job)}", file=sys.stderr)
         present(config)
     return 0
+
+
+def _check_all(configs: Sequence[Mapping[str, Any]]) -> None:
+    """Check every job before the first is trained, and that no two differ in one folder."""
+    from cl_lora.pipeline import check
+
+    identities: dict[Path, Mapping[str, Any]] = {}
+    for settings in map(check, configs):
+        if identities.setdefault(settings.folder, settings.identity) != settings.identity:
+            raise UserError(
+                f"The combinations of --multirun need a folder each but all go to run_dir="
+                f"{settings.folder}; leave run_dir out, or give runs_root=DIR"
+            )
 
 
 def expand(overrides: Sequence[str], *, multirun: bool) -> list[list[str]]:
@@ -81,14 +96,15 @@ def compose_config(overrides: Sequence[str]) -> dict[str, Any]:
     try:
         config = _compose(overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise _explain(error) from error
+        groups = [str(o.input_line) for o in parsed if o.key_or_group in GROUPS]
+        raise _explain(error, groups) from error
     return {key: value for key, value in config.items() if key != "experiment"}
 
 
 def _compose(overrides: Sequence[str]) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=False)
+        config = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}
 
@@ -108,8 +124,8 @@ def _check_choice(override: Override) -> None:
         return
     value = override.value()
     for choice in value if isinstance(value, list) else [value]:
-        if choice is not None and choice not in config_names(group):
-            raise unknown_name(group, choice, config_names(group))
+        if choice not in config_names(group):
+            raise unknown_name(group, "null" if choice is None else choice, config_names(group))
 
 
 def _check_arms_once(overrides: Sequence[Override]) -> None:
@@ -148,24 +164,31 @@ def _arms_of(group: str) -> dict[str, Any]:
     return {str(name): arm for name, arm in arms.items()}
 
 
-def _explain(error: Exception) -> UserError:
+def _explain(error: Exception, groups: Sequence[str]) -> UserError:
     text = " ".join(str(error).split())
     key = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)'", text)
     if key:
         name = key[1].lstrip("+~").split("@")[0]
-        known = known_keys()
+        known = known_keys(groups)
         if name not in known:
             return unknown_name("option", name, known)
     if "duplicate key" in text:
         return UserError(f"An arm or option is defined twice: {text.split('duplicate key')[-1]}")
-    if "append" in text:
-        return UserError(f"{text.split('. ')[0]}; it is defined already, choose another name")
+    if "Could not append" in text:
+        return UserError(
+            f"{text.split('. ')[0]}; it is defined already: leave the '+' out, or choose another "
+            "name"
+        )
     return UserError(f"The configuration does not compose: {text[:300]}")
 
 
-def known_keys() -> list[str]:
-    """Return every option of the default configuration, dotted, and every group."""
-    return sorted({*GROUPS, *_dotted(_compose(()))})
+def known_keys(groups: Sequence[str] = ()) -> list[str]:
+    """Return every option, dotted, and every group.
+
+    Args:
+        groups: overrides that choose groups, as ``benchmark=pacs``: other choices, other options.
+    """
+    return sorted({*GROUPS, *_dotted(_compose(groups))})
 
 
 def _dotted(config: Mapping[Any, Any], prefix: str = "") -> list[str]:

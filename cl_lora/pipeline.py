@@ -34,9 +34,7 @@ def execute(raw: Mapping[str, Any]) -> Path:
         UserError: for the first thing that is wrong, in one sentence.
     """
     set_threads(raw.get("threads"))
-    settings = read_settings(raw)
-    validate_benchmark_config(raw["benchmark"])
-    make_arms(raw["arms"], spc=settings.spc)
+    settings = check(raw)
     with RunWriter(settings) as run:
         arms = make_arms(run.arms, spc=settings.spc)
         benchmark = make_benchmark(raw["benchmark"], image_size(settings.model))
@@ -55,6 +53,18 @@ def execute(raw: Mapping[str, Any]) -> Path:
             run.record_buffers(seed, benchmark, buffers[seed])
             _seed(settings, run, arms, benchmark, backbone, buffers[seed], seed)
     return run.folder
+
+
+def check(raw: Mapping[str, Any]) -> Settings:
+    """Return the settings of a configuration, checked as far as possible without decoding data.
+
+    Raises:
+        UserError: for the first thing that is wrong, in one sentence.
+    """
+    settings = read_settings(raw)
+    validate_benchmark_config(raw["benchmark"])
+    make_arms(raw["arms"], spc=settings.spc)
+    return settings
 
 
 def prepare_backbone(settings: Settings) -> Backbone:

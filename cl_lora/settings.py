@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,11 +85,11 @@ class Settings:
     @property
     def folder(self) -> Path:
         """The run folder: ``run_dir``, or a name that the configuration decides."""
-        if self.raw["run_dir"]:
-            return Path(self.raw["run_dir"])
+        if self.raw["run_dir"] is not None:
+            return Path(str(self.raw["run_dir"]))
         short = digest(self.identity, size=4)
         name = f"{self.raw['benchmark']['name']}-{self.raw['model']['name']}-{short}"
-        return Path(self.raw["runs_root"] or "runs") / name
+        return Path(str(self.raw["runs_root"] or "runs")) / name
 
 
 def read_settings(raw: Mapping[str, Any]) -> Settings:
@@ -101,6 +101,10 @@ def read_settings(raw: Mapping[str, Any]) -> Settings:
     for key in raw:
         if key not in _TOP:
             raise unknown_name("option", key, _TOP)
+    for key in ("run_dir", "runs_root"):
+        # A folder may be called 2024, which YAML reads as a number.
+        if raw[key] is not None and (not isinstance(raw[key], str | int) or raw[key] == ""):
+            raise UserError(f"Expected {key} to be a folder but got {raw[key]!r}")
     strategy = dict(raw["strategy"])
     strategy.pop("name", None)
     lora_keys = LoRAConfig.__dataclass_fields__
@@ -175,7 +179,8 @@ def _positive(raw: Mapping[str, Any], key: str) -> int:
 
 
 def _seeds(value: Any) -> tuple[int, ...]:
-    seeds = [value] if isinstance(value, int) else list(value or ())
+    listed = isinstance(value, Sequence) and not isinstance(value, str)
+    seeds = list(value) if listed else [value]
     if not seeds or any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in seeds):
         raise UserError(f"Expected seeds to be a list like [0,1,2] but got {value!r}")
     if len(set(seeds)) != len(seeds):

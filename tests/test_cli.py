@@ -166,6 +166,20 @@ def test_multirun_runs_every_combination(tmp_path: Path) -> None:
     assert ranks == {1, 2}
 
 
+def test_multirun_checks_every_combination_before_the_first(tmp_path: Path, capfd) -> None:
+    given = overrides(tmp_path / "x", f"runs_root={tmp_path}", "run_dir=null")
+    assert main(["run", "--multirun", *given[1:], "strategy.rank=1,0"]) == 2
+    assert "at least 1" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_multirun_into_one_folder_is_refused(tmp_path: Path, capfd) -> None:
+    given = overrides(tmp_path / "x")
+    assert main(["run", "--multirun", *given, "strategy.rank=1,2"]) == 2
+    assert "leave run_dir out" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "given", [["--help"], ["run", "--help"], ["list", "--help"], ["--version"]]
 )
@@ -178,6 +192,7 @@ def test_help_loads_nothing_heavy(given: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
@@ -261,6 +276,20 @@ BAD = [
     (["device=gpu"], ["gpu"]),
     (["seeds=[0,0]"], ["twice"]),
     (["seeds=[]"], ["seeds"]),
+    (["seeds=1.5"], ["seeds", "1.5"]),
+    (["references=base"], ["references", "[base,last]"]),
+    (["references=5"], ["references", "5"]),
+    (["run_dir=[a]"], ["run_dir"]),
+    (["arms=null"], ["null", "none"]),
+    (["model=null"], ["null", "embedded"]),
+    (["experiment=null"], ["null", "paper_b_pacs"]),
+    (["+strategy.rank=3"], ["leave the '+' out"]),
+    (["benchmark.kind=[a]"], ["benchmark.kind"]),
+    (["benchmark=domains", "benchmark.rot=x"], ["'benchmark.root'"]),
+    (["benchmark=domains", "benchmark.styles=[photo]"], ["benchmark.styles"]),
+    (["benchmark.name=${nowhere}"], ["nowhere"]),
+    (["model=vit_tiny", "model.name=vit_tiny_patch16_224.aug"], ["augreg_in21k"]),
+    (["model=vit_tiny", "model.name=zzz"], ["'zzz'", "more"]),
     (["references=[lst]"], ["last"]),
     (["spc=0"], ["spc", "at least 1"]),
     (["strategy.rank"], ["KEY=VALUE"]),
@@ -285,6 +314,9 @@ BAD = [
     (["+arms.ta_w1={method: ties}"], ["'ta_w1' is defined twice"]),
     (["+arms.x={method: ties}", "+arms.x={method: cat}"], ["'x' is defined twice"]),
     (["+arms.x={method: ties, head: frozen}"], ["strategy.head=frozen"]),
+    (["+arms.x={method: ties, head: [a]}"], ["head"]),
+    (["+arms.x={method: ties, coefficients: {name: [a]}}"], ["coefficient rule"]),
+    (["+arms.x={method: ties, coefficients: {name: adaptive, init: 3}}"], ["init", "b_max"]),
 ]
 
 
@@ -332,10 +364,68 @@ def test_mistake_gives_no_traceback_and_code_2(tmp_path: Path) -> None:
     assert "strategy.lr" in done.stderr
 
 
-def test_folder_of_something_else_is_refused(tmp_path: Path, capfd) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
+def test_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path, capfd) -> None:
+    hidden = [".env.local", "project/.git/HEAD", "adapters/x/.secret"]
+    for name in ("thesis.tex", *hidden):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("years of work")
+    before = sorted(tmp_path.rglob("*"))
     assert main(["run", f"run_dir={tmp_path}"]) == 2
-    assert "thesis.tex" in capfd.readouterr().err
+    assert "holds other files" in capfd.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_own_files_in_a_run_folder_stay(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    mine = [folder / ".notes.txt", folder / "mine" / ".git" / "HEAD"]
+    leftovers = [folder / ".scores.csv.abc", folder / "adapters" / "seed-0" / ".03-x.abc" / "y"]
+    for path in (*mine, *leftovers):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    assert main(["run", *overrides(folder)]) == 0
+    assert all(path.exists() for path in mine)
+    assert not any(path.exists() for path in leftovers)
+
+
+def test_a_mistake_that_the_data_shows_is_not_recorded(
+    finished: tuple[Path, str], tmp_path: Path, capfd
+) -> None:
+    """Else the folder would refuse the corrected command, or go on failing without the arm."""
+    folder, _ = finished
+    before = (folder / "config.yaml").read_bytes()
+    for bad in ("coefficients: [1, 2]", "coefficients: {name: softmax}, spc: 500"):
+        given = overrides(folder, f"+arms.bad={{method: ties, {bad}}}")
+        assert main(["run", *given]) == 2
+        assert (folder / "config.yaml").read_bytes() == before
+    new = tmp_path / "run"
+    assert main(["run", *overrides(new, "model.checkpoint=/dev/null")]) == 2
+    assert main(["run", *overrides(new, "model.checkpoint=" + str(folder / "scores.csv"))]) == 2
+    assert "no checkpoint" in capfd.readouterr().err
+    assert not (new / "config.yaml").exists()
+
+
+def test_config_of_a_killed_start_is_no_obstacle(tmp_path: Path, capfd) -> None:
+    (tmp_path / ".config.yaml.x1y2").write_text("")
+    assert main(["run", *overrides(tmp_path, "model.checkpoint=" + __file__)]) == 2
+    assert "no checkpoint" in capfd.readouterr().err
+    assert not (tmp_path / ".config.yaml.x1y2").exists()
+
+
+def test_interrupted_reports_are_made_again(finished: tuple[Path, str], monkeypatch) -> None:
+    from cl_lora.reporting import tensorboard
+
+    folder, _ = finished
+    (folder / "report.html").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(tensorboard, "write_tensorboard", interrupt)
+        assert main(["run", *overrides(folder)]) == 130
+    assert not (folder / "report.html").exists()
+    assert main(["run", *overrides(folder)]) == 0
+    assert (folder / "report.html").exists()
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_folder_of_another_configuration_is_refused(finished: tuple[Path, str], capfd) -> None:

@@ -169,7 +169,7 @@ def make_rule(config: Mapping[str, Any]) -> CoefficientRule:
             f"Expected a coefficient rule with a name but got {dict(config)!r}; "
             f"name one of {', '.join(rule_names())}"
         )
-    info = get_rule(config["name"])
+    info = get_rule(str(config["name"]))
     given = {key: value for key, value in config.items() if key != "name"}
     return CoefficientRule(
         info, check_options(f"coefficient rule {info.name!r}", info.options, given)

@@ -196,7 +196,7 @@ def check_options(
         if not specs[name].accepts(value):
             raise UserError(
                 f"Expected {name} of {owner} to be {specs[name].expected} but got {value!r}; "
-                f"it is {specs[name].help}"
+                f"{name}: {specs[name].help}"
             )
     return {name: given.get(name, spec.default) for name, spec in specs.items()}
 

@@ -51,7 +51,7 @@ class ModelConfig:
                 raise UserError(f"Expected model.std to be above 0 but got {list(value)}")
         if self.img_size is not None and self.img_size < 8:
             raise UserError(f"Expected model.img_size to be at least 8 but got {self.img_size}")
-        if self.checkpoint is not None and not Path(self.checkpoint).is_file():
+        if self.checkpoint is not None and not Path(self.checkpoint).expanduser().is_file():
             raise UserError(
                 f"The checkpoint {self.checkpoint} does not exist; "
                 "give model.checkpoint an existing file"
@@ -112,6 +112,8 @@ def image_size(config: ModelConfig) -> int:
 
     _check_name(config.name)
     cfg = timm.get_pretrained_cfg(config.name)
+    if cfg is None:
+        raise UserError(f"timm does not say the input size of {config.name!r}; give model.img_size")
     return int(cfg.input_size[-1])
 
 
@@ -132,9 +134,12 @@ def load_backbone(config: ModelConfig) -> Backbone:
 def _check_name(name: str) -> None:
     import timm
 
-    if timm.is_model(name.split(".", maxsplit=1)[0]):
-        return
-    raise unknown_name("timm model", name, [*timm.list_models("*vit*"), EMBEDDED])
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise unknown_name("timm model", name, [*timm.list_models("*vit*"), EMBEDDED])
+    known = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in known:
+        raise unknown_name("timm model", name, [architecture, *known])
 
 
 def _timm(config: ModelConfig) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
@@ -183,7 +188,7 @@ def load_checkpoint(vit: nn.Module, path: str | Path) -> None:
     from timm.models import load_state_dict
     from timm.models.vision_transformer import checkpoint_filter_fn
 
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         if path.suffix == ".safetensors":
             state: Any = safetensors.torch.load_file(path)
