@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -44,14 +44,12 @@ class Compute:
 
         The update is added to the weights out of place, so the backbone stays as it is.
         """
-        weights: Mapping[str, Tensor] = {
-            f"{name}.weight": module_weight(backbone.vit, name) + update.delta(name)
-            for name in update.modules()
-        }
+        weights: dict[str, Tensor] = {}
+        for name in update.modules():
+            weight = module_weight(backbone.vit, name)
+            weights[f"{name}.weight"] = weight + update.delta(name).to(weight)
         with self.autocast():
-            out: Tensor = functional_call(
-                backbone.vit, dict(weights), (backbone.normalise(images),)
-            )
+            out: Tensor = functional_call(backbone.vit, weights, (backbone.normalise(images),))
         return out.float()
 
 
