@@ -28,7 +28,9 @@ def write_reports(folder: str | Path) -> tuple[Path, ...]:
     from cl_lora.reporting.tensorboard import write_tensorboard
 
     run = RunFolder.read(folder)
-    return (write_html(run), *write_figures(run), *write_tensorboard(run))
+    # The page last: where it is newer than the scores, everything else is too.
+    others = (*write_figures(run), *write_tensorboard(run))
+    return (write_html(run), *others)
 
 
 def report(given: list[str], make_parser: MakeParser) -> int:
