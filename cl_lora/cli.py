@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,24 +21,27 @@ INTERRUPTED = 130
 _RUN_HELP = """\
 usage: cl-lora run [OVERRIDE ...] [--multirun]
 
-Train one adapter an experience, merge after each experience in every arm, evaluate every
-arm on every experience, and print the table. What is finished is never computed again:
-run the same command again to go on.
+Train one adapter an experience, merge after each experience in every arm,
+evaluate every arm on every experience, and print the table. What is finished is
+never computed again: run the same command again to go on.
 
 Overrides are Hydra's: GROUP=CHOICE or KEY=VALUE.
 """
 _RUN_EXAMPLES = """\
-  KEY          default   meaning
-  seeds        [0]       one bank of adapters is trained for each
-  run_dir      null      the run folder; null: a name that the configuration decides
-  precision    auto      fp32, bf16, or auto: bf16 where the device is fast at it
-  device       auto      auto, cpu or cuda
-  strategy.*             rank, lora_alpha, targets, epochs, lr, head, ...
-  arms.NAME              an arm of your own: '+arms.mine={method: ties, density: 0.1}'
+  KEY          default  meaning
+  seeds        [0]      one bank of adapters is trained for each
+  run_dir      null     the run folder; null: named by the configuration, in runs
+  precision    auto     fp32, bf16, or auto: bf16 where the device is fast at it
+  device       auto     auto, cpu or cuda
+  strategy.*            rank, lora_alpha, targets, epochs, lr, head, ...
+  arms.NAME             your own: '+arms.mine={method: ties, density: 0.1}'
+
+  All keys and their meaning: configs/config.yaml, configs/GROUP/CHOICE.yaml
 
 examples:
   cl-lora run
-  cl-lora run benchmark=pacs benchmark.root=DIR model=vit_tiny arms=paper_adaptive seeds=[0,1,2]
+  cl-lora run benchmark=pacs benchmark.root=DIR model=vit_tiny \\
+      arms=paper_adaptive 'seeds=[0,1,2]'
   cl-lora run strategy.head=prototypes 'arms=[default,paper_fixed]'
   cl-lora run --multirun strategy.rank=4,8,16
 """
@@ -102,7 +106,7 @@ def _run(given: list[str]) -> int:
     if "-h" in given or "--help" in given:
         print(_RUN_HELP)
         for group in ("benchmark", "model", "strategy", "arms", "experiment"):
-            print(f"  {group:11}  {', '.join(config_names(group))}")
+            print(_choices(group))
         print()
         print(_RUN_EXAMPLES, end="")
         return 0
@@ -110,6 +114,11 @@ def _run(given: list[str]) -> int:
 
     _quieten()
     return launch(given)
+
+
+def _choices(group: str) -> str:
+    names = ", ".join(config_names(group))
+    return textwrap.fill(names, 80, initial_indent=f"  {group:11}  ", subsequent_indent=15 * " ")
 
 
 def _list(given: list[str]) -> int:

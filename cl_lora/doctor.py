@@ -34,7 +34,7 @@ def examine() -> int:
     """Print the report; 0 if everything that is needed is there, else 1."""
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"cl-lora {__version__}")
     versions = package_versions([*_PACKAGES, *_OPTIONAL])
     missing = [name for name in _PACKAGES if versions[name] is None]
