@@ -22,15 +22,15 @@ _RUN_HELP = """\
 usage: cl-lora run [OVERRIDE ...] [--multirun]
 
 Train one adapter an experience, merge after each experience in every arm,
-evaluate every arm on every experience, and print the table. What is finished is
-never computed again: run the same command again to go on.
+evaluate every arm on every experience, and print the table. What is finished
+is never computed again: run the same command again to go on.
 
 Overrides are Hydra's: GROUP=CHOICE or KEY=VALUE.
 """
 _RUN_EXAMPLES = """\
   KEY          default  meaning
   seeds        [0]      one bank of adapters is trained for each
-  run_dir      null     the run folder; null: named by the configuration, in runs
+  run_dir      null     the run folder; null: named by the configuration
   precision    auto     fp32, bf16, or auto: bf16 where the device is fast at it
   device       auto     auto, cpu or cuda
   strategy.*            rank, lora_alpha, targets, epochs, lr, head, ...
@@ -181,6 +181,8 @@ def config_names(group: str) -> list[str]:
 def _quieten() -> None:
     """Show our own progress lines; keep the libraries' warnings about themselves away."""
     warnings.filterwarnings("ignore")
+    # A full disk hits log.txt first, and logging would print tracebacks of its own.
+    logging.raiseExceptions = False
     logger = logging.getLogger("cl_lora")
     logger.setLevel(logging.INFO)
     if not logger.handlers:

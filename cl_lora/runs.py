@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -119,7 +119,7 @@ class RunWriter:
         handler = logging.FileHandler(self.folder / "log.txt")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logging.getLogger("cl_lora").addHandler(handler)
-        self._stack.callback(handler.close)
+        self._stack.callback(_close, handler)
         self._stack.callback(logging.getLogger("cl_lora").removeHandler, handler)
 
     def _remove_leftovers(self) -> None:
@@ -265,6 +265,13 @@ class RunWriter:
                     f"{path} is damaged ({error}); delete it and scores.csv, the same command "
                     "computes both again from the adapters"
                 ) from error
+
+
+def _close(handler: logging.Handler) -> None:
+    # On a full disk closing tries once more to write what is buffered, and must not hide the
+    # sentence that says so.
+    with suppress(OSError):
+        handler.close()
 
 
 def environment(settings: Settings) -> dict[str, Any]:

@@ -462,6 +462,17 @@ def test_full_disk_is_one_sentence(tmp_path: Path, capfd, monkeypatch) -> None:
     assert not (tmp_path / "run" / "adapters").exists()
 
 
+def test_full_disk_under_the_log_gives_no_traceback(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    (folder / "log.txt").unlink()
+    (folder / "log.txt").symlink_to("/dev/full")
+    arm = "+arms.logged={method: cat, coefficients: 0.25}"
+    done = command("run", *overrides(folder, arm, "references=[base]"))
+    (folder / "log.txt").unlink()
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_two_processes_never_share_a_folder(tmp_path: Path, capfd) -> None:
     import fcntl
 
