@@ -48,10 +48,10 @@ class ShapesConfig:
     """
 
     name: str = "shapes"
-    classes: int = 8
-    styles: tuple[str, ...] = ("photo", "painting", "cartoon", "sketch")
-    samples_per_class: int = 40
-    test_samples_per_class: int = 25
+    classes: int = 10
+    styles: tuple[str, ...] = ("photo", "cartoon", "sketch", "painting")
+    samples_per_class: int = 30
+    test_samples_per_class: int = 20
     first_class: int = 0
     split_seed: int = 0
     cache_dir: str | None = None
