@@ -2,7 +2,8 @@
 
 Ratios are formed within one run, because the machine may be busy with something else. Time is the
 CPU time of this process (one thread unless a script says otherwise), which a busy neighbour
-distorts far less than the clock on the wall; wall time is recorded too.
+distorts far less than the clock on the wall; wall time is recorded too, and user time, which leaves
+out what the kernel does for us (fresh pages, files).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import gc
 import json
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -36,18 +38,27 @@ def interleaved(
     if warmup:
         for run in cases.values():
             run()
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
+    seconds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, run in cases.items():
             gc.collect()
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, cpu, user = (
+                time.perf_counter(),
+                time.process_time(),
+                resource.getrusage(resource.RUSAGE_SELF).ru_utime,
+            )
             run()
-            seconds[name].append((time.process_time() - cpu, time.perf_counter() - wall))
+            cpu, user = (
+                time.process_time() - cpu,
+                resource.getrusage(resource.RUSAGE_SELF).ru_utime - user,
+            )
+            seconds[name].append((cpu, time.perf_counter() - wall, user))
     return {
         name: {
-            "cpu_s": statistics.median(cpu for cpu, _ in measured),
-            "wall_s": statistics.median(wall for _, wall in measured),
-            "cpu_s_each": [round(cpu, 5) for cpu, _ in measured],
+            "cpu_s": statistics.median(cpu for cpu, _, _ in measured),
+            "wall_s": statistics.median(wall for _, wall, _ in measured),
+            "user_s": statistics.median(user for _, _, user in measured),
+            "cpu_s_each": [round(cpu, 5) for cpu, _, _ in measured],
         }
         for name, measured in seconds.items()
     }

@@ -38,9 +38,14 @@ def main() -> None:
     flops = counter.get_total_flops()
 
     cases, products = {}, {}
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    for label, dtype in (
+        ("fp32", torch.float32),
+        ("bf16", torch.bfloat16),
+        ("fused attention bf16", torch.bfloat16),
+    ):
+        precision = label.split()[-1]
         bf16 = precision == "bf16"
-        used = written_out if bf16 else backbone
+        used = written_out if label == "bf16" else backbone
         compute = Compute(torch.device("cpu"), bf16)
 
         def bare(bf16: bool = bf16) -> None:
@@ -61,7 +66,7 @@ def main() -> None:
                 a @ b
 
         cases[f"bare timm {precision}"] = bare
-        cases[f"merged {precision}"] = merged
+        cases[f"merged {label}"] = merged
         products[f"matmul {precision}"] = product
     found = interleaved({**cases, **products}, repeats=5)
     peak = {p: 10 * 2 * SIDE**3 / found[f"matmul {p}"]["cpu_s"] for p in ("fp32", "bf16")}
@@ -79,6 +84,7 @@ def main() -> None:
         rows,
         merged_to_bare_fp32=rate["merged fp32"] / rate["bare timm fp32"],
         merged_to_bare_bf16=rate["merged bf16"] / rate["bare timm bf16"],
+        merged_fused_to_bare_bf16=rate["merged fused attention bf16"] / rate["bare timm bf16"],
         gflop_per_image=flops / 1e9,
         matmul_fp32_gflop_per_s=peak["fp32"] / 1e9,
         matmul_bf16_gflop_per_s=peak["bf16"] / 1e9,

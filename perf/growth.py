@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -47,23 +49,27 @@ def main() -> None:
     found = interleaved(cases)
     rows = [{"case": name, **values} for name, values in found.items()]
     series = {
-        "TIES": ([found[f"ties of {n} adapters"]["cpu_s"] for n in COUNTS], COUNTS),
-        "task arithmetic": (
-            [found[f"task_arithmetic of {n} adapters"]["cpu_s"] for n in COUNTS],
-            COUNTS,
-        ),
-        "arms": ([found[f"{n} arms"]["cpu_s"] for n in ARMS], ARMS),
+        name: ([found[key.format(n)] for n in counts], counts)
+        for name, key, counts in (
+            ("TIES", "ties of {} adapters", COUNTS),
+            ("task arithmetic", "task_arithmetic of {} adapters", COUNTS),
+            ("arms", "{} arms", ARMS),
+        )
     }
     draw(series)
+    exponents = {
+        name: {kind: slope(x, [v[kind] for v in y]) for kind in ("cpu_s", "user_s")}
+        for name, (y, x) in series.items()
+    }
     report(
         "growth",
         "embedded backbone, qkv fc1 fc2 of 6 blocks, rank 8, delta; arms: TIES of 4 adapters, "
         "merged, entered into the weights and taken out",
         rows,
-        exponents={name: slope(x, y) for name, (y, x) in series.items()},
+        exponents=exponents,
         aim="a straight line or better: exponent of at most 1",
     )
-    print({name: round(slope(x, y), 2) for name, (y, x) in series.items()})
+    print(f"  exponents: {exponents}")
 
 
 def plan_weights(weight: float) -> object:
@@ -78,7 +84,7 @@ def slope(x: tuple[int, ...], y: list[float]) -> float:
     return float(np.polyfit(np.log(x[half:]), np.log(y[half:]), 1)[0])
 
 
-def draw(series: dict[str, tuple[list[float], tuple[int, ...]]]) -> None:
+def draw(series: Mapping[str, tuple[list[dict[str, Any]], tuple[int, ...]]]) -> None:
     mpl.rcParams["svg.hashsalt"] = "cl-lora"
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -87,17 +93,19 @@ def draw(series: dict[str, tuple[list[float], tuple[int, ...]]]) -> None:
         "task arithmetic": ("#D55E00", "s"),
         "arms": ("#009E73", "^"),
     }
-    for name, (seconds, counts) in series.items():
+    for name, (measured, counts) in series.items():
         axes = right if name == "arms" else left
         color, marker = styles[name]
-        milliseconds = [1e3 * value for value in seconds]
-        # The straight line through zero and the last point: what lies above it grows slower.
-        axes.plot((0, counts[-1]), (0, milliseconds[-1]), color="#999999", lw=1, ls="--")
         label = "TIES of 4 adapters" if name == "arms" else name
-        axes.plot(counts, milliseconds, color=color, marker=marker, ms=5, lw=1.5, label=label)
+        user = [1e3 * values["user_s"] for values in measured]
+        both = [1e3 * values["cpu_s"] for values in measured]
+        # The straight line through zero and the last point: what lies on it grows in proportion.
+        axes.plot((0, counts[-1]), (0, user[-1]), color="#999999", lw=1, ls="--")
+        axes.plot(counts, user, color=color, marker=marker, ms=5, lw=1.5, label=label)
+        axes.plot(counts, both, color=color, marker=marker, ms=5, lw=0, mfc="none")
     for axes, what, top in ((left, "adapters merged", COUNTS), (right, "arms on one bank", ARMS)):
         axes.set_xlabel(what)
-        axes.set_ylabel("CPU time, ms")
+        axes.set_ylabel("CPU time, ms (hollow: with the kernel's)")
         axes.set_xticks([top[0], 8, 16, 32, 64])
         axes.set_xlim(0, 66)
         axes.set_ylim(bottom=0)

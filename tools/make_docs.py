@@ -1,0 +1,112 @@
+"""Write docs/methods.md from the registries: `python tools/make_docs.py` after a change there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from cl_lora.merging import METHODS, RULES, methods_table, rules_table
+from cl_lora.merging.registry import OptionSpec
+
+PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
+
+_INTRO = """\
+# Merge methods and coefficient rules
+
+<!-- Written by tools/make_docs.py from the registries; a test compares the two. Do not edit. -->
+
+An arm is a merge method, a space and a rule for the coefficients. `cl-lora list methods` and
+`cl-lora list coefficients` print the same from the command line.
+
+Notation: adapter i updates a weight by `dW_i = s_i B_i A_i`, `alpha_i` is its coefficient, and
+`top(T, density)` keeps the entries of T that are largest in magnitude. In space `delta` the
+formulas hold as they stand. In space `factors` the same is done to the A and to the B apart, as
+peft does, with weights `sqrt(alpha_i s_i)` on both: their product has cross terms `B_i A_j`.
+Method, space, scaling and every option are recorded with each result as its *variant*.
+
+## Merge methods
+
+*Linear* says when the merged update is linear in the coefficients, which is what a learned rule
+needs; with `rank` set it never is. *Data* are samples that the merge itself needs beyond the
+adapters; *task* is whether the task of an image must be known when it is classified.
+
+"""
+
+_OPTIONS = """
+## Options of the methods
+
+Every method also takes `rank` (default none): {rank}.
+
+"""
+
+_RULES = """
+## Coefficient rules
+
+*Learned* rules need a buffer (`spc` samples per class and domain, from train images only) and a
+method that is linear in the coefficients. By granularity `adapter` a coefficient holds for a whole
+adapter, by `layer` for a block of the Vision Transformer, by `module` for one weight.
+
+"""
+
+
+def page() -> str:
+    """Return the text of docs/methods.md."""
+    methods = _table(
+        ("method", "update", "linear", "spaces", "data", "task", "paper"),
+        [
+            (
+                f"`{row['name']}`",
+                f"`{row['formula']}`",
+                row["linear"],
+                row["spaces"],
+                row["data"],
+                row["task"],
+                row["paper"],
+            )
+            for row in methods_table()
+        ],
+    )
+    rules = _table(
+        ("rule", "coefficients", "learned", "paper"),
+        [
+            (f"`{row['name']}`", f"`{row['formula']}`", row["learned"], row["paper"])
+            for row in rules_table()
+        ],
+    )
+    of_methods = [
+        _section(name, METHODS[name].summary, METHODS[name].options) for name in sorted(METHODS)
+    ]
+    of_rules = [_section(name, "", RULES[name].options) for name in sorted(RULES)]
+    rank = next(iter(METHODS.values())).options["rank"].help
+    return (
+        _INTRO
+        + methods
+        + _OPTIONS.format(rank=rank)
+        + "".join(of_methods)
+        + _RULES
+        + rules
+        + "\n### Options of the rules\n\n"
+        + "".join(of_rules)
+    )
+
+
+def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [heads, tuple("---" for _ in heads), *rows]
+    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
+
+
+def _section(name: str, summary: str, options: Mapping[str, OptionSpec]) -> str:
+    own = {key: spec for key, spec in options.items() if key != "rank"}
+    if not own and not summary:
+        return ""
+    lines = [f"- **`{name}`**" + (f": {summary}." if summary else "")]
+    for key, spec in own.items():
+        default = "none" if spec.default is None else spec.default
+        lines.append(f"  - `{key}={default}`: {spec.help} ({spec.expected}).")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    print(PAGE)
