@@ -18,7 +18,7 @@ from cl_lora.errors import UserError
 from cl_lora.evaluation.classification import ClassificationCounts
 from cl_lora.evaluation.scores import UNTRAINED, Score
 from cl_lora.inference import Batch, Compute, freeze
-from cl_lora.merging import Plan, learn, module_groups, prepare
+from cl_lora.merging import Plan, Update, learn, module_groups, prepare
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.heads import PrototypeHead, linear_head, merge_heads, new_linear_head
 from cl_lora.seeding import torch_generator
@@ -140,10 +140,22 @@ class ArmEvaluator:
         steps = int(arm.rule.options["steps"])
         order = list(self._draws(len(indices), steps, t))
 
-        def loss(update: SupportsDelta, step: int) -> Tensor:
+        # Heads that are merged with the coefficients are so in every step of learning them too.
+        heads = [
+            {key: value.to(device) for key, value in adapter.head.items()}
+            for adapter in self.banks.fresh[: t + 1]
+            if self._head_policy(arm) == "per_experience" and not arm.tune_head
+        ]
+
+        def loss(update: Update, step: int) -> Tensor:
             rows = order[step]
             features = self.compute.merged_features(self.backbone, update, images[rows].to(device))
-            return F.cross_entropy(head(features), labels[rows].to(device))
+            if heads and update.alpha is not None:
+                merged = merge_heads(heads, update.alpha.to(features))
+                logits = F.linear(features, merged["weight"], merged["bias"])
+            else:
+                logits = head(features)
+            return F.cross_entropy(logits, labels[rows].to(device))
 
         extra = list(head.parameters()) if arm.tune_head else []
         lr = self.head_lr if extra else None

@@ -32,6 +32,7 @@ _TOP = (
     "seeds",
     "run_dir",
     "runs_root",
+    "report",
     "device",
     "precision",
     "threads",

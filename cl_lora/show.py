@@ -14,12 +14,13 @@ def present(config: Mapping[str, Any]) -> Path:
     from cl_lora.reporting.command import write_reports
 
     folder = execute(config)
-    if _is_older(folder / "report.html", folder / "scores.csv"):
+    if config["report"] and _is_older(folder / "report.html", folder / "scores.csv"):
         print("writing report, figures and TensorBoard files", file=sys.stderr)
         write_reports(folder)
     print_table(folder)
     print(f"Run folder: {folder}")
-    print(f"Report:     {folder / 'report.html'}")
+    if config["report"]:
+        print(f"Report:     {folder / 'report.html'}")
     return folder
 
 

@@ -21,7 +21,10 @@ from cl_lora.cli import main
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_run import overrides
 
-STAGES = ((1, 0), (3, 0), (5, 0), (7, 20), (7, 60), (7, 110))
+STAGES = (
+    *((n, 0) for n in (1, 2, 3, 5, 6, 7)),
+    *((7, n) for n in (2, 20, 60, 110)),
+)
 """Adapters and lines of scores at which a run is killed."""
 
 
@@ -64,8 +67,8 @@ def wait_for(run: Path, finished: int, scored: int) -> None:
 def drive(folder: Path, moments: int) -> list[dict[str, object]]:
     """Do one undisturbed run, then one killed and finished run for every moment.
 
-    Every second moment is a share of the undisturbed time, so anything can be hit; the others are
-    reached when that many adapters or rows of scores are there, so every stage is hit.
+    The first moments are :data:`STAGES`, so that every stage is hit; the others are shares of the
+    undisturbed time, so that anything can be hit.
     """
     undisturbed = folder / "undisturbed"
     begun = time.monotonic()
@@ -74,10 +77,11 @@ def drive(folder: Path, moments: int) -> list[dict[str, object]]:
     for moment in range(moments):
         run, cache = folder / f"killed-{moment}", folder / f"cache-{moment + 1}"
         child = start(run, cache)
-        if moment % 2:
-            wait_for(run, *STAGES[moment // 2 % len(STAGES)])
+        if moment < len(STAGES):
+            wait_for(run, *STAGES[moment])
         else:
-            time.sleep(elapsed * (moment + 0.5) / moments)
+            share = (moment - len(STAGES) + 0.5) / (moments - len(STAGES))
+            time.sleep(elapsed * share)
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         before, scored = adapters(run), lines(run / "scores.csv")

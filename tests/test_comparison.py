@@ -175,6 +175,22 @@ def test_learned_coefficients_lower_the_loss_on_the_buffer(
     assert [c.value for c in again.coefficients] == values
 
 
+def test_own_heads_are_learned_through_as_they_are_served(benchmark_16, backbone, adapters) -> None:
+    made = evaluator(
+        benchmark_16, backbone, adapters, head_policy="per_experience", buffer_batch_size=100
+    )
+    start = made.merged(arm(method="task_arithmetic", coefficients=1.0), 2)
+    longer = made.merged(learned(rule={"steps": 60}), 2)
+    assert buffer_loss(made, longer, benchmark_16) < buffer_loss(made, start, benchmark_16)
+    alpha = torch.tensor([c.value for c in longer.coefficients])
+    # At the optimum of what is served, a step either way along the coefficients does not help.
+    for factor in (0.8, 1.25):
+        moved = made.merged(
+            arm(method="task_arithmetic", coefficients=(alpha * factor).tolist()), 2
+        )
+        assert buffer_loss(made, longer, benchmark_16) <= buffer_loss(made, moved, benchmark_16)
+
+
 def test_tuned_head_goes_further_and_leaves_the_bank_alone(
     benchmark_16, backbone, adapters
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-MOMENTS = 12
+MOMENTS = 14
 
 
 @pytest.fixture(scope="module")

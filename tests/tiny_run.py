@@ -23,6 +23,7 @@ def overrides(folder: Path, *more: str) -> list[str]:
         "strategy.epochs=1",
         "strategy.batch_size=8",
         "strategy.rank=2",
+        "report=false",
         *ARMS,
         *more,
     ]

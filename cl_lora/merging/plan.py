@@ -49,7 +49,7 @@ class Plan:
         """
         rows = self._rows(alpha)
         entries = {m: self._entry(m, row) for m, row in zip(self.modules, rows, strict=True)}
-        return Update(entries, self.variant)
+        return Update(entries, self.variant, alpha)
 
     def combine_module(self, module: str, alpha: Tensor) -> Entry:
         """Return the update of one module, so that a caller need not hold all of them.

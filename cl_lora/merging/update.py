@@ -26,10 +26,12 @@ class Update:
         entries: module name -> :class:`~cl_lora.adapters.LoRAFactors` or a dense float tensor
             (d_out, d_in).
         variant: everything that defines how the update was made; recorded with every result.
+        alpha: the coefficients it was combined with, (n,) or (M, n); None if it was made otherwise.
     """
 
     entries: Mapping[str, Entry]
     variant: Mapping[str, Any] = field(default_factory=dict)
+    alpha: Tensor | None = None
 
     def modules(self) -> tuple[str, ...]:
         """Return the names of the updated modules, in the order of the adapters."""
@@ -52,7 +54,7 @@ class Update:
             UserError: if ``rank`` is below 1.
         """
         entries = {module: truncate_entry(entry, rank) for module, entry in self.entries.items()}
-        return Update(entries, {**self.variant, "rank": rank})
+        return Update(entries, {**self.variant, "rank": rank}, self.alpha)
 
     def to_adapter(self, name: str, rank: int | None = None) -> Adapter:
         """Return the update as an adapter whose deltas are exactly these (or their truncation).

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+
+from cl_lora.arms import make_arms
+from cl_lora.launch import compose_config
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -71,7 +75,7 @@ def test_the_page_of_methods_is_what_the_registries_say() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", _FENCE.sub("", page.read_text())):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
@@ -83,3 +87,13 @@ def test_named_files_exist(page: Path) -> None:
         r"`((?:cl_lora|configs|benchmarks|strategies|perf|tools)/[\w./-]+)`", page.read_text()
     ):
         assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def test_commands_of_the_reproduction_compose() -> None:
+    text = (DOCS / "reproducing_paper_b.md").read_text()
+    commands = [line for _, block in _FENCE.findall(text) for line in block.splitlines()]
+    assert len(commands) >= 4
+    for command in commands:
+        config = compose_config(shlex.split(command)[2:])
+        assert config["seeds"] == [0, 1, 2]
+        assert make_arms(config["arms"], spc=config["spc"])

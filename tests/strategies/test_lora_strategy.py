@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,11 +59,14 @@ def test_every_experience_trains_a_fresh_adapter(backbone, benchmark_16) -> None
 
 
 def test_training_learns(backbone, benchmark_16) -> None:
-    """Joint training is the longest here; its own train images must become easier."""
-    made = strategy(backbone, epochs=30, lr=2e-2, head_lr=5e-2)
-    curve = train(made, benchmark_16, joint=True)[0].training["loss"]
-    assert curve[-1]["loss"] < 0.8 * curve[0]["loss"]
-    assert curve[-1]["accuracy"] > curve[0]["accuracy"]
+    """Images whose brightness is their class: even a random backbone can tell them apart."""
+    bright = np.broadcast_to(
+        (benchmark_16.labels * 120)[:, None, None, None], benchmark_16.images.shape
+    )
+    easy = dataclasses.replace(benchmark_16, images=bright.astype(np.uint8))
+    curve = train(strategy(backbone, epochs=20, head_lr=2e-2), easy)[0].training["loss"]
+    assert curve[-1]["loss"] < 0.5 * curve[0]["loss"]
+    assert curve[-1]["accuracy"] == 1.0
 
 
 def test_same_seed_same_bytes_and_resuming_changes_nothing(make_backbone, benchmark_16) -> None:
