@@ -103,9 +103,12 @@ def draw(series: Mapping[str, tuple[list[dict[str, Any]], tuple[int, ...]]]) -> 
         axes.plot((0, counts[-1]), (0, user[-1]), color="#999999", lw=1, ls="--")
         axes.plot(counts, user, color=color, marker=marker, ms=5, lw=1.5, label=label)
         axes.plot(counts, both, color=color, marker=marker, ms=5, lw=0, mfc="none")
+    left.plot(
+        [], [], color="#666666", marker="o", ms=5, lw=0, mfc="none", label="with the kernel's"
+    )
     for axes, what, top in ((left, "adapters merged", COUNTS), (right, "arms on one bank", ARMS)):
         axes.set_xlabel(what)
-        axes.set_ylabel("CPU time, ms (hollow: with the kernel's)")
+        axes.set_ylabel("CPU time, ms")
         axes.set_xticks([top[0], 8, 16, 32, 64])
         axes.set_xlim(0, 66)
         axes.set_ylim(bottom=0)

@@ -96,4 +96,5 @@ def test_commands_of_the_reproduction_compose() -> None:
     for command in commands:
         config = compose_config(shlex.split(command)[2:])
         assert config["seeds"] == [0, 1, 2]
+        assert config["strategy"]["name"] == "paper_b"
         assert make_arms(config["arms"], spc=config["spc"])
