@@ -48,6 +48,7 @@ class Compute:
         for name in update.modules():
             weight = module_weight(backbone.vit, name)
             weights[f"{name}.weight"] = weight + update.delta(name).to(weight)
+        backbone.choose_attention()
         with self.autocast():
             out: Tensor = functional_call(backbone.vit, weights, (backbone.normalise(images),))
         return out.float()

@@ -73,12 +73,7 @@ def prepare_backbone(settings: Settings) -> Backbone:
     if settings.lora.splits_qkv:
         split_qkv(backbone.vit)
     target_modules(backbone.vit, settings.lora.targets)
-    if settings.bf16 and settings.device.type == "cpu":
-        # torch's fused attention has no fast bf16 backward on CPUs: written out, ViT-Ti at 112 px
-        # trains 1.6 times faster (see docs/performance.md).
-        for module in backbone.vit.modules():
-            if hasattr(module, "fused_attn"):
-                setattr(module, "fused_attn", False)  # noqa: B010 (a plain bool, not a module)
+    backbone.spell_out_attention = settings.bf16 and settings.device.type == "cpu"
     return backbone.to(settings.device)
 
 

@@ -118,3 +118,15 @@ def test_checkpoint_with_missing_block(checkpoint: Path, tmp_path: Path) -> None
 def test_bad_settings(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_backbone(ModelConfig(**settings))  # type: ignore[arg-type]
+
+
+def test_attention_is_written_out_only_while_gradients_flow(backbone) -> None:
+    backbone.spell_out_attention = True
+    images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    attention = [m for m in backbone.vit.modules() if hasattr(m, "fused_attn")]
+    assert len(attention) == 2
+    with_gradient = backbone(images)
+    assert not any(m.fused_attn for m in attention)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(images), with_gradient)
+    assert all(m.fused_attn for m in attention)
