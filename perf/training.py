@@ -47,9 +47,7 @@ MODELS = {
 def backbone_for(config: ModelConfig, bf16: bool) -> Backbone:
     """Return the backbone as the pipeline prepares it on a CPU."""
     backbone = load_backbone(config)
-    for module in backbone.vit.modules():
-        if bf16 and hasattr(module, "fused_attn"):
-            setattr(module, "fused_attn", False)  # noqa: B010
+    backbone.spell_out_attention = bf16
     return backbone
 
 
