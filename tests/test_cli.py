@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -415,13 +416,42 @@ def test_interrupted_reports_are_made_again(finished: tuple[Path, str], monkeypa
     from cl_lora.reporting import tensorboard
 
     folder, _ = finished
-    (folder / "report.html").unlink()
+    given = ["run", *overrides(folder, "report=true")]
     with monkeypatch.context() as patch:
         patch.setattr(tensorboard, "write_tensorboard", interrupt)
-        assert main(["run", *overrides(folder)]) == 130
+        assert main(given) == 130
     assert not (folder / "report.html").exists()
-    assert main(["run", *overrides(folder)]) == 0
+    assert main(given) == 0
     assert (folder / "report.html").exists()
+    assert list((folder / "tensorboard").iterdir())
+    assert list((folder / "figures").glob("*.png"))
+
+
+def test_nan_loss_stops_with_the_place_and_keeps_what_is_finished(
+    finished: tuple[Path, str], tmp_path: Path, capfd
+) -> None:
+    """The first adapter is copied from a sound run, so only the later ones can diverge."""
+    folder, _ = finished
+    run = tmp_path / "run"
+    given = overrides(run, "strategy.lr=1e30", "strategy.head_lr=1e30", "precision=fp32")
+    shutil.copytree(folder / "adapters" / "seed-0" / "00-photo", tmp_path / "00-photo")
+    with pytest.MonkeyPatch.context() as patch:
+        # Validation passes; the sound adapter is put in place when the folder has been opened.
+        from cl_lora import pipeline
+
+        train = pipeline.train_banks
+
+        def with_first(settings, benchmark, backbone, target, *rest):
+            shutil.copytree(tmp_path / "00-photo", target / "adapters" / "seed-0" / "00-photo")
+            return train(settings, benchmark, backbone, target, *rest)
+
+        patch.setattr(pipeline, "train_banks", with_first)
+        assert main(["run", *given]) == 2
+    error = capfd.readouterr().err
+    assert "cartoon" in error
+    assert "strategy.lr" in error
+    assert "Traceback" not in error
+    assert [p.name for p in (run / "adapters" / "seed-0").iterdir()] == ["00-photo"]
 
 
 def interrupt(*_: object) -> None:
