@@ -1,0 +1,76 @@
+"""What is installed is complete, and what is promised at the top level is there."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+from pathlib import Path
+
+import pytest
+
+import cl_lora
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def setup() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+def test_every_package_is_listed(setup: configparser.ConfigParser) -> None:
+    listed = set(setup["options"]["packages"].split())
+    found = {
+        ".".join(("cl_lora", *path.parent.relative_to(ROOT / "cl_lora").parts))
+        for path in (ROOT / "cl_lora").rglob("__init__.py")
+    }
+    found |= {f"cl_lora.{name}" for name in ("benchmarks", "strategies", "configs")}
+    assert listed == found
+
+
+@pytest.mark.parametrize("name", ["benchmarks", "strategies", "configs"])
+def test_top_level_folder_is_the_package_of_its_name(name: str) -> None:
+    assert (ROOT / "cl_lora" / name).resolve() == ROOT / name
+    assert (ROOT / name / "__init__.py").is_file()
+
+
+def test_version_is_a_literal_that_needs_no_import() -> None:
+    tree = ast.parse((ROOT / "cl_lora" / "__init__.py").read_text())
+    values = [
+        node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Constant)
+        and any(isinstance(t, ast.Name) and t.id == "__version__" for t in node.targets)
+    ]
+    assert values == [cl_lora.__version__]
+
+
+def test_every_requirement_is_pinned(setup: configparser.ConfigParser) -> None:
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    texts = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    wanted = {
+        re.split(r"[<>=!~ \[]", line.strip())[0].lower().replace("_", "-")
+        for text in texts
+        for line in text.splitlines()
+        if line.strip()
+    }
+    assert wanted <= pinned
+    assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text()
+
+
+def test_public_names_are_importable_from_the_top() -> None:
+    from cl_lora import Adapter, AdapterBank, merge
+
+    assert Adapter.__module__ == "cl_lora.adapters.adapter"
+    assert AdapterBank.__module__ == "cl_lora.adapters.bank"
+    assert merge.__module__ == "cl_lora.merging.plan"
+    with pytest.raises(AttributeError, match="no attribute 'mrge'"):
+        cl_lora.mrge  # noqa: B018
