@@ -7,7 +7,7 @@ each direction, which, unlike the key points, can be told without knowing the cl
 come for free from the generator. Only photos are shown: every other style is a true shift of the
 domain for whoever adapts the backbone.
 
-    python tools/pretrain_backbone.py --work /tmp/pretraining
+    python tools/pretrain_backbone.py --work FOLDER
 
 can be stopped at any time: the same command goes on after the last whole epoch. The weights and
 their description are written to ``cl_lora/models/embedded`` every few epochs and at the end.
