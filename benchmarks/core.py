@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from cl_lora.benchmarks.cache import Pixels
+from cl_lora.benchmarks.cache import (
+    ImageSource,
+    Pixels,
+    cache_folder,
+    cache_key,
+    cached_images,
+)
 from cl_lora.errors import UserError
 from cl_lora.files import digest
 from cl_lora.seeding import numpy_generator
@@ -42,6 +48,53 @@ class DomainBenchmark:
     test: tuple[Indices, ...]
     fingerprint: str
     annotations: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
+
+
+def decoded(
+    source: ImageSource,
+    image_size: int,
+    cache_dir: str | None,
+    *,
+    name: str,
+    classes: tuple[str, ...],
+    domains: tuple[str, ...],
+    labels: Indices,
+    train: tuple[Indices, ...],
+    test: tuple[Indices, ...],
+    annotations: Mapping[str, npt.NDArray[np.generic]] | None = None,
+) -> DomainBenchmark:
+    """Return the benchmark whose images ``source`` gives, decoded into the cache.
+
+    Args:
+        source: the images, in the order of ``labels``.
+        image_size: side of the square images in pixels.
+        cache_dir: where decoded images are kept; None for the user's cache folder.
+        name: as in :class:`DomainBenchmark`, like all that follow.
+        classes: class names.
+        domains: domain names in stream order.
+        labels: int64 (N,).
+        train: train indices by domain.
+        test: test indices by domain.
+        annotations: further arrays (N, ...) by name.
+    """
+    return DomainBenchmark(
+        name=name,
+        classes=classes,
+        domains=domains,
+        images=cached_images(source, image_size, cache_folder(cache_dir)),
+        labels=labels,
+        train=train,
+        test=test,
+        fingerprint=fingerprint(
+            cache_key(source, image_size),
+            classes=classes,
+            domains=domains,
+            labels=labels,
+            train=train,
+            test=test,
+        ),
+        annotations=annotations or {},
+    )
 
 
 def fingerprint(

@@ -14,14 +14,11 @@ import numpy as np
 from cl_lora.benchmarks.cache import (
     ImageSource,
     Pixels,
-    cache_folder,
-    cache_key,
-    cached_images,
     decode_image,
     shortened,
 )
 from cl_lora.benchmarks.config import SplitConfig, benchmark_kind, require_text, required
-from cl_lora.benchmarks.core import DomainBenchmark, fingerprint
+from cl_lora.benchmarks.core import DomainBenchmark, decoded
 from cl_lora.benchmarks.splits import Indices, Split, class_problems, split_domains
 from cl_lora.errors import UserError, unknown_name
 from cl_lora.files import digest
@@ -217,23 +214,16 @@ def _build(config: DomainsConfig, image_size: int) -> DomainBenchmark:
         return decode_image(path, size, path)
 
     source = ImageSource(tree_content(tree), len(tree.paths), read)
-    key = cache_key(source, image_size)
-    return DomainBenchmark(
+    return decoded(
+        source,
+        image_size,
+        config.cache_dir,
         name=config.name,
         classes=tree.classes,
         domains=tree.domains,
-        images=cached_images(source, image_size, cache_folder(config.cache_dir)),
         labels=tree.labels,
         train=train,
         test=test,
-        fingerprint=fingerprint(
-            key,
-            classes=tree.classes,
-            domains=tree.domains,
-            labels=tree.labels,
-            train=train,
-            test=test,
-        ),
     )
 
 

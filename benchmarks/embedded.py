@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cl_lora.benchmarks.cache import ImageSource, Pixels, cache_folder, cache_key, cached_images
+from cl_lora.benchmarks.cache import ImageSource, Pixels
 from cl_lora.benchmarks.config import (
     benchmark_kind,
     require_integer,
     require_names,
     require_text,
 )
-from cl_lora.benchmarks.core import DomainBenchmark, fingerprint
+from cl_lora.benchmarks.core import DomainBenchmark, decoded
 from cl_lora.benchmarks.shapes import (
     ShapeAnnotation,
     ShapesSpec,
@@ -122,18 +122,16 @@ def _build(config: ShapesConfig, image_size: int) -> DomainBenchmark:
     train = tuple(np.flatnonzero((styles == number) & ~is_test) for number in domains)
     test = tuple(np.flatnonzero((styles == number) & is_test) for number in domains)
     classes = class_names(spec)
-    key = cache_key(source, image_size)
-    return DomainBenchmark(
+    return decoded(
+        source,
+        image_size,
+        config.cache_dir,
         name=config.name,
         classes=classes,
         domains=config.styles,
-        images=cached_images(source, image_size, cache_folder(config.cache_dir)),
         labels=labels,
         train=train,
         test=test,
-        fingerprint=fingerprint(
-            key, classes=classes, domains=config.styles, labels=labels, train=train, test=test
-        ),
         annotations=_annotations(notes, styles),
     )
 

@@ -18,14 +18,11 @@ from cl_lora.benchmarks.cache import (
     ImageSource,
     Pixels,
     UnreadableImage,
-    cache_folder,
-    cache_key,
-    cached_images,
     decode_image,
     shortened,
 )
 from cl_lora.benchmarks.config import SplitConfig, benchmark_kind, require_text, required
-from cl_lora.benchmarks.core import DomainBenchmark, fingerprint
+from cl_lora.benchmarks.core import DomainBenchmark, decoded
 from cl_lora.benchmarks.splits import Indices, class_problems, split_domains
 from cl_lora.errors import UserError, unknown_name
 from cl_lora.files import digest
@@ -192,23 +189,16 @@ def _build(config: HubConfig, image_size: int) -> DomainBenchmark:
         return decode_image(io.BytesIO(table.encoded(index)), size, f"row {index}")
 
     source = ImageSource(_content(table), len(table.labels), read)
-    key = cache_key(source, image_size)
-    return DomainBenchmark(
+    return decoded(
+        source,
+        image_size,
+        config.cache_dir,
         name=config.name,
         classes=table.classes,
         domains=table.domains,
-        images=cached_images(source, image_size, cache_folder(config.cache_dir)),
         labels=table.labels,
         train=train,
         test=test,
-        fingerprint=fingerprint(
-            key,
-            classes=table.classes,
-            domains=table.domains,
-            labels=table.labels,
-            train=train,
-            test=test,
-        ),
     )
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cl_lora.adapters import Adapter, LoRAFactors
 from cl_lora.adapters.injection import SupportsDelta, applied
-from cl_lora.arms import REFERENCES, Arm
+from cl_lora.arms import Arm
 from cl_lora.benchmarks.batches import batches, to_tensor
 from cl_lora.benchmarks.core import DomainBenchmark, Indices
 from cl_lora.errors import UserError
@@ -98,7 +98,7 @@ class ArmEvaluator:
         self.head_lr, self.buffer_batch_size = head_lr, buffer_batch_size
         self.experiences = len(benchmark.domains)
         self._bare: dict[int, list[Batch]] = {}
-        self._alone: dict[tuple[int, int], dict[str, float]] = {}
+        self._alone: dict[int, list[dict[str, float]]] = {}
 
     # What each arm serves -------------------------------------------------------------------
 
@@ -244,7 +244,7 @@ class ArmEvaluator:
         elif name == "last":
             values = [self._alone_on(t, j, advance) for j in range(self.experiences)]
         else:
-            served = self.reference(name, t) if name in REFERENCES else self._merged(arm, t)
+            served = self.reference(arm, t) if isinstance(arm, str) else self.merged(arm, t)
             coefficients = served.coefficients
             values = self._score(served, advance)
         scores = [
@@ -254,19 +254,13 @@ class ArmEvaluator:
         ]
         return scores, coefficients
 
-    def _merged(self, arm: Arm | str, t: int) -> Served:
-        assert isinstance(arm, Arm)
-        return self.merged(arm, t)
-
     def _alone_on(self, adapter: int, j: int, advance: Callable[[], None]) -> dict[str, float]:
         """Score one adapter alone, once: ``last`` and ``oracle`` share these passes."""
-        if (adapter, j) not in self._alone:
+        if adapter not in self._alone:
             served = self._alone_served(self.banks.fresh[adapter], adapter)
-            domains = range(self.experiences)
-            values = self._score(served, lambda: None)
-            self._alone.update({(adapter, k): v for k, v in zip(domains, values, strict=True)})
+            self._alone[adapter] = self._score(served, lambda: None)
         advance()
-        return self._alone[adapter, j]
+        return self._alone[adapter][j]
 
     def _score(self, served: Served, advance: Callable[[], None]) -> list[dict[str, float]]:
         head = served.head.to(self.compute.device)
