@@ -46,7 +46,7 @@ def main() -> None:
         },
         **{f"{n} arms": lambda n=n: arms(n) for n in ARMS},
     }
-    found = interleaved(cases)
+    found = interleaved(cases, repeats=7)
     rows = [{"case": name, **values} for name, values in found.items()]
     series = {
         name: ([found[key.format(n)] for n in counts], counts)
@@ -57,10 +57,7 @@ def main() -> None:
         )
     }
     draw(series)
-    exponents = {
-        name: {kind: slope(x, [v[kind] for v in y]) for kind in ("cpu_s", "user_s")}
-        for name, (y, x) in series.items()
-    }
+    exponents = {name: slope(x, [v["cpu_s"] for v in y]) for name, (y, x) in series.items()}
     report(
         "growth",
         "embedded backbone, qkv fc1 fc2 of 6 blocks, rank 8, delta; arms: TIES of 4 adapters, "
@@ -97,15 +94,10 @@ def draw(series: Mapping[str, tuple[list[dict[str, Any]], tuple[int, ...]]]) -> 
         axes = right if name == "arms" else left
         color, marker = styles[name]
         label = "TIES of 4 adapters" if name == "arms" else name
-        user = [1e3 * values["user_s"] for values in measured]
-        both = [1e3 * values["cpu_s"] for values in measured]
+        ms = [1e3 * values["cpu_s"] for values in measured]
         # The straight line through zero and the last point: what lies on it grows in proportion.
-        axes.plot((0, counts[-1]), (0, user[-1]), color="#999999", lw=1, ls="--")
-        axes.plot(counts, user, color=color, marker=marker, ms=5, lw=1.5, label=label)
-        axes.plot(counts, both, color=color, marker=marker, ms=5, lw=0, mfc="none")
-    left.plot(
-        [], [], color="#666666", marker="o", ms=5, lw=0, mfc="none", label="with the kernel's"
-    )
+        axes.plot((0, counts[-1]), (0, ms[-1]), color="#999999", lw=1, ls="--")
+        axes.plot(counts, ms, color=color, marker=marker, ms=5, lw=1.5, label=label)
     for axes, what, top in ((left, "adapters merged", COUNTS), (right, "arms on one bank", ARMS)):
         axes.set_xlabel(what)
         axes.set_ylabel("CPU time, ms")

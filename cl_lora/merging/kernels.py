@@ -17,7 +17,14 @@ Sparsify: TypeAlias = Callable[[Tensor, str, str], Tensor]
 """(stack (n, rows, columns), module, side) -> the stack with entries set to zero; may overwrite."""
 
 Spread: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(stack, weights (n,)) -> the basis (n, rows, columns) with merged = sum_i weights_i basis_i."""
+"""(stack, weights (n,)) -> the basis (n, rows, columns) with merged = sum_i weights_i basis_i.
+
+Each row of the result depends on that row of the stack alone, so that rows may be spread in blocks.
+"""
+
+
+_BLOCK = 2**16
+"""Entries of a stack that are spread at a time."""
 
 
 def keep_all(stack: Tensor, module: str, side: str) -> Tensor:
@@ -88,7 +95,8 @@ class Pipeline:
 
     merged = sum_i weights_i basis_i,   basis = spread(sparsify(stack), weights)
 
-    At most one module's stack is alive at a time.
+    At most one module's stack is alive at a time. A spread looks at each entry apart from its
+    neighbours, so it runs over a few rows at a time: its masks then stay in the cache.
     """
 
     space: Space
@@ -118,7 +126,10 @@ class Pipeline:
     def _merge(self, module: str, side: str, alpha: Tensor) -> Tensor:
         stack = self._stack(module, side)
         weights = self.space.weights(module, side, alpha).to(stack)
-        return weighted_sum(weights, self.spread(stack, weights))
+        rows = max(1, _BLOCK // stack[:, 0].numel())
+        return torch.cat(
+            [weighted_sum(weights, self.spread(part, weights)) for part in stack.split(rows, dim=1)]
+        )
 
 
 @dataclass(frozen=True, eq=False)

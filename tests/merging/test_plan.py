@@ -10,7 +10,15 @@ from merge_reference import SHAPES, relative_error, toy_adapters
 
 from cl_lora.adapters import LoRAFactors
 from cl_lora.errors import UserError
-from cl_lora.merging import get_method, is_linear, merge, method_names, prepare, require_linear
+from cl_lora.merging import (
+    get_method,
+    is_linear,
+    kernels,
+    merge,
+    method_names,
+    prepare,
+    require_linear,
+)
 from cl_lora.merging.spaces import DeltaSpace
 
 METHODS_AND_SPACES = [(m, s) for m in method_names() for s in get_method(m).spaces]
@@ -244,3 +252,19 @@ def _positive(adapter):
 
     factors = {m: LoRAFactors(f.A.abs(), f.B.abs(), f.scaling) for m, f in adapter.factors.items()}
     return Adapter(adapter.name, factors)
+
+
+@pytest.mark.parametrize(("method", "space"), METHODS_AND_SPACES)
+@pytest.mark.parametrize("entries", [1, 50, 77])
+def test_rows_may_be_merged_in_blocks(method, space, entries, monkeypatch):
+    """Blocks of one row, of some rows, and of a number that leaves a rest, against all at once."""
+    alpha = torch.tensor([0.7, -0.2, 1.1], dtype=torch.float64).requires_grad_()
+    merged = []
+    for block in (10**9, entries):
+        monkeypatch.setattr(kernels, "_BLOCK", block)
+        update = prepare(toy_adapters(3, dtype=torch.float64), method, space=space).combine(alpha)
+        deltas = [update.delta(module) for module in update.modules()]
+        (slope,) = torch.autograd.grad(sum(delta.square().sum() for delta in deltas), alpha)
+        merged.append([*deltas, slope])
+    for whole, blocks in zip(*merged, strict=True):
+        torch.testing.assert_close(blocks, whole, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,118 @@
+"""The summary in docs/performance.md, written from perf/results: `python -m perf.summary`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+_BEGIN = "<!-- Written by python -m perf.summary from perf/results; a test compares the two. -->\n"
+_END = "<!-- End of the summary. -->\n"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One line of the summary: what was asked, what was aimed at, and what was found."""
+
+    question: str
+    aim: str
+    measured: str
+    met: bool | None
+    """Whether the aim was reached; None where there is no aim."""
+
+    def line(self) -> str:
+        """Return the line of the Markdown table."""
+        verdict = {True: "met", False: "**missed**", None: ""}[self.met]
+        return f"| {self.question} | {self.aim} | {self.measured} | {verdict} |\n"
+
+
+def claims() -> list[Claim]:
+    """Return every aim with its result."""
+    vit, embedded = _result("training_vit_ti_16"), _result("training_embedded")
+    strategy = [
+        (name, run[f"strategy_to_hand_{precision}"], precision)
+        for name, run in (("ViT-Ti", vit), ("embedded", embedded))
+        for precision in ("fp32", "bf16")
+    ]
+    bf16 = {"ViT-Ti": vit["bf16_to_fp32"], "embedded": embedded["bf16_to_fp32"]}
+    evaluation = _result("evaluation")
+    merged = {p: evaluation[f"merged_to_bare_{p}"] for p in ("fp32", "bf16")}
+    truncation = _result("truncation")
+    difference = truncation["largest_relative_difference"]
+    comparison = _result("comparison")
+    growth = _result("growth")["exponents"]
+    return [
+        _at_least(
+            "one coefficient step, afresh / with a plan",
+            5,
+            _result("coefficient_step")["times_less"],
+        ),
+        Claim(
+            "training images/s, strategy / hand-written loop",
+            "at least .95",
+            ", ".join(f"{ratio:.2f} {name} {precision}" for name, ratio, precision in strategy),
+            min(ratio for _, ratio, _ in strategy) >= 0.95,
+        ),
+        Claim(
+            "training images/s, bf16 / fp32",
+            "at least 1.3",
+            ", ".join(f"{ratio:.2f} {name}" for name, ratio in bf16.items()),
+            min(bf16.values()) >= 1.3,
+        ),
+        Claim(
+            "evaluation images/s, merged / bare timm",
+            "at least .95",
+            ", ".join(f"{ratio:.2f} {precision}" for precision, ratio in merged.items()),
+            min(merged.values()) >= 0.95,
+        ),
+        _at_least("loading an epoch, decoded / cached", 5, _result("loading")["times_faster"]),
+        Claim(
+            "truncating a sum, peft's svd / QR of factors",
+            "at least 10, difference under 1e-4",
+            f"{truncation['times_faster']:.1f}, relative difference {difference:.1e}",
+            truncation["times_faster"] >= 10 and difference < 1e-4,
+        ),
+        Claim(
+            "TIES over 32 ViT-B adapters, peak memory",
+            "under 500 MB",
+            f"{_result('memory')['worst_MB']:.0f} MB",
+            _result("memory")["worst_MB"] < 500,
+        ),
+        Claim(
+            "one more fixed arm after the last experience / training one adapter",
+            "",
+            f"{comparison['rows'][1]['share_of_one_adapter']:.2f}",
+            None,
+        ),
+        Claim(
+            "growth to 64 adapters and 64 arms, exponent",
+            "a straight line: 1, give or take .1",
+            ", ".join(f"{exponent:.2f} {name}" for name, exponent in growth.items()),
+            max(growth.values()) <= 1.1,
+        ),
+    ]
+
+
+def with_summary(page: str) -> str:
+    """Return the page with its summary written anew."""
+    before, rest = page.split(_BEGIN)
+    _, after = rest.split(_END)
+    head = "| question | aim | measured | |\n|---|---|---|---|\n"
+    return before + _BEGIN + head + "".join(c.line() for c in claims()) + _END + after
+
+
+def _at_least(question: str, aim: float, found: float) -> Claim:
+    return Claim(question, f"at least {aim:g}", f"{found:.1f}", found >= aim)
+
+
+def _result(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return content
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_summary(PAGE.read_text()))
+    print("".join(claim.line() for claim in claims()), end="")

@@ -1,0 +1,56 @@
+"""The summary of docs/performance.md says what was measured, and a missed aim shows."""
+
+import json
+import re
+
+import pytest
+
+from perf import summary
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """Point the summary at a copy of the results, and return how to change one of them."""
+    for file in summary.RESULTS.glob("*.json"):
+        (tmp_path / file.name).write_text(file.read_text())
+    monkeypatch.setattr(summary, "RESULTS", tmp_path)
+
+    def change(name, **values):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
+
+
+def test_the_page_says_what_was_measured():
+    page = summary.PAGE.read_text()
+    assert summary.with_summary(page) == page, "run python -m perf.summary"
+
+
+def test_another_result_makes_another_page(measured):
+    page = summary.PAGE.read_text()
+    measured("loading", times_faster=6.25)
+    changed = summary.with_summary(page)
+    assert re.search(r"decoded / cached \| at least 5 \| 6.2 \| met", changed)
+    assert changed.split("End of the summary")[1] == page.split("End of the summary")[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "question"),
+    [
+        ("loading", {"times_faster": 4.9}, "loading an epoch"),
+        ("coefficient_step", {"times_less": 4.9}, "one coefficient step"),
+        ("memory", {"worst_MB": 501}, "TIES over 32"),
+        ("truncation", {"largest_relative_difference": 2e-4}, "truncating a sum"),
+        ("truncation", {"times_faster": 9}, "truncating a sum"),
+        ("training_embedded", {"strategy_to_hand_bf16": 0.94}, "hand-written loop"),
+        ("training_vit_ti_16", {"bf16_to_fp32": 1.29}, "bf16 / fp32"),
+        ("evaluation", {"merged_to_bare_fp32": 0.94}, "merged / bare timm"),
+        ("growth", {"exponents": {"TIES": 1.38, "arms": 1.0}}, "growth to 64"),
+    ],
+)
+def test_a_missed_aim_is_said(measured, name, values, question):
+    measured(name, **values)
+    (claim,) = [c for c in summary.claims() if question in c.question]
+    assert claim.met is False
+    assert "**missed**" in claim.line()
