@@ -128,7 +128,10 @@ class Pipeline:
         weights = self.space.weights(module, side, alpha).to(stack)
         rows = max(1, _BLOCK // stack[:, 0].numel())
         return torch.cat(
-            [weighted_sum(weights, self.spread(part, weights)) for part in stack.split(rows, dim=1)]
+            [
+                weighted_sum(weights, self.spread(part, weights))
+                for part in torch.split(stack, rows, dim=1)
+            ]
         )
 
 
