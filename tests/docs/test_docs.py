@@ -1,4 +1,4 @@
-"""The pages under docs/: examples run, the generated page is current, links and names exist."""
+"""README and docs/: examples run, commands compose, links lead on, what is named exists."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+import yaml
 
-from cl_lora.arms import make_arms
-from cl_lora.launch import compose_config
+from cl_lora.arms import REFERENCES, make_arms
+from cl_lora.cli import config_names
+from cl_lora.evaluation.scores import COLUMNS
+from cl_lora.launch import compose_config, known_keys
+from cl_lora.merging import METHODS, RULES
+from cl_lora.models.heads import HEAD_POLICIES
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 LONGEST_EXAMPLE = 40
 
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -75,26 +80,98 @@ def test_the_page_of_methods_is_what_the_registries_say() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", _FENCE.sub("", page.read_text())):
-        if "://" not in target:
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    """Every relative link names a file, and its anchor, if it has one, a heading of that file."""
+    for target, anchor in re.findall(
+        r"\]\(([^)#]*)(?:#([^)]*))?\)", _FENCE.sub("", page.read_text())
+    ):
+        if "://" in target:
+            continue
+        file = page.parent / target if target else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(file), f"{page.name} links to {target}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, made as code hosts make them."""
+    headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", page.read_text()), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_index_leads_to_every_page() -> None:
+    linked = set(re.findall(r"\]\(([^)#]+\.md)\)", (DOCS / "index.md").read_text()))
+    assert linked == {str(p.relative_to(DOCS)) for p in DOCS.rglob("*.md")} - {"index.md"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_files_exist(page: Path) -> None:
     """A path in backticks that looks like a file of this repository is one."""
     for name in re.findall(
-        r"`((?:cl_lora|configs|benchmarks|strategies|perf|tools)/[\w./-]+)`", page.read_text()
+        r"`((?:cl_lora|configs|benchmarks|strategies|perf|tests|tools)/[\w./-]+)`", page.read_text()
     ):
         assert (ROOT / name).exists(), f"{page.name} names {name}"
 
 
-def test_commands_of_the_reproduction_compose() -> None:
-    text = (DOCS / "reproducing_paper_b.md").read_text()
-    commands = [line for _, block in _FENCE.findall(text) for line in block.splitlines()]
-    assert len(commands) >= 4
-    for command in commands:
-        config = compose_config(shlex.split(command)[2:])
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_options_exist(page: Path, options: set[str]) -> None:
+    """An option in backticks, as `strategy.rank` or `benchmark.root=DIR`, is one."""
+    for name in re.findall(r"`((?:benchmark|model|strategy)\.\w+)(?:=[^`]*)?`", page.read_text()):
+        assert name in options, f"{page.name} names the option {name}"
+
+
+@pytest.fixture(scope="module")
+def options() -> set[str]:
+    """Every option of the configuration, whatever benchmark is chosen."""
+    benchmarks = [f"benchmark={name}" for name in config_names("benchmark")]
+    return {key for benchmark in benchmarks for key in known_keys([benchmark])}
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Return the overrides of every `cl-lora run` in a page's console blocks."""
+    lines = [
+        shlex.split(line, comments=True)
+        for language, text in _FENCE.findall(page.read_text())
+        if language == "console"
+        for line in text.replace("\\\n", " ").splitlines()
+    ]
+    return [words[2:] for words in lines if words[:2] == ["cl-lora", "run"]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_compose(page: Path) -> None:
+    """Every command is a configuration whose arms are valid; `...` stands for an earlier one."""
+    for overrides in commands(page):
+        config = compose_config([word for word in overrides if word != "..."])
+        make_arms(config["arms"], spc=config["spc"])
+
+
+def test_commands_of_the_reproduction_are_those_of_the_paper() -> None:
+    found = commands(DOCS / "reproducing_paper_b.md")
+    assert len(found) >= 5
+    for overrides in found:
+        config = compose_config(overrides)
         assert config["seeds"] == [0, 1, 2]
         assert config["strategy"]["name"] == "paper_b"
         assert make_arms(config["arms"], spc=config["spc"])
+
+
+def test_what_the_reproduction_sets_can_be_set(options: set[str]) -> None:
+    """The last column of its tables names options of the run, of an arm, a method or a rule."""
+    of_arms = {"method", "space", "coefficients", "spc", "head", "tune_head"}
+    of_methods = {name for info in METHODS.values() for name in info.options}
+    of_rules = set(RULES["adaptive"].options)
+    text = (DOCS / "reproducing_paper_b.md").read_text()
+    cells = re.findall(r"^\|.*\| ([^|]*) \|$", text.partition("### Data")[2], flags=re.MULTILINE)
+    named = {name for cell in cells for name in re.findall(r"`([\w.]+)`", cell)}
+    assert len(named) > 30
+    assert named <= options | of_arms | of_methods | of_rules
+
+
+def test_the_readme_says_what_is_there() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert f"`{', '.join(COLUMNS)}`" in text
+    for names in (REFERENCES, HEAD_POLICIES):
+        assert all(f"`{name}`" in text for name in names)
+    arms = [yaml.safe_load(block) for language, block in _FENCE.findall(text) if language == "yaml"]
+    assert all(make_arms(arm, spc=5) for arm in arms)
+    assert arms
