@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from cl_lora.errors import UserError, unknown_name
 from cl_lora.evaluation.aggregate import (
@@ -114,25 +115,38 @@ class Comparison:
         return self.frame().to_csv(index=False, lineterminator="\n")
 
     def table(self) -> ResultTable:
-        """Return the table: a row per arm; per condition average, difference and forgetting."""
+        """Return the table: a row per arm; per condition average, difference and forgetting.
+
+        The number of seeds stands beside them where it is not the same for all arms. Only arms
+        with every seed of the condition can be marked as best.
+        """
         percent = self.metric in PERCENT_METRICS
         up = self.conditions[0].scores.higher_is_better(self.metric)
         single = len(self.conditions) == 1
         columns: list[Column] = []
         numbers: list[list[tuple[float, float]]] = []
+        complete: list[list[bool]] = []
         for letter, condition in zip(_letters(), self.conditions, strict=False):
             long, short = ("", "") if single else (f"{condition.label} ", f"{letter} ")
             of_arms = [self.results.get((condition.label, arm)) for arm in self.arms]
+            before = len(columns)
             columns.append(
                 Column(f"{condition.label} average", f"{long}average", f"{short}Avg", up, percent)
             )
-            numbers.append([_pair(f["average"] if f else None) for f in of_arms])
+            averages, *differences = self._points(condition)
+            numbers.append(averages)
+            seeds, every = self._seeds(condition), len(condition.scores.seeds)
+            if any(0 < n < every for n in seeds):
+                key = f"{condition.label} seeds"
+                columns.append(
+                    Column(key, f"{long}seeds", f"{short}n", None, percent=False, decimals=0)
+                )
+                numbers.append([(float(n) if n else math.nan, math.nan) for n in seeds])
             if self.reference:
                 title = f"{long}vs {self.reference}"
                 key = f"{condition.label} difference"
                 columns.append(Column(key, title, f"{short}diff", None, percent, 1, signed=True))
-                of_arm = [self.differences.get((condition.label, arm)) for arm in self.arms]
-                numbers.append([(d.mean, d.high - d.mean) if d else _NONE for d in of_arm])
+                numbers += differences
             columns.append(
                 Column(
                     f"{condition.label} forgetting",
@@ -145,6 +159,7 @@ class Comparison:
                 )
             )
             numbers.append([_pair(f["forgetting"] if f else None) for f in of_arms])
+            complete += [[n == every for n in seeds]] * (len(columns) - before)
         cells = np.array(numbers, dtype=np.float64).reshape(len(columns), len(self.arms), 2)
         title = METRIC_TITLES.get(self.metric, self.metric) + (" in %" if percent else "")
         return ResultTable(
@@ -154,8 +169,14 @@ class Comparison:
             mean=cells[:, :, 0].T,
             spread=cells[:, :, 1].T,
             title=f"{title} after the last domain, mean ± deviation over seeds",
-            notes=self.notes,
+            notes=(*self.notes, *([_FEWER] if any("seeds" in c.key for c in columns) else [])),
+            complete=np.array(complete).T,
         )
+
+    def _seeds(self, condition: Condition) -> list[int]:
+        """Return the number of seeds behind the average of every arm; 0 where there is none."""
+        found = [self.results.get((condition.label, arm)) for arm in self.arms]
+        return [f["average"].seeds if f else 0 for f in found]
 
     def markdown(self) -> str:
         """Return :meth:`table` as Markdown."""
@@ -166,52 +187,81 @@ class Comparison:
         return self.table().latex()
 
     def figure(self) -> Figure:
-        """Draw the averages: a row per arm, a marker per condition, one deviation to each side."""
+        """Draw the table: a row per arm, a marker per condition, one deviation to each side.
+
+        A second panel shows the paired differences, if there are any, with their interval. A
+        marker is hollow where an arm lacks seeds that other arms of the condition have.
+        """
         with mpl.rc_context(dict(STYLE)):
             return self._draw()
 
     def _draw(self) -> Figure:
         count = len(self.conditions)
         fig = Figure(
-            figsize=(7.2, 1.4 + len(self.arms) * (0.2 + 0.08 * count)), layout="constrained"
+            figsize=(9.6 if self.reference else 7.2, 1.4 + len(self.arms) * (0.16 + 0.08 * count)),
+            layout="constrained",
         )
-        ax = fig.add_subplot()
+        axes = fig.subplots(1, 2 if self.reference else 1, sharey=True, squeeze=False)[0]
         percent = self.metric in PERCENT_METRICS
-        scale = 100.0 if percent else 1.0
         ranked = len(self.arms) - self.references
         y = np.arange(len(self.arms), dtype=np.float64)
         y[ranked:] += 0.5
         for k, condition in enumerate(self.conditions):
+            color, marker = OKABE_ITO[k % len(OKABE_ITO)], MARKERS[k % len(MARKERS)]
             # Side by side within a row, so that conditions with equal scores are all seen.
-            offset = 0.0 if count == 1 else 0.5 * (k / (count - 1) - 0.5)
-            pairs = [
-                _pair(f["average"] if f else None)
-                for f in (self.results.get((condition.label, arm)) for arm in self.arms)
-            ]
-            x, spread = scale * np.array(pairs).T
-            ax.errorbar(
-                x,
-                y + offset,
-                xerr=np.nan_to_num(spread),
-                ls="",
-                marker=MARKERS[k % len(MARKERS)],
-                color=OKABE_ITO[k % len(OKABE_ITO)],
-                capsize=2,
-                lw=1,
-                label=condition.label,
-            )
-        if 0 < self.references < len(self.arms):
-            ax.axhline(ranked - 0.25, color=GREY, lw=0.8)
-        ax.set_yticks(y, self.arms)
-        ax.set_ylim(y[-1] + 0.7, -0.7)
+            rows = y + (0.0 if count == 1 else 0.5 * (k / (count - 1) - 0.5))
+            full = [n == len(condition.scores.seeds) for n in self._seeds(condition)]
+            for ax, points in zip(axes, self._points(condition), strict=True):
+                x, spread = (100.0 if percent else 1.0) * np.array(points).T
+                ax.errorbar(
+                    x, rows, xerr=np.nan_to_num(spread), ls="", color=color, capsize=2, lw=1
+                )
+                for i, whole in enumerate(full):
+                    face = color if whole else "white"
+                    ax.plot(x[i], rows[i], marker, color=color, markerfacecolor=face)
         title = METRIC_TITLES.get(self.metric, self.metric)
-        ax.set_xlabel(f"{title} after the last domain, average{' (%)' if percent else ''}")
-        if count > 1:
-            fig.legend(loc="outside upper left", ncols=2)
+        axes[0].set_yticks(y, self.arms)
+        axes[0].set_ylim(y[-1] + 0.7, -0.7)
+        axes[0].set_xlabel(f"{title} after the last domain, average{' (%)' if percent else ''}")
+        if self.reference:
+            axes[1].axvline(0, color=GREY, lw=0.8, ls="--")
+            unit = ", points" if percent else ""
+            axes[1].set_xlabel(f"paired difference to {self.reference}, interval{unit}")
+        for ax in axes:
+            ax.grid(axis="y", visible=False)
+            ax.tick_params(axis="y", length=0)
+            for row in y[::2]:  # stripes, so that the eye keeps the row
+                ax.axhspan(row - 0.5, row + 0.5, color="#f4f6f8", zorder=0)
+            if 0 < self.references < len(self.arms):
+                ax.axhline(ranked - 0.25, color=GREY, lw=0.8)
+        fig.legend(handles=self._legend(), loc="outside upper left", ncols=3)
         return fig
+
+    def _points(self, condition: Condition) -> Iterator[list[tuple[float, float]]]:
+        """Yield value and half width per arm: of the averages, then of the differences."""
+        of_arms = [self.results.get((condition.label, arm)) for arm in self.arms]
+        yield [_pair(f["average"] if f else None) for f in of_arms]
+        if self.reference:
+            found = [self.differences.get((condition.label, arm)) for arm in self.arms]
+            yield [(d.mean, d.high - d.mean) if d else _NONE for d in found]
+
+    def _legend(self) -> list[Line2D]:
+        handles = [
+            Line2D([], [], ls="", marker=MARKERS[k % 8], color=OKABE_ITO[k % 8], label=c.label)
+            for k, c in enumerate(self.conditions)
+        ]
+        if any(0 < n < len(c.scores.seeds) for c in self.conditions for n in self._seeds(c)):
+            style: dict[str, Any] = {"color": GREY, "markerfacecolor": "white", "marker": "o"}
+            handles.append(Line2D([], [], ls="", label="fewer seeds", **style))
+        return handles
 
 
 _NONE = (math.nan, math.nan)
+
+_FEWER = (
+    "n: seeds behind a row, where not all have the same; only arms with every seed are ranked, the "
+    "best in bold, and differences are paired over the seeds that both sides have."
+)
 
 
 def compare_runs(
@@ -295,28 +345,38 @@ def require_poolable(runs: Sequence[RunFolder]) -> None:
             )
 
 
-def _difference(a: RunFolder, b: RunFolder) -> str:
+def _difference(a: RunFolder, b: RunFolder, names: tuple[str, str] = ("one", "the other")) -> str:
     """Return in words why the scores of two runs are not of one kind, or nothing."""
+    reasons = list(_reasons(a, b, names))
+    more = f" and {len(reasons) - 3} more differences" if len(reasons) > 3 else ""
+    return ", ".join(reasons[:3]) + more
+
+
+def _reasons(a: RunFolder, b: RunFolder, names: tuple[str, str]) -> Iterator[str]:
     if a.stream.name != b.stream.name:
-        return f"their benchmarks are {a.stream.name!r} and {b.stream.name!r}"
+        yield f"their benchmarks are {a.stream.name!r} and {b.stream.name!r}"
     if a.domains != b.domains:
-        return f"their domains are {', '.join(a.domains)} and {', '.join(b.domains)}"
-    if a.stream.fingerprint != b.stream.fingerprint:
-        return (
+        yield f"their domains are {', '.join(a.domains)} and {', '.join(b.domains)}"
+    elif a.stream.fingerprint != b.stream.fingerprint:
+        yield (
             "their data or its splits differ "
-            f"(fingerprints {a.stream.fingerprint} and {b.stream.fingerprint})"
+            f"(fingerprints {a.stream.fingerprint[:8]} and {b.stream.fingerprint[:8]})"
         )
     if a.stream.backbone != b.stream.backbone:
-        return (
+        yield (
             "the weights of their backbones differ "
-            f"(fingerprints {a.stream.backbone} and {b.stream.backbone})"
+            f"(fingerprints {a.stream.backbone[:8]} and {b.stream.backbone[:8]})"
         )
     for part in _PARTS:
-        x, y = _flat(_identity(a, part), part), _flat(_identity(b, part), part)
-        for key in dict.fromkeys([*x, *y]):
-            if x.get(key) != y.get(key):
-                return f"{key} is {x.get(key)!r} in one and {y.get(key)!r} in the other"
-    return ""
+        yield from _changes(_identity(a, part), _identity(b, part), names, part)
+
+
+def _changes(a: Any, b: Any, names: tuple[str, str], prefix: str = "") -> Iterator[str]:
+    """Yield every setting that differs, in words."""
+    x, y = _flat(a, prefix), _flat(b, prefix)
+    for key in dict.fromkeys([*x, *y]):
+        if x.get(key) != y.get(key):
+            yield f"{key} is {x.get(key)!r} in {names[0]} and {y.get(key)!r} in {names[1]}"
 
 
 def _identity(run: RunFolder, part: str) -> Any:
@@ -331,7 +391,11 @@ def _identity(run: RunFolder, part: str) -> Any:
 def _flat(value: Any, prefix: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         return {prefix: value}
-    return {k: v for key, x in value.items() for k, v in _flat(x, f"{prefix}.{key}").items()}
+    return {
+        k: v
+        for key, x in value.items()
+        for k, v in _flat(x, f"{prefix}.{key}" if prefix else key).items()
+    }
 
 
 def _conditions(runs: Sequence[RunFolder]) -> tuple[Condition, ...]:
@@ -357,10 +421,10 @@ def _together(runs: Sequence[RunFolder]) -> ScoreTable:
         for arm in run.arms:
             owner, there = settings.setdefault(arm, (run, run.settings(arm)))
             if there != run.settings(arm):
+                places = (str(owner.path), str(run.path))
                 raise UserError(
-                    f"Arm {arm!r} is {dict(there)} in {owner.path} and "
-                    f"{dict(run.settings(arm))} in {run.path}, so its seeds cannot be averaged; "
-                    "rename one of them"
+                    f"Arm {arm!r} is not one arm, so its seeds cannot be averaged: "
+                    f"{', '.join(_changes(there, run.settings(arm), places))}; rename one of them"
                 )
         for score in run.scores:
             owner, same = rows.setdefault(score.key, (run, score))
@@ -443,15 +507,31 @@ def _notes(
             + (f", {len(c.runs)} runs together" if len(c.runs) > 1 else "")
             + "."
         )
-    if len(conditions) > 1:
-        why = _difference(conditions[0].runs[0], conditions[1].runs[0])
-        notes.append(f"Not averaged over columns: {why}.")
+    for letter, c in list(zip(_letters(), conditions, strict=False))[1:]:
+        why = _difference(conditions[0].runs[0], c.runs[0], ("A", letter))
+        notes.append(f"{letter} is not averaged with A: {why}.")
+    notes += _other_arms(conditions)
     if reference:
         notes.append(
             f"Differences to {reference}: mean of pairs over seeds and domains ± half of the "
             f"{100 * confidence:g} % interval (Student's t)."
         )
     return tuple(notes)
+
+
+def _other_arms(conditions: Sequence[Condition]) -> Iterator[str]:
+    """Say which arms share a row and a name but not their settings."""
+    first: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    changed: dict[str, dict[str, None]] = {}
+    for letter, c in zip(_letters(), conditions, strict=False):
+        for run in c.runs:
+            for arm in run.arms:
+                home, settings = first.setdefault(arm, (letter, run.settings(arm)))
+                how = ", ".join(_changes(settings, run.settings(arm), (home, letter)))
+                if how:
+                    changed.setdefault(how, {})[arm] = None
+    for how, arms in changed.items():
+        yield f"Not the same arm in every column: {', '.join(arms)} ({how})."
 
 
 def _pair(found: Estimate | None) -> tuple[float, float]:

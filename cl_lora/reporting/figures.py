@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,7 @@ def score_matrices(run: RunFolder, metric: str = "accuracy") -> Figure:
             left=i % columns == 0,
             bottom=lowest,
         )
-        ax.set_title(shorten(arms, 20 if T <= 6 else 30)[i], fontsize=7, weight="normal")
+        ax.set_title(shorten(arms, 26 if T <= 6 else 36)[i], fontsize=6.5, weight="normal")
     assert image is not None
     bar = fig.colorbar(image, ax=axes.tolist(), shrink=min(1.0, 2.0 / rows), aspect=25, pad=0.01)
     bar.set_label(_axis_title(metric, ""))
@@ -186,7 +187,7 @@ def score_over_time(run: RunFolder, metric: str = "accuracy") -> Figure:
     height = 2.5 + 0.14 * -(-lines_max // 2)
     fig = Figure(figsize=(3.9 * columns, rows * height + 0.5), layout="constrained")
     axes = np.array(fig.subplots(rows, columns, squeeze=False, sharey=True)).ravel()
-    x = np.arange(1, len(run.domains) + 1)
+    x = np.arange(1.0, len(run.domains) + 1)
     scale = _scale(metric)
     below = -0.12 if len(x) <= 5 else -0.34
     for ax, (title, arms) in zip(axes, panels.items(), strict=False):
@@ -209,9 +210,7 @@ def score_over_time(run: RunFolder, metric: str = "accuracy") -> Figure:
                 label=arm,
                 zorder=3,
             )
-            if np.isfinite(spread).any():
-                low, high = scale * (mean - spread), scale * (mean + spread)
-                ax.fill_between(x, low, high, color=color, alpha=0.15, lw=0, zorder=2)
+            _draw_spread(ax, x, scale * mean, scale * spread, color)
         ax.set_title(title)
         _domain_ticks(ax, run.domains, 9)
         if arms:
@@ -263,13 +262,12 @@ def coefficients_over_time(run: RunFolder, metric: str = "accuracy") -> Figure |
         ax.axhline(1, color=GREY, lw=0.8, ls="--", zorder=1)
         for j in range(T):
             values = of_arm[of_arm["adapter"] == j].groupby("trained")["value"]
-            mean, spread = values.mean(), values.std()
-            x = mean.index.to_numpy(dtype=np.float64) + 1
+            mean = values.mean().to_numpy(dtype=np.float64)
+            spread = np.asarray(values.std(), dtype=np.float64)
+            x = np.array(list(values.groups), dtype=np.float64) + 1
             color = OKABE_ITO[j % len(OKABE_ITO)]
             ax.plot(x, mean, color=color, marker=MARKERS[j % len(MARKERS)], lw=1.4, zorder=3)
-            if spread.notna().any():
-                low, high = mean - spread, mean + spread
-                ax.fill_between(x, low, high, color=color, alpha=0.15, lw=0, zorder=2)
+            _draw_spread(ax, x, mean, spread, color)
         ax.set_title(shorten(arms, 30)[i], fontsize=8, weight="normal")
         _domain_ticks(ax, run.domains, 8)
         ax.set_ylim(bottom=min(0.0, float(of_arm["value"].min())))
@@ -347,8 +345,8 @@ def robustness(run: RunFolder, metric: str = "accuracy") -> Figure | None:
     """Draw the average final score over the coefficient's scale: how much does a wrong one cost?
 
     One panel for the fixed weight W, one for b_max of adaptive coefficients; a line per family of
-    arms that differ in it alone. The legend says the best and the worst value and the area under
-    the line divided by its width, which is the mean score over the range (trapezoidal rule).
+    arms that differ in it alone. The legend says the best and the worst value, where they are, and
+    the area under the line divided by its width: the mean over the range (trapezoidal rule).
 
     Returns:
         The figure; None if no two arms differ in the scale alone.
@@ -357,9 +355,11 @@ def robustness(run: RunFolder, metric: str = "accuracy") -> Figure | None:
     if curves.empty:
         return None
     axes_names = list(dict.fromkeys(curves["axis"]))
-    fig = Figure(figsize=(3.9 * len(axes_names) + 0.3, 4.2), layout="constrained")
-    axes = np.array(fig.subplots(1, len(axes_names), squeeze=False, sharey=True)).ravel()
-    scale = _scale(metric)
+    lines = curves.groupby("axis")["family"].nunique().max()
+    height = max(2.6, 0.5 + 0.34 * lines)
+    fig = Figure(figsize=(7.2, height * len(axes_names) + 0.2), layout="constrained")
+    axes = np.array(fig.subplots(len(axes_names), 1, squeeze=False, sharey=True)).ravel()
+    scale, up = _scale(metric), run.scores.higher_is_better(metric)
     digits = ".1f" if metric in PERCENT_METRICS else ".3f"
     for ax, name in zip(axes, axes_names, strict=True):
         of_axis = curves[curves["axis"] == name]
@@ -367,8 +367,10 @@ def robustness(run: RunFolder, metric: str = "accuracy") -> Figure | None:
             x, y = curve["x"].to_numpy(), scale * curve["mean"].to_numpy()
             error = scale * curve["deviation"].to_numpy()
             area = float(np.trapezoid(y, x) / (x[-1] - x[0]))
+            best, worst = (int(i) for i in (y.argmax(), y.argmin())[:: 1 if up else -1])
             label = (
-                f"{family}: best {max(y):{digits}}, worst {min(y):{digits}}, area {area:{digits}}"
+                f"{textwrap.fill(str(family), 44)}\nbest {y[best]:{digits}} at {x[best]:g}, "
+                f"worst {y[worst]:{digits}} at {x[worst]:g}, area {area:{digits}}"
             )
             ax.errorbar(
                 x,
@@ -385,8 +387,8 @@ def robustness(run: RunFolder, metric: str = "accuracy") -> Figure | None:
         ax.set_xlabel(name)
         values = sorted(set(of_axis["x"]))
         ax.set_xticks(values, [f"{v:g}" for v in values])
-        ax.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.16), handlelength=2.6)
-    axes[0].set_ylabel(_axis_title(metric, "after the last domain, average"))
+        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=2.6)
+    fig.supylabel(_axis_title(metric, "after the last domain, average"), fontsize=8.5)
     return fig
 
 
@@ -525,6 +527,15 @@ def _by_average(numbers: Mapping[tuple[str, str, int], Estimate], arms: Sequence
     return sorted(keys, key=lambda a: keys[a])
 
 
+def _draw_spread(ax: Axes, x: FloatArray, mean: FloatArray, spread: FloatArray, color: str) -> None:
+    """Draw one deviation to each side: a band, or a whisker where there is a single point."""
+    if len(x) == 1:
+        ax.errorbar(x, mean, yerr=np.nan_to_num(spread), color=color, capsize=2, lw=1, zorder=2)
+    elif np.isfinite(spread).any():
+        low, high = mean - spread, mean + spread
+        ax.fill_between(x, low, high, color=color, alpha=0.15, lw=0, zorder=2)
+
+
 def _domain_ticks(ax: Axes, domains: Sequence[str], width: int) -> None:
     """Write the domains below x = 1..T, upright where there are too many to stand abreast."""
     T = len(domains)
@@ -557,22 +568,28 @@ def _label_points(
     obstacles: Sequence[tuple[float, float]],
     muted: set[str],
 ) -> None:
-    """Name points: each label at the nearest place that covers no point and no other label."""
+    """Name points: beside them where that covers no point and no name, else in the right margin.
+
+    Names in the margin stand below one another in the order of their points, so that the lines
+    that lead to them hardly cross.
+    """
     fig.draw_without_rendering()  # settles the layout, so that sizes in pixels are final
     pixels = fig.dpi / 72
     dots = [ax.transData.transform(p) for p in obstacles]
     taken = [Bbox.from_extents(x, y, x, y).padded(5 * pixels) for x, y in dots]
     frame = ax.get_window_extent()
-    angles = np.linspace(0, 2 * math.pi, 16, endpoint=False)
+    colors = {name: GREY if name in muted else "black" for name in labels}
+    crowded: list[tuple[float, float, str]] = []
+    widest = 0.0
     for name, point in labels.items():
         probe = ax.text(0, 0, name, fontsize=7)
         size = probe.get_window_extent()
         probe.remove()
         x, y = ax.transData.transform(point)
-        for distance, angle in ((d, a) for d in (7, 14, 24, 36, 50, 70, 95) for a in angles):
+        for angle in np.linspace(0, 2 * math.pi, 16, endpoint=False):
             # From the point to the nearest edge of the label, so that wide labels keep close.
-            dx = math.cos(angle) * (distance * pixels + size.width / 2)
-            dy = math.sin(angle) * (distance * pixels + size.height / 2)
+            dx = math.cos(angle) * (7 * pixels + size.width / 2)
+            dy = math.sin(angle) * (7 * pixels + size.height / 2)
             box = Bbox.from_bounds(
                 x + dx - size.width / 2, y + dy - size.height / 2, size.width, size.height
             )
@@ -580,7 +597,6 @@ def _label_points(
             if not inside or any(box.overlaps(other) for other in taken):
                 continue
             taken.append(box.padded(pixels))
-            far = distance > 7
             ax.annotate(
                 name,
                 point,
@@ -589,8 +605,43 @@ def _label_points(
                 ha="center",
                 va="center",
                 fontsize=7,
-                color=GREY if name in muted else "black",
-                arrowprops={"arrowstyle": "-", "lw": 0.5, "color": GREY} if far else None,
+                color=colors[name],
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # over the lines
                 zorder=5,
             )
             break
+        else:
+            widest = max(widest, size.width)
+            crowded.append(((y - frame.y0) / frame.height, x, name))
+    # The margin is added to the figure, so that the points and their names stay where they are.
+    fig.set_figwidth(fig.get_figwidth() + (widest + 20 * pixels) / fig.dpi * bool(crowded))
+    heights = _spaced([y for y, _, _ in sorted(crowded)], 11 * pixels / frame.height)
+    for (_, _, name), height in zip(sorted(crowded), heights, strict=True):
+        ax.annotate(
+            name,
+            labels[name],
+            xytext=(1.03, height),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=7,
+            color=colors[name],
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": GREY, "relpos": (0, 0.5)},
+            zorder=1,
+        )
+
+
+def _spaced(positions: Sequence[float], gap: float) -> list[float]:
+    """Return ascending positions in [0, 1], moved until ``gap`` lies between any two.
+
+    Example:
+        >>> _spaced([0.2, 0.5, 0.5], 0.25)
+        [0.2, 0.5, 0.75]
+    """
+    spaced: list[float] = []
+    for position in positions:
+        spaced.append(max(position, spaced[-1] + gap) if spaced else position)
+    highest = 1.0
+    for i in reversed(range(len(spaced))):
+        spaced[i] = min(spaced[i], highest)
+        highest = spaced[i] - gap
+    return spaced

@@ -107,7 +107,8 @@ def _lead(table: ResultTable, metric: str) -> str:
     unit = "\N{NO-BREAK SPACE}%" if column.percent else ""
     name = METRIC_TITLES.get(metric, metric).lower() if metric != "f1" else METRIC_TITLES["f1"]
     ranked = len(table.rows) - table.references
-    best = [i for i in range(ranked) if table.is_best(i, j)] or list(range(ranked))[:1]
+    # A single arm has none to lead.
+    best = [i for i in range(ranked) if ranked == 1 or table.is_best(i, j)]
 
     def said(i: int) -> str:
         value, spread = column.number(float(table.mean[i, j])), float(table.spread[i, j])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -172,15 +173,19 @@ class RunFolder:
                 f"{STREAM_FILE} lists {len(stream.domains)} domains; they belong to two runs: "
                 f"delete {SCORES_FILE} and run the command again"
             )
+        # What was scored of an arm that was stopped stays in the file, and out of every report.
+        rows = {*config["arms"], *config["references"]}
+        scores = ScoreTable(score for score in scores if score.arm in rows)
+        coefficients = _read_coefficients(path / COEFFICIENTS_FILE, len(stream.domains))
+        coefficients = coefficients[coefficients["arm"].isin(rows)].reset_index(drop=True)
         environment = path / ENVIRONMENT_FILE
-        coefficients = path / COEFFICIENTS_FILE
         run = cls(
             path=path,
             config=config,
             environment=_read_json(environment) if environment.is_file() else {},
             stream=stream,
             scores=scores,
-            coefficients=_read_coefficients(coefficients),
+            coefficients=coefficients,
             curves=_read_curves(path / ADAPTERS_FOLDER),
         )
         if not allow_unfinished:
@@ -284,17 +289,25 @@ def _read_stream(path: Path) -> Stream:
     return stream
 
 
-def _read_coefficients(path: Path) -> pd.DataFrame:
+def _read_coefficients(path: Path, domains: int) -> pd.DataFrame:
     kinds = {"seed": int, "arm": str, "trained": int, "group": str, "adapter": int, "value": float}
     if not path.is_file():
         return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
     try:
-        frame = pd.read_csv(path, dtype=kinds, keep_default_na=False, on_bad_lines="error")
+        text = path.read_text()
+        frame = pd.read_csv(
+            io.StringIO(text), dtype=kinds, keep_default_na=False, on_bad_lines="error"
+        )
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
         raise _damaged(path, " ".join(str(error).split())) from error
     missing = [c for c in COEFFICIENT_COLUMNS if c not in frame.columns]
     if missing:
         raise _damaged(path, f"missing column{'s' * (len(missing) > 1)} {', '.join(missing)}")
+    if not text.endswith("\n"):
+        # Cut within the last number, it would still read as one.
+        raise _damaged(path, "its last line is cut off")
+    if not frame[["trained", "adapter"]].isin(range(domains)).all(axis=None):
+        raise _damaged(path, f"it has rows of other experiences than the {domains} domains")
     return frame[list(COEFFICIENT_COLUMNS)]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.table import Table
@@ -24,6 +25,8 @@ METRIC_TITLES = {"accuracy": "Accuracy", "f1": "Macro F1", "rmse": "RMSE", "nme"
 
 MISSING = "–"
 
+BoolArray = NDArray[np.bool_]
+
 
 @dataclass(frozen=True)
 class Column:
@@ -39,6 +42,7 @@ class Column:
         detail: whether it is one of many of a kind, e.g. one domain of the average.
         signed: whether a plus sign is shown.
         note: the definition, for the caption.
+        decimals: digits after the point; one in percent and three otherwise, if not given.
     """
 
     key: str
@@ -50,12 +54,14 @@ class Column:
     detail: bool = False
     signed: bool = False
     note: str = ""
+    decimals: int | None = None
 
     def number(self, value: float) -> str:
-        """Return ``value`` as shown: percent with one decimal, anything else with three."""
+        """Return ``value`` as shown, in percent or not."""
         if np.isnan(value):
             return MISSING
-        text = f"{100 * value:.1f}" if self.percent else f"{value:.3f}"
+        decimals = (1 if self.percent else 3) if self.decimals is None else self.decimals
+        text = f"{100 * value if self.percent else value:.{decimals}f}"
         text = re.sub(r"^-(0\.0+)$", r"\1", text)  # no "-0.0"
         # A true minus is as wide as the plus sign and cannot be taken for a hyphen.
         return ("+" if self.signed and value > 0 else "") + text.replace("-", "−")
@@ -75,6 +81,9 @@ class ResultTable:
         row_title: heading of the row names.
         notes: sentences below the table.
         seeds: (rows,) number of seeds behind each row.
+        complete: (rows, columns) whether a number rests on every seed, without which it is never
+            marked as best: a mean over fewer seeds may lead by the luck of which they are. All
+            are, if not given.
     """
 
     rows: tuple[str, ...]
@@ -86,6 +95,7 @@ class ResultTable:
     row_title: str = "Arm"
     notes: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
+    complete: BoolArray | None = None
     _best: frozenset[tuple[int, int]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -98,13 +108,15 @@ class ResultTable:
         object.__setattr__(self, "_best", frozenset(self._find_best()))
 
     def is_best(self, row: int, column: int) -> bool:
-        """Return whether the row leads the column; rows that read the same lead together."""
+        """Return whether the row leads those that rest on all seeds; equal ones lead together."""
         return (row, column) in self._best
 
     def _find_best(self) -> Iterator[tuple[int, int]]:
         ranked = len(self.rows) - self.references
         for j, column in enumerate(self.columns):
             values = self.mean[:ranked, j]
+            if self.complete is not None:
+                values = np.where(self.complete[:ranked, j], values, np.nan)
             if column.higher_is_better is None or np.isnan(values).all() or ranked < 2:
                 continue
             best = np.nanmax(values) if column.higher_is_better else np.nanmin(values)
@@ -162,7 +174,7 @@ class ResultTable:
         """
         lines = [
             r"\begin{table}",
-            r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
+            r"\centering\scriptsize\setlength{\tabcolsep}{3pt}\setlength{\belowcaptionskip}{4pt}",
             rf"\caption{{{' '.join(map(_latex_escape, (f'{self.title}.', *self.notes)))}}}",
             rf"\makebox[\textwidth][c]{{\begin{{tabular}}{{l{'r' * len(self.columns)}}}",
             r"\hline",
@@ -342,16 +354,19 @@ def result_table(
     of_rows = [[numbers[(arm, *key)] for key in keys] for arm in rows]
     mean = np.array([[e.mean for e in row] for row in of_rows]).reshape(len(rows), len(keys))
     spread = np.array([[e.deviation for e in row] for row in of_rows]).reshape(mean.shape)
-    counts = [numbers[(arm, "average", ALL_EXPERIENCES)].seeds for arm in rows]
+    counts = np.array([[e.seeds for e in row] for row in of_rows]).reshape(mean.shape)
+    seeds = [numbers[(arm, "average", ALL_EXPERIENCES)].seeds for arm in rows]
 
     defined = [j for j, c in enumerate(columns) if c.detail or not np.isnan(mean[:, j]).all()]
     title = f"{METRIC_TITLES.get(metric, metric)}{' in %' if percent else ''} after the last domain"
     count = len(scores.seeds)
     title += f", mean ± deviation over {count} seeds" if count > 1 else f", seed {scores.seeds[0]}"
     notes = [columns[j].note for j in defined if columns[j].key == "forgetting"]
-    fewer = [f"{a} ({n})" for a, n in zip(rows, counts, strict=True) if n < count]
+    fewer = [f"{a} ({n})" for a, n in zip(rows, seeds, strict=True) if n < count]
     if fewer:
-        notes.append(f"Finished on fewer than {count} seeds: {', '.join(fewer)}.")
+        notes.append(
+            f"Finished on fewer than {count} seeds, so never marked as best: {', '.join(fewer)}."
+        )
     return ResultTable(
         rows=rows,
         references=len(apart),
@@ -360,7 +375,8 @@ def result_table(
         spread=spread[:, defined],
         title=title,
         notes=tuple(notes),
-        seeds=tuple(counts),
+        seeds=tuple(seeds),
+        complete=counts[:, defined] == count,
     )
 
 

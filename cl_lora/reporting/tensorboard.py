@@ -46,6 +46,9 @@ def write_tensorboard(run: RunFolder) -> tuple[Path, ...]:
     - ``training/seed-<s>/<bank>/<adapter>``: ``training/loss`` and ``training/accuracy``, steps
       are epochs.
 
+    Over 40 runs TensorBoard starts its tabs Scalars and Images with none of them selected: the
+    button below the list, or the tab Time Series, shows them all.
+
     Each folder is written whole under another name and put in the place of the old one, so
     writing again leaves the same scalars once.
 
@@ -96,7 +99,7 @@ def _write_arm(
             # Not through torch, whose histograms fail on few distinct values.
             writer.add_histogram("coefficients", values, step, bins="auto")
         _add_hparams(
-            writer, _hparams(run, arm), [f"result/{name}" for name in MEASURES], hparam_domains
+            writer, arm, _hparams(run, arm), [f"result/{name}" for name in MEASURES], hparam_domains
         )
     if len(seeds) > 1:
         for seed, scalars in of_seed.items():
@@ -154,7 +157,6 @@ def _measure(run: RunFolder, arm: str, seed: int, name: str) -> float:
 def _hparams(run: RunFolder, arm: str) -> dict[str, str | float]:
     s = arm_settings(run, arm)
     given: dict[str, Any] = {
-        "arm": arm,
         "method": s.method or "reference",
         "space": s.space if s.method else "",
         "coefficients": s.rule,
@@ -189,6 +191,7 @@ def _hparam_domains(run: RunFolder) -> dict[str, list[Any]]:
 
 def _add_hparams(
     writer: SummaryWriter,
+    arm: str,
     hparams: Mapping[str, str | float],
     results: Sequence[str],
     domains: Mapping[str, list[Any]],
@@ -204,7 +207,7 @@ def _add_hparams(
     typed = {k: v if v in domains[k] else str(v) for k, v in hparams.items()}
     file_writer: Any = writer.file_writer
     file_writer.add_summary(summary_v2.hparams_config_pb(columns, metrics))
-    file_writer.add_summary(summary_v2.hparams_pb(typed, trial_id=str(hparams["arm"])))
+    file_writer.add_summary(summary_v2.hparams_pb(typed, trial_id=arm))
 
 
 def _add_matrix(writer: SummaryWriter, run: RunFolder, arm: str, metric: str) -> None:

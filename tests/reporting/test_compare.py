@@ -1,11 +1,13 @@
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from fabricate import ARMS, REFERENCES, fabricate_run, many_arms
+from scipy import stats
 
 from cl_lora.errors import UserError
 from cl_lora.evaluation.aggregate import paired_difference
@@ -68,6 +70,97 @@ def test_seeds_of_one_condition_are_averaged(pacs, more_seeds):
     assert "3 seeds (seeds 0, 1, 2), 2 runs together." in comparison.notes[0]
 
 
+@pytest.fixture
+def uneven(pacs, tmp_path):
+    """Seeds 0 and 1 of all arms; seed 2 without ties_w1, which leads by far where it was run."""
+    raised = [replace(s, value=0.99) if s.arm == "ties_w1" else s for s in pacs.scores]
+    ScoreTable(raised).write(pacs.path / "scores.csv")
+    arms = {k: v for k, v in ARMS.items() if k != "ties_w1"}
+    return [RunFolder.read(pacs.path), make(tmp_path / "third", arms=arms, seeds=(2,))]
+
+
+def test_an_arm_with_fewer_seeds_shows_them_and_is_never_best(uneven):
+    table = compare_runs(uneven, reference="joint").table()
+    assert [c.key.split()[-1] for c in table.columns] == [
+        "average",
+        "seeds",
+        "difference",
+        "forgetting",
+    ]
+    seeds = dict(zip(table.rows, table.mean[:, 1], strict=True))
+    assert seeds == {"ta_w1": 3, "ta_adaptive_b3": 3, "ties_w1": 2, **dict.fromkeys(REFERENCES, 3)}
+    i = table.rows.index("ties_w1")
+    assert table.mean[i, 0] == np.nanmax(table.mean[:, 0])
+    assert not any(table.is_best(i, j) for j in range(4))
+    assert sum(table.is_best(k, 0) for k in range(3)) == 1
+    assert "only arms with every seed are ranked" in table.notes[-1]
+    for text in (table.markdown(), table.latex()):
+        (line,) = (
+            x for x in text.splitlines() if x.replace("\\", "").startswith(("| ties", "ties"))
+        )
+        assert "**" not in line
+        assert "textbf" not in line
+    # Where all have the same seeds, there is nothing to say.
+    assert "seeds" not in {c.key.split()[-1] for c in compare_runs(uneven[:1]).table().columns}
+
+
+def test_arms_over_disjoint_seeds_are_not_ranked(tmp_path):
+    runs = [
+        make(tmp_path / name, arms={name: ARMS[name]}, seeds=(seed,))
+        for seed, name in enumerate(("ta_w1", "ties_w1"))
+    ]
+    table = compare_runs(runs).table()
+    assert not any(table.is_best(i, 0) for i in range(2))
+    assert list(table.mean[:2, 1]) == [1, 1]
+
+
+def test_the_interval_is_students_over_the_pairs_that_both_have(uneven):
+    """From the files alone, with scipy: 2 seeds x 4 domains, though one run has a third seed."""
+    frame = pd.concat(pd.read_csv(run.path / "scores.csv") for run in uneven)
+    frame = frame[(frame.metric == "accuracy") & (frame.trained == 3)]
+    value = frame.set_index(["arm", "seed", "evaluated"])["value"]
+    comparison = compare_runs(uneven, reference="sequential")
+    for arm, pairs in (("ties_w1", 8), ("ta_w1", 12)):
+        d = (value[arm] - value["sequential"]).dropna()
+        assert len(d) == pairs
+        low, high = stats.t.interval(0.95, pairs - 1, loc=d.mean(), scale=stats.sem(d))
+        found = comparison.differences[("pacs_trial", arm)]
+        assert (found.mean, found.low, found.high) == pytest.approx((d.mean(), low, high))
+        assert found.pairs == pairs
+
+
+def test_the_figure_shows_differences_and_marks_fewer_seeds(uneven):
+    figure = compare_runs(uneven, reference="joint").figure()
+    averages, differences = figure.axes
+    hollow = [
+        round(float(line.get_ydata()[0]))
+        for line in averages.get_lines()
+        if line.get_markerfacecolor() == "white" and line.get_marker() == "o"
+    ]
+    assert hollow == [2]  # ties_w1
+    assert "fewer seeds" in {t.get_text() for t in figure.legends[0].get_texts()}
+    assert "paired difference to joint" in differences.get_xlabel()
+    marker = next(x for x in differences.get_lines() if x.get_marker() == "o")
+    found = compare_runs(uneven, reference="joint").differences[("pacs_trial", "ta_w1")]
+    assert marker.get_xdata()[0] == pytest.approx(100 * found.mean)
+
+
+def test_every_column_says_how_it_differs_from_the_first(pacs, office, tmp_path):
+    fabricate_run(tmp_path / "rank16")
+    other = change(
+        tmp_path / "rank16", name="rank16", strategy__rank=16, spc=1, arms__ties_w1__density=0.9
+    )
+    notes = compare_runs([pacs, office, other]).notes
+    assert any(n.startswith("B is not averaged with A: their domains are") for n in notes)
+    assert (
+        "C is not averaged with A: strategy.rank is 8 in A and 16 in C, spc is 5 in A and 1 in C."
+    ) in notes
+    # One name and one row, but not one arm.
+    assert (
+        "Not the same arm in every column: ties_w1 (density is 0.2 in A and 0.9 in C)."
+    ) in notes
+
+
 def test_other_data_stands_beside_and_is_never_averaged(pacs, office):
     comparison = compare_runs([pacs, office], reference="sequential")
     assert [c.label for c in comparison.conditions] == ["pacs_trial", "office"]
@@ -80,7 +173,7 @@ def test_other_data_stands_beside_and_is_never_averaged(pacs, office):
     assert table.rows == (*ARMS, *REFERENCES)
     assert table.mean[0, 0] == pytest.approx(finals(pacs, "ta_w1").mean())
     assert table.mean[0, 3] == pytest.approx(finals(office, "ta_w1").mean())
-    assert any("Not averaged over columns: their domains are" in n for n in comparison.notes)
+    assert any("B is not averaged with A: their domains are" in n for n in comparison.notes)
 
 
 def test_differences_are_paired_within_each_condition(pacs, office):
@@ -176,7 +269,9 @@ def test_one_seed_twice_must_agree(pacs, tmp_path):
 def test_one_name_for_two_arms_is_refused(pacs, tmp_path):
     fabricate_run(tmp_path / "other", seeds=(2,))
     other = change(tmp_path / "other", arms__ties_w1__density=0.9)
-    assert "Arm 'ties_w1' is {" in message(compare_runs, [pacs, other])
+    text = message(compare_runs, [pacs, other])
+    assert "Arm 'ties_w1' is not one arm, so its seeds cannot be averaged: density is 0.2" in text
+    assert f"and 0.9 in {other.path}; rename one of them" in text
 
 
 def test_the_same_folder_counts_once(pacs):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fabricate import ARMS, fabricate_run, many_arms
-from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
@@ -25,8 +25,13 @@ from cl_lora.reporting.run_folder import RunFolder
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """30 rows: 24 arms, a long name among them, and the references."""
+    """36 rows: 31 arms, a long name and long settings among them, and the references."""
     arms = {**many_arms(), "an_arm_with_quite_a_long_name_b9": ARMS["ta_w1"]}
+    for value in (1, 3, 5):
+        settings = {"method": "dare_ties", "space": "factors", "density": 0.2}
+        arms[f"peft_dare_ties_w{value}"] = {**settings, "coefficients": value}
+        rule = {"name": "adaptive", "b_max": value, "granularity": "module"}
+        arms[f"peft_dare_ties_b{value}"] = {**settings, "coefficients": rule}
     path = tmp_path_factory.mktemp("many") / "run"
     return RunFolder.read(fabricate_run(path, arms=arms, seeds=(0, 1, 2)))
 
@@ -61,27 +66,50 @@ def test_the_style_of_others_is_left_alone(run_path):
 
 @pytest.mark.parametrize("name", list(FIGURES))
 def test_no_two_texts_overlap_with_30_rows(drawn, name, monkeypatch):
-    boxes = []
-    draw = RendererAgg.draw_text
+    assert texts_apart(drawn[name], monkeypatch) > 20
 
-    def record(self, gc, x, y, s, prop, angle, ismath=False, mtext=None):
-        # Text's own extent: an annotation's would take in the line to its point.
-        box = Text.get_window_extent(mtext)
-        boxes.append((s, box.x0 + 1, box.y0 + 1, box.x1 - 1, box.y1 - 1))
-        draw(self, gc, x, y, s, prop, angle, ismath, mtext)
 
-    monkeypatch.setattr(RendererAgg, "draw_text", record)
-    figure = drawn[name]
+def texts_apart(figure, monkeypatch):
+    """Assert that no text overlaps another or is cut off; return how many there are."""
+    boxes = {}
+    draw = Text.draw
+
+    def record(self, renderer):
+        if self.get_visible() and self.get_text():
+            # Text's own extent: an annotation's would take in the line to its point.
+            box = Text.get_window_extent(self)
+            boxes[self] = (box.x0 + 1, box.y0 + 1, box.x1 - 1, box.y1 - 1)
+        draw(self, renderer)
+
+    monkeypatch.setattr(Text, "draw", record)
     figure.savefig(io.BytesIO(), format="png", dpi=100)
-    assert len(boxes) > 20
-    for i, (a, x0, y0, x1, y1) in enumerate(boxes):
+    found = [(text.get_text(), *box) for text, box in boxes.items()]
+    for i, (a, x0, y0, x1, y1) in enumerate(found):
         assert x0 > -2, a
         assert y0 > -2, a
         assert x1 < 100 * figure.get_figwidth() + 2, a
         assert y1 < 100 * figure.get_figheight() + 2, a
-        for b, u0, v0, u1, v1 in boxes[i + 1 :]:
+        for b, u0, v0, u1, v1 in found[i + 1 :]:
             apart = x1 <= u0 or u1 <= x0 or y1 <= v0 or v1 <= y0
             assert apart, f"{a!r} overlaps {b!r}"
+    return len(found)
+
+
+def test_arms_in_a_crowd_are_all_named_apart(monkeypatch):
+    figure = Figure(figsize=(6.6, 4.6), layout="constrained")
+    ax = figure.add_subplot()
+    points = {f"an_adaptive_arm_{i}": (70 + i / 100, 12 + i / 50) for i in range(20)}
+    points["alone"] = (20.0, 40.0)
+    for point in points.values():
+        ax.plot(*point, "o")
+    figures._label_points(figure, ax, points, list(points.values()), set())
+    texts_apart(figure, monkeypatch)
+    assert set(points) <= {t.get_text() for t in ax.texts}
+    beside, *crowd = sorted(ax.texts, key=lambda t: t.get_text() != "alone")
+    assert beside.arrowprops is None
+    # In the order of their points, so that lines do not cross.
+    heights = [t.xyann[1] for t in sorted(crowd, key=lambda t: t.xy[1]) if t.arrowprops]
+    assert heights == sorted(heights)
 
 
 def test_every_arm_stands_in_the_final_scores(many, drawn):
@@ -115,7 +143,8 @@ def test_robustness_joins_arms_that_differ_in_the_scale_alone(many):
     assert list(ties["arm"]) == ["ties_w1", "ties_w3", "ties_w5"]
     adaptive = curves[curves["axis"] == "b_max"]
     assert set(adaptive["family"]) == {
-        f"{m}, adaptive, spc 5" for m in ("task_arithmetic", "ties", "dare_ties", "linear")
+        *(f"{m}, adaptive, spc 5" for m in ("task_arithmetic", "ties", "dare_ties", "linear")),
+        "dare_ties, factors, adaptive, granularity module, density 0.2, spc 5",
     }
 
 
@@ -124,7 +153,11 @@ def test_the_robustness_legend_says_best_worst_and_area(many, drawn):
     y = 100 * curves[(curves["axis"] == "W") & (curves["family"] == "ties")]["mean"].to_numpy()
     # By hand, at W = 1, 3, 5: two trapezoids of width 2, over a width of 4.
     area = ((y[0] + y[1]) + (y[1] + y[2])) / 4
-    expected = f"ties: best {max(y):.1f}, worst {min(y):.1f}, area {area:.1f}"
+    at = dict(zip(y, (1, 3, 5), strict=True))
+    expected = (
+        f"ties\nbest {max(y):.1f} at {at[max(y)]}, worst {min(y):.1f} at {at[min(y)]}, "
+        f"area {area:.1f}"
+    )
     assert expected in {t.get_text() for t in drawn["robustness"].findobj(Text)}
 
 
@@ -149,6 +182,17 @@ def test_errors_and_many_domains(tmp_path):
     widths = [p.get_width() for p in final.axes[0].patches][: len(run.arms)]
     assert widths == sorted(widths)  # the smallest error first
     assert figures.forgetting_against_score(run, "rmse") is not None
+
+
+def test_the_last_adapter_has_a_whisker_as_it_has_no_line(many):
+    figure = figures.coefficients_over_time(many)
+    assert figure is not None
+    (bars,) = figure.axes[0].containers
+    frame = many.coefficients
+    last = frame[(frame["arm"] == "task_arithmetic_adaptive_b1") & (frame["adapter"] == 3)]["value"]
+    (segment,) = bars[2][0].get_segments()
+    low, high = last.mean() - last.std(), last.mean() + last.std()
+    np.testing.assert_allclose(segment[:, 1], [low, high])
 
 
 def test_coefficients_with_groups_are_averaged(run_path):

@@ -126,6 +126,17 @@ def test_unfinished_before_any_score(run_path):
             "coefficients.csv is damaged",
         ),
         ("coefficients.csv", "", "coefficients.csv is damaged"),
+        # Cut within 0.8125: still a number, but none that was measured.
+        (
+            "coefficients.csv",
+            ",".join(COEFFICIENT_COLUMNS) + "\n0,ties_w1,0,all,0,0.8",
+            "its last line is cut off",
+        ),
+        (
+            "coefficients.csv",
+            ",".join(COEFFICIENT_COLUMNS) + "\n0,ties_w1,4,all,0,1.0\n",
+            "rows of other experiences than the 4 domains",
+        ),
         ("scores.csv", "seed\n", "scores.csv, line 1: missing columns arm"),
         ("adapters/seed-0/00-photo/training.json", '{"loss": [{"epoch": 0}]}', "'loss' is no list"),
         ("adapters/seed-0/00-photo/training.json", '{"loss": [3]}', "'loss' is no list"),
@@ -144,3 +155,13 @@ def test_scores_of_another_stream(tmp_path):
     stream = json.loads((path / "stream.json").read_text())
     (path / "stream.json").write_text(json.dumps({**stream, "domains": ["a", "b"]}))
     assert "scores on 3 experiences but stream.json lists 2 domains" in message(path)
+
+
+def test_arms_that_the_configuration_does_not_name_are_left_out(run_path):
+    config = yaml.safe_load((run_path / "config.yaml").read_text())
+    del config["arms"]["ta_adaptive_b3"]
+    (run_path / "config.yaml").write_text(yaml.safe_dump(config))
+    run = RunFolder.read(run_path)
+    assert "ta_adaptive_b3" not in run.scores.arms
+    assert "ta_adaptive_b3" not in set(run.coefficients["arm"])
+    assert run.scores.arms == ("ta_w1", "ties_w1", *run.references)

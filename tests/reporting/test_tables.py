@@ -1,6 +1,7 @@
 import io
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -132,7 +133,27 @@ def test_rows_follow_the_given_order():
 def test_arms_finished_on_fewer_seeds_are_named():
     scores = fabricate_scores(["a"], ())
     scores.append([Score(0, "b", 3, j, "accuracy", 0.5) for j in range(4)])
-    assert "Finished on fewer than 3 seeds: b (1)." in result_table(scores).text(80)
+    text = result_table(scores).text(80)
+    assert "Finished on fewer than 3 seeds, so never marked as best: b (1)." in text
+
+
+def test_only_what_rests_on_every_seed_can_be_best():
+    scores = ScoreTable()
+    for arm, values in {"lucky": [0.9], "good": [0.8, 0.6], "poor": [0.5, 0.5]}.items():
+        scores.append(Score(s, arm, 0, 0, "accuracy", v) for s, v in enumerate(values))
+    table = result_table(scores)
+    assert table.rows == ("lucky", "good", "poor")
+    assert table.mean[0, 0] == 0.9
+    assert [table.is_best(i, 0) for i in range(3)] == [False, True, False]
+    # Errors, too: the lowest mean of all seeds.
+    errors = ScoreTable([replace(s, higher_is_better=False) for s in scores])
+    assert [result_table(errors).is_best(i, 0) for i in range(3)] == [False, False, True]
+
+
+def test_no_arm_is_best_where_none_has_every_seed():
+    scores = ScoreTable(Score(s, arm, 0, 0, "accuracy", 0.5) for s, arm in enumerate("ab"))
+    table = result_table(scores)
+    assert not any(table.is_best(i, 0) for i in range(2))
 
 
 def test_csv_holds_the_unrounded_numbers(table):
