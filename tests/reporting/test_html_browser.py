@@ -7,7 +7,7 @@ from html import unescape
 
 import pytest
 from chromium import CHROMIUM
-from fabricate import fabricate_run, many_arms
+from fabricate import ARMS, fabricate_run, many_arms
 
 from cl_lora.reporting.html import write_html
 from cl_lora.reporting.run_folder import RunFolder
@@ -52,7 +52,9 @@ addEventListener("load", () => {
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     path = tmp_path_factory.mktemp("browser") / "run"
-    run = RunFolder.read(fabricate_run(path, arms=many_arms(("ties", "linear"))))
+    long = {f"a_merge_method_with_a_long_name_b{b}": ARMS["ties_w1"] for b in (1, 3)}
+    arms = {**many_arms(("ties", "linear")), **long}
+    run = RunFolder.read(fabricate_run(path, arms=arms))
     return write_html(run)
 
 
@@ -122,6 +124,9 @@ def test_nothing_sticks_out_on_a_phone(report, tmp_path):
         frame.addEventListener("load", () => {{
           const root = frame.contentDocument.documentElement;
           document.body.dataset.widths = root.scrollWidth + " " + root.clientWidth;
+          const names = [...root.querySelectorAll("#results td:first-child")];
+          document.body.dataset.cut = names.filter((x) => x.scrollWidth > x.clientWidth).length;
+          document.body.dataset.highest = Math.max(...names.map((x) => x.clientHeight));
         }});</script></body>"""
     )
     dom, console = browse(page, tmp_path)
@@ -129,3 +134,5 @@ def test_nothing_sticks_out_on_a_phone(report, tmp_path):
     scroll, client = map(int, re.search(r'data-widths="(\d+) (\d+)"', dom).groups())
     assert client == pytest.approx(390, abs=20)
     assert scroll <= client
+    assert 'data-cut="0"' in dom  # names that differ at their end only can be told apart
+    assert int(re.search(r'data-highest="(\d+)"', dom)[1]) < 60  # two lines, not a letter a line
