@@ -9,6 +9,7 @@ from typing import Any
 
 from cl_lora.errors import UserError, unknown_name
 from cl_lora.merging import CoefficientRule, get_method, is_linear, make_rule, validate_method
+from cl_lora.merging.spaces import SPACES
 from cl_lora.models.heads import HEAD_POLICIES
 
 REFERENCES: Mapping[str, str] = {
@@ -20,7 +21,16 @@ REFERENCES: Mapping[str, str] = {
 }
 
 _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*")
-_OWN = ("method", "space", "rank", "coefficients", "spc", "head", "tune_head")
+_OWN = (
+    "method",
+    "space",
+    "rank",
+    "coefficients",
+    "spc",
+    "buffer_batch_size",
+    "head",
+    "tune_head",
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,7 @@ class Arm:
         rule: how the coefficients come about.
         options: the method's options that differ from its defaults, e.g. ``density``.
         spc: buffer samples per class and domain, for learned coefficients and prototypes.
+        buffer_batch_size: buffer images a step when coefficients are learned.
         head: a head policy that overrides the run's; only ``prototypes`` can, because the
             others decide how the adapters are trained.
         tune_head: whether learning coefficients also trains the head on the buffer.
@@ -45,23 +56,50 @@ class Arm:
     rule: CoefficientRule
     options: Mapping[str, Any] = field(default_factory=dict)
     spc: int = 5
+    buffer_batch_size: int = 32
     head: str | None = None
     tune_head: bool = False
 
+    @property
+    def variant(self) -> dict[str, Any]:
+        """Everything that defines the arm, defaults written out: what is recorded of it."""
+        return {
+            "method": self.method,
+            "space": self.space,
+            "scaling": SPACES[self.space].scaling,
+            **validate_method(self.method, self.space, self.options),
+            "coefficients": self.rule.config,
+            "spc": self.spc if self.rule.learned or self.head == "prototypes" else None,
+            "buffer_batch_size": self.buffer_batch_size if self.rule.learned else None,
+            "head": self.head,
+            "tune_head": self.tune_head,
+        }
 
-def make_arms(settings: Mapping[str, Mapping[str, Any]], *, spc: int) -> tuple[Arm, ...]:
+
+def settings_of(variant: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of which :func:`make_arm` makes an arm of this :attr:`Arm.variant`."""
+    return {key: v for key, v in variant.items() if key != "scaling" and v is not None}
+
+
+def make_arms(
+    settings: Mapping[str, Mapping[str, Any]], *, spc: int, buffer_batch_size: int
+) -> tuple[Arm, ...]:
     """Build and validate all arms, in order; arguments as in :func:`make_arm`."""
-    return tuple(make_arm(str(name), arm, spc=spc) for name, arm in settings.items())
+    return tuple(
+        make_arm(str(name), arm, spc=spc, buffer_batch_size=buffer_batch_size)
+        for name, arm in settings.items()
+    )
 
 
-def make_arm(name: str, settings: Mapping[str, Any], *, spc: int) -> Arm:
+def make_arm(name: str, settings: Mapping[str, Any], *, spc: int, buffer_batch_size: int) -> Arm:
     """Build and validate one arm of the configuration.
 
     Args:
         name: the arm's name.
         settings: ``method`` and, where wanted, ``coefficients``, ``space``, ``rank``, ``spc``,
-            ``head``, ``tune_head`` and the method's own options.
-        spc: the run's buffer samples per class and domain.
+            ``buffer_batch_size``, ``head``, ``tune_head`` and the method's own options.
+        spc: the run's buffer samples per class and domain, for an arm that does not say.
+        buffer_batch_size: the run's buffer images a step, likewise.
 
     Raises:
         UserError: for anything that could not be evaluated after training.
@@ -83,13 +121,12 @@ def make_arm(name: str, settings: Mapping[str, Any], *, spc: int) -> Arm:
             )
         if rule.learned:
             rule.state(1, ("",))  # options that do not go together show here, not after training
-        samples = settings.get("spc", spc)
-        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-            raise UserError(f"expected spc to be a whole number of at least 1 but got {samples!r}")
+        samples = _count(settings, "spc", spc)
+        batch = _count(settings, "buffer_batch_size", buffer_batch_size)
         head, tune = _head(settings, rule)
     except UserError as error:
         raise UserError(f"Arm {name!r}: {error}") from error
-    return Arm(name, method, space, rule, options, samples, head, tune)
+    return Arm(name, method, space, rule, options, samples, batch, head, tune)
 
 
 def check_weights(arms: Sequence[Arm], experiences: int) -> None:
@@ -119,6 +156,13 @@ def check_references(names: Sequence[str]) -> tuple[str, ...]:
         if name not in REFERENCES:
             raise unknown_name("reference row", name, REFERENCES)
     return tuple(name for name in REFERENCES if name in names)
+
+
+def _count(settings: Mapping[str, Any], key: str, default: int) -> int:
+    value = settings.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"expected {key} to be a whole number of at least 1 but got {value!r}")
+    return value
 
 
 def _check_name(name: str) -> None:

@@ -74,7 +74,6 @@ class ArmEvaluator:
         spc: SPC of the prototypes of reference rows.
         batch_size: images a forward pass.
         head_lr: learning rate of a head that is tuned with the coefficients.
-        buffer_batch_size: buffer images a step of learning.
     """
 
     def __init__(
@@ -90,12 +89,11 @@ class ArmEvaluator:
         spc: int,
         batch_size: int,
         head_lr: float,
-        buffer_batch_size: int,
     ) -> None:
         self.benchmark, self.backbone, self.banks = benchmark, backbone, banks
         self.compute, self.seed, self.head_policy = compute, seed, head_policy
         self.buffers, self.spc, self.batch_size = buffers, spc, batch_size
-        self.head_lr, self.buffer_batch_size = head_lr, buffer_batch_size
+        self.head_lr = head_lr
         self.experiences = len(benchmark.domains)
         self._bare: dict[int, list[Batch]] = {}
         self._alone: dict[int, list[dict[str, float]]] = {}
@@ -138,7 +136,7 @@ class ArmEvaluator:
         device = self.compute.device
         head = head.to(device).requires_grad_(arm.tune_head)
         steps = int(arm.rule.options["steps"])
-        order = list(self._draws(len(indices), steps, t))
+        order = list(self._draws(len(indices), arm.buffer_batch_size, steps, t))
 
         # Heads that are merged with the coefficients are so in every step of learning them too.
         heads = [
@@ -167,11 +165,11 @@ class ArmEvaluator:
             ) from error
         return learned.alpha, head
 
-    def _draws(self, size: int, steps: int, t: int) -> Iterator[Tensor]:
+    def _draws(self, size: int, batch_size: int, steps: int, t: int) -> Iterator[Tensor]:
         """Yield the buffer rows of every step: shuffled passes, a whole buffer if it is small."""
         generator = torch_generator(self.seed, "buffer-batches", t)
         pool = torch.empty(0, dtype=torch.int64)
-        wanted = min(size, self.buffer_batch_size)
+        wanted = min(size, batch_size)
         for _ in range(steps):
             if len(pool) < wanted:
                 pool = torch.cat([pool, torch.randperm(size, generator=generator)])

@@ -9,10 +9,11 @@ from typing import Any
 
 from cl_lora import progress
 from cl_lora.adapters.injection import split_qkv, target_modules
-from cl_lora.arms import Arm, check_references, check_weights, make_arms
+from cl_lora.arms import Arm, check_references, check_weights
 from cl_lora.benchmarks import make_benchmark, validate_benchmark_config
 from cl_lora.benchmarks.core import DomainBenchmark, Indices, draw_buffer
 from cl_lora.comparison import ArmEvaluator
+from cl_lora.errors import UserError
 from cl_lora.inference import Compute
 from cl_lora.models.backbones import Backbone, image_size, load_backbone
 from cl_lora.runs import RunWriter
@@ -36,7 +37,7 @@ def execute(raw: Mapping[str, Any]) -> Path:
     set_threads(raw.get("threads"))
     settings = check(raw)
     with RunWriter(settings) as run:
-        arms = make_arms(run.arms, spc=settings.spc)
+        arms = run.make_arms()
         benchmark = make_benchmark(raw["benchmark"], image_size(settings.model))
         check_weights(arms, len(benchmark.domains))
         buffers = {seed: _buffers(settings, arms, benchmark, seed) for seed in run.seeds}
@@ -63,7 +64,7 @@ def check(raw: Mapping[str, Any]) -> Settings:
     """
     settings = read_settings(raw)
     validate_benchmark_config(raw["benchmark"])
-    make_arms(raw["arms"], spc=settings.spc)
+    settings.make_arms(raw["arms"])
     return settings
 
 
@@ -108,7 +109,6 @@ def _seed(
         spc=settings.spc,
         batch_size=settings.eval_batch_size,
         head_lr=settings.training.head_lr,
-        buffer_batch_size=settings.buffer_batch_size,
     )
     everything: list[Arm | str] = [*references, *arms]
     units = [
@@ -122,7 +122,13 @@ def _seed(
     total = len(units) * len(benchmark.domains)
     with progress.meter(f"seed {seed}: evaluating {len(arms)} arms", total) as advance:
         for arm, t in units:
-            run.add(*evaluator.evaluate(arm, t, advance))
+            try:
+                scores, coefficients = evaluator.evaluate(arm, t, advance)
+            except UserError as error:  # learning diverged: the other arms can go on without it
+                if isinstance(arm, Arm):
+                    run.stop(arm.name, error)
+                raise
+            run.add(scores, coefficients)
     log.info("seed %d: evaluated %d arms and %d reference rows", seed, len(arms), len(references))
 
 

@@ -23,6 +23,7 @@ import torch
 import yaml
 
 from cl_lora import __version__, files
+from cl_lora.arms import Arm, settings_of
 from cl_lora.benchmarks.core import DomainBenchmark, Indices
 from cl_lora.comparison import Coefficient
 from cl_lora.errors import UserError
@@ -90,7 +91,11 @@ class RunWriter:
         recorded = self._recorded()
         self._check_same(recorded)
         self._remove_leftovers()
-        self.arms: dict[str, Any] = {**recorded.get("arms", {}), **self.settings.raw["arms"]}
+        wanted = self.settings.raw["arms"]
+        stopped = recorded.get("stopped", {})
+        self.stopped: dict[str, Any] = {n: s for n, s in stopped.items() if n not in wanted}
+        self.arms: dict[str, Any] = {**recorded.get("arms", {}), **wanted}
+        self._variants = {n: v for n, v in recorded.get("variants", {}).items() if n not in wanted}
         self.references = tuple(
             dict.fromkeys([*recorded.get("references", []), *self.settings.references])
         )
@@ -99,8 +104,33 @@ class RunWriter:
         if (self.folder / "scores.csv").exists():
             self.scores = ScoreTable.read(self.folder / "scores.csv")
         self._coefficients = self._read_coefficients()
+        for name, what in stopped.items():
+            if name in wanted and what["arm"] != wanted[name]:
+                self._forget(name)
 
-    def _record_configuration(self) -> None:
+    def make_arms(self) -> tuple[Arm, ...]:
+        """Build every arm of the run; those of earlier commands as they were recorded."""
+        return self.settings.make_arms(
+            {
+                name: {**arm, **settings_of(self._variants.get(name, {}))}
+                for name, arm in self.arms.items()
+            }
+        )
+
+    def _forget(self, arm: str) -> None:
+        """Leave out what a stopped arm had before it was given other settings."""
+        self.scores = ScoreTable(score for score in self.scores if score.arm != arm)
+        self._coefficients = [c for c in self._coefficients if c.arm != arm]
+
+    def stop(self, arm: str, reason: UserError) -> None:
+        """Take an arm out of the run: later commands skip it until they name it again.
+
+        What was scored of it stays. Its settings may then be others; they replace it.
+        """
+        self.stopped[arm] = {"arm": self.arms.pop(arm), "reason": str(reason)}
+        self._write_config()
+
+    def _write_config(self) -> None:
         raw = self.settings.raw
         config = {
             "format": FORMAT,
@@ -110,17 +140,35 @@ class RunWriter:
             "run_dir": None,
             "runs_root": None,
             "arms": self.arms,
+            "variants": {arm.name: arm.variant for arm in self.make_arms()},
             "references": list(self.references),
             "seeds": list(self.seeds),
         }
+        if self.stopped:
+            config["stopped"] = self.stopped
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         files.write_text(self.folder / "config.yaml", text)
-        files.write_json(self.folder / "environment.json", environment(self.settings))
+
+    def _record_configuration(self) -> None:
+        self._write_config()
+        self._write_environment()
         handler = logging.FileHandler(self.folder / "log.txt")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logging.getLogger("cl_lora").addHandler(handler)
         self._stack.callback(_close, handler)
         self._stack.callback(logging.getLogger("cl_lora").removeHandler, handler)
+
+    def _write_environment(self) -> None:
+        """Write where this command runs; where earlier ones ran stays below ``earlier``."""
+        path = self.folder / "environment.json"
+        here = environment(self.settings)
+        earlier: list[dict[str, Any]] = []
+        if path.exists():
+            with suppress(ValueError):  # a damaged file is replaced: nothing is computed from it
+                there = json.loads(path.read_text())
+                earlier = [*there.pop("earlier", []), there]
+        earlier = [e for e in earlier if {**e, "written": here["written"]} != here]
+        files.write_json(path, {**here, "earlier": earlier} if earlier else here)
 
     def _remove_leftovers(self) -> None:
         """Delete the temporary names that a killed process left behind, and nothing else.
@@ -163,7 +211,7 @@ class RunWriter:
         if not recorded:
             return
         here = json.loads(json.dumps(self.settings.identity))
-        there = json.loads(json.dumps(recorded.get("identity", {})))
+        there = {key: recorded.get("identity", {}).get(key) for key in here}
         difference = _first_difference(there, here)
         if difference:
             key, old, new = difference
@@ -171,12 +219,19 @@ class RunWriter:
                 f"{self.folder} holds another configuration ({key} is {old!r} there and {new!r} "
                 "here); choose another run_dir, or leave run_dir out"
             )
-        known = recorded.get("arms", {})
-        for name, arm in self.settings.raw["arms"].items():
-            if name in known and known[name] != arm:
+        known, variants = recorded.get("arms", {}), recorded.get("variants", {})
+        wanted = self.settings.raw["arms"]
+        for arm in self.settings.make_arms(wanted):
+            if arm.name in known and known[arm.name] != wanted[arm.name]:
                 raise UserError(
-                    f"Arm {name!r} is defined twice: {known[name]} in {self.folder} and "
-                    f"{arm} here; give the new one another name"
+                    f"Arm {arm.name!r} is defined twice: {known[arm.name]} in {self.folder} and "
+                    f"{wanted[arm.name]} here; give the new one another name"
+                )
+            if arm.name in variants and variants[arm.name] != arm.variant:
+                key, old, new = _first_difference(variants[arm.name], arm.variant) or ("", "", "")
+                raise UserError(
+                    f"Arm {arm.name!r} means something else in {self.folder} ({key} is {old!r} "
+                    f"there and {new!r} here); give it another name, or set {key} as it is there"
                 )
 
     def record_stream(self, benchmark: DomainBenchmark, backbone: Mapping[str, Any]) -> None:

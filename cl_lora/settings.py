@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cl_lora.adapters.injection import LoRAConfig
-from cl_lora.arms import check_references
+from cl_lora.arms import Arm, check_references, make_arms
 from cl_lora.config import build
 from cl_lora.errors import UserError, unknown_name
 from cl_lora.files import digest
@@ -75,13 +75,22 @@ class Settings:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the adapters: two runs that differ in it never share a folder."""
-        keys = ("benchmark", "model", "strategy", "spc", "buffer_batch_size")
-        identity = {key: self.raw[key] for key in keys}
+        identity = {key: self.raw[key] for key in ("benchmark", "model", "strategy")}
         identity["precision"] = "bf16" if self.bf16 else "fp32"
         identity["device"] = self.device.type
+        if self.training.head == "prototypes":
+            identity["spc"] = self.spc  # of the prototypes of the reference rows
         # Where decoded images are kept does not change them.
         identity["benchmark"] = {k: v for k, v in self.raw["benchmark"].items() if k != "cache_dir"}
         return identity
+
+    def make_arms(self, raw: Mapping[str, Mapping[str, Any]]) -> tuple[Arm, ...]:
+        """Build and validate arms; what they leave open is the run's.
+
+        Raises:
+            UserError: as :func:`cl_lora.arms.make_arm`.
+        """
+        return make_arms(raw, spc=self.spc, buffer_batch_size=self.buffer_batch_size)
 
     @property
     def folder(self) -> Path:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from cl_lora.arms import make_arm
 from cl_lora.benchmarks import make_benchmark
 from cl_lora.benchmarks.stream import avalanche_benchmark
 from cl_lora.comparison import ArmEvaluator
@@ -53,10 +52,9 @@ def main() -> None:
             spc=5,
             batch_size=settings.eval_batch_size,
             head_lr=settings.training.head_lr,
-            buffer_batch_size=settings.buffer_batch_size,
         )
         experience = next(iter(avalanche_benchmark(benchmark).train_stream))
-        arm = make_arm("one_more", {"method": "ties", "coefficients": 1}, spc=5)
+        (arm,) = settings.make_arms({"one_more": {"method": "ties", "coefficients": 1}})
         last = len(benchmark.domains) - 1
 
         full = dataclasses.replace(settings.training, epochs=EPOCHS)

@@ -23,9 +23,9 @@ class TrainingConfig:
         head: one of the head policies.
     """
 
-    epochs: int = 7
+    epochs: int = 3
     batch_size: int = 32
-    lr: float = 1e-4
+    lr: float = 1e-3
     head_lr: float = 1e-3
     weight_decay: float = 0.01
     warmup: float = 0.1

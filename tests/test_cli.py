@@ -157,6 +157,110 @@ def test_changed_arm_of_the_same_name_is_refused(finished: tuple[Path, str], cap
     assert "'half' is defined twice" in capfd.readouterr().err
 
 
+@pytest.fixture
+def copied(finished: tuple[Path, str], tmp_path: Path) -> Path:
+    """A finished run that the test may change."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    return folder
+
+
+STEEP = "+arms.steep={{method: cat, spc: 2, coefficients: {{name: softmax, lr: {}, steps: 3}}}}"
+
+
+def test_an_arm_that_diverges_stands_in_no_other_arms_way(copied: Path, capfd) -> None:
+    old = rows(copied)
+    assert main(["run", *overrides(copied, STEEP.format("1.0e+308"))]) == 2
+    error = capfd.readouterr().err
+    assert "Arm 'steep', seed 0, after experience" in error
+    assert "Traceback" not in error
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    assert "steep" not in config["arms"]
+    assert "finite" in config["stopped"]["steep"]["reason"]
+    # The others go on without it, and what it had stays.
+    there = rows(copied)
+    assert [r for r in there if r["arm"] != "steep"] == old
+    assert main(["run", *overrides(copied, "+arms.sum={method: cat, coefficients: 1}")]) == 0
+    assert [r for r in rows(copied) if r["arm"] not in ("steep", "sum")] == old
+    assert main(["report", str(copied)]) == 0
+    assert ">steep<" not in (copied / "report.html").read_text()  # nor in a cell of its tables
+    assert ">sum<" in (copied / "report.html").read_text()
+    # With other settings it is an arm like any, and nothing is left of the first ones.
+    assert main(["run", *overrides(copied, STEEP.format("0.1"))]) == 0
+    assert "stopped" not in yaml.safe_load((copied / "config.yaml").read_text())
+    fresh = {r["trained"] for r in rows(copied) if r["arm"] == "steep"}
+    assert fresh == {"-1", "0", "1", "2"}
+    with (copied / "coefficients.csv").open() as file:
+        assert "nan" not in file.read()
+
+
+def test_each_arm_is_recorded_with_every_default(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    variants = yaml.safe_load((folder / "config.yaml").read_text())["variants"]
+    assert variants["ties_learned"] == {
+        "method": "ties",
+        "space": "delta",
+        "scaling": "alpha * s * B A",
+        "density": 0.2,
+        "trim": "tensor",
+        "sign": "unweighted",
+        "elect": "total",
+        "divisor": "count",
+        "rank": None,
+        "coefficients": {
+            "name": "adaptive",
+            "b_max": 3,
+            "init": "zero",
+            "granularity": "layer",
+            "steps": 2,
+            "lr": 0.05,
+        },
+        "spc": 2,
+        "buffer_batch_size": 32,
+        "head": None,
+        "tune_head": False,
+    }
+    assert variants["half"]["coefficients"] == {"name": "fixed", "value": 0.5}
+
+
+def test_an_arm_of_other_defaults_is_refused(copied: Path, capfd) -> None:
+    path = copied / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["variants"]["ties_learned"]["density"] = 0.5
+    path.write_text(yaml.safe_dump(config))
+    assert main(["run", *overrides(copied)]) == 2
+    error = capfd.readouterr().err
+    assert "Arm 'ties_learned' means something else" in error
+    assert "density is 0.5 there and 0.2 here" in error
+
+
+def test_another_buffer_trains_nothing(copied: Path, capfd) -> None:
+    before = stamps(copied)
+    other = [o for o in overrides(copied, "buffer_batch_size=2") if "ties_learned" not in o]
+    new = "+arms.other={method: ties, spc: 1, coefficients: {name: adaptive, steps: 1}}"
+    assert main(["run", *other, new]) == 0
+    assert stamps(copied) == before
+    assert {r["arm"] for r in rows(copied)} > {"other", "ties_learned"}
+    variants = yaml.safe_load((copied / "config.yaml").read_text())["variants"]
+    assert variants["other"]["buffer_batch_size"] == 2
+    # What is recorded keeps its meaning: a command that would change it is refused.
+    assert main(["run", *overrides(copied, "buffer_batch_size=2")]) == 2
+    assert "buffer_batch_size is 32 there and 2 here" in capfd.readouterr().err
+
+
+def test_every_environment_is_recorded_once(copied: Path) -> None:
+    path = copied / "environment.json"
+    first = json.loads(path.read_text())
+    first.pop("earlier", None)
+    first["packages"]["torch"] = "1.0"
+    path.write_text(json.dumps(first))
+    for _ in range(2):
+        assert main(["run", *overrides(copied)]) == 0
+    now = json.loads(path.read_text())
+    assert now["packages"]["torch"] != "1.0"
+    assert now["earlier"] == [first]
+
+
 def test_multirun_runs_every_combination(tmp_path: Path) -> None:
     given = overrides(tmp_path / "x", "references=[base]", f"runs_root={tmp_path}", "run_dir=null")
     done = command("run", "--multirun", *given[1:], "strategy.rank=1,2")

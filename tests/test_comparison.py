@@ -62,14 +62,13 @@ def evaluator(
         "spc": 2,
         "batch_size": 5,
         "head_lr": 0.1,
-        "buffer_batch_size": 4,
         **more,
     }
     return ArmEvaluator(**settings)
 
 
 def arm(**settings: Any) -> Any:
-    return make_arm("x", settings, spc=2)
+    return make_arm("x", settings, spc=2, buffer_batch_size=100)
 
 
 def features(backbone: Backbone, update: Any, images: torch.Tensor) -> torch.Tensor:
@@ -164,7 +163,7 @@ def buffer_loss(made: ArmEvaluator, served: Any, benchmark: DomainBenchmark) -> 
 def test_learned_coefficients_lower_the_loss_on_the_buffer(
     benchmark_16, backbone, adapters
 ) -> None:
-    made = evaluator(benchmark_16, backbone, adapters, buffer_batch_size=100)
+    made = evaluator(benchmark_16, backbone, adapters)
     start = made.merged(arm(method="task_arithmetic", coefficients=1.0), 2)  # (1 + b_max) / 4
     served = made.merged(learned(), 2)
     assert buffer_loss(made, served, benchmark_16) < buffer_loss(made, start, benchmark_16)
@@ -176,9 +175,7 @@ def test_learned_coefficients_lower_the_loss_on_the_buffer(
 
 
 def test_own_heads_are_learned_through_as_they_are_served(benchmark_16, backbone, adapters) -> None:
-    made = evaluator(
-        benchmark_16, backbone, adapters, head_policy="per_experience", buffer_batch_size=100
-    )
+    made = evaluator(benchmark_16, backbone, adapters, head_policy="per_experience")
     start = made.merged(arm(method="task_arithmetic", coefficients=1.0), 2)
     longer = made.merged(learned(rule={"steps": 60}), 2)
     assert buffer_loss(made, longer, benchmark_16) < buffer_loss(made, start, benchmark_16)
@@ -195,7 +192,7 @@ def test_tuned_head_goes_further_and_leaves_the_bank_alone(
     benchmark_16, backbone, adapters
 ) -> None:
     before = adapters[2].head["weight"].clone()
-    made = evaluator(benchmark_16, backbone, adapters, buffer_batch_size=100)
+    made = evaluator(benchmark_16, backbone, adapters)
     plain, tuned = made.merged(learned(), 2), made.merged(learned(tune_head=True), 2)
     assert buffer_loss(made, tuned, benchmark_16) < buffer_loss(made, plain, benchmark_16)
     assert torch.equal(adapters[2].head["weight"], before)
@@ -285,4 +282,4 @@ def test_wrapped_model_and_merged_update_agree(benchmark_16, backbone, adapters)
 )
 def test_bad_arm(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make_arm("x", settings, spc=1)
+        make_arm("x", settings, spc=1, buffer_batch_size=4)

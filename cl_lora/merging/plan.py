@@ -251,6 +251,7 @@ def _cast(f: LoRAFactors, dtype: torch.dtype) -> LoRAFactors:
 def _check_finite(alpha: Tensor) -> None:
     if not alpha.isfinite().all():
         raise UserError(
-            f"Expected finite coefficients but got {alpha.tolist()}; give numbers, or lower the "
-            "learning rate if they were learned"
+            f"Expected finite coefficients but {int((~alpha.isfinite()).sum())} of "
+            f"{alpha.numel()} are NaN or infinite; give numbers, or lower the learning rate if "
+            "they were learned"
         )

@@ -7,13 +7,15 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from cl_lora.arms import REFERENCES, make_arms
+from cl_lora.arms import REFERENCES, Arm, make_arms
 from cl_lora.cli import config_names
 from cl_lora.evaluation.scores import COLUMNS
 from cl_lora.launch import compose_config, known_keys
@@ -137,12 +139,18 @@ def commands(page: Path) -> list[list[str]]:
     return [words[2:] for words in lines if words[:2] == ["cl-lora", "run"]]
 
 
+def arms_of(config: Mapping[str, Any]) -> tuple[Arm, ...]:
+    return make_arms(
+        config["arms"], spc=config["spc"], buffer_batch_size=config["buffer_batch_size"]
+    )
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_compose(page: Path) -> None:
     """Every command is a configuration whose arms are valid; `...` stands for an earlier one."""
     for overrides in commands(page):
         config = compose_config([word for word in overrides if word != "..."])
-        make_arms(config["arms"], spc=config["spc"])
+        arms_of(config)
 
 
 def test_commands_of_the_reproduction_are_those_of_the_paper() -> None:
@@ -152,12 +160,12 @@ def test_commands_of_the_reproduction_are_those_of_the_paper() -> None:
         config = compose_config(overrides)
         assert config["seeds"] == [0, 1, 2]
         assert config["strategy"]["name"] == "paper_b"
-        assert make_arms(config["arms"], spc=config["spc"])
+        assert arms_of(config)
 
 
 def test_what_the_reproduction_sets_can_be_set(options: set[str]) -> None:
     """The last column of its tables names options of the run, of an arm, a method or a rule."""
-    of_arms = {"method", "space", "coefficients", "spc", "head", "tune_head"}
+    of_arms = {"method", "space", "coefficients", "spc", "buffer_batch_size", "head", "tune_head"}
     of_methods = {name for info in METHODS.values() for name in info.options}
     of_rules = set(RULES["adaptive"].options)
     text = (DOCS / "reproducing_paper_b.md").read_text()
@@ -173,5 +181,5 @@ def test_the_readme_says_what_is_there() -> None:
     for names in (REFERENCES, HEAD_POLICIES):
         assert all(f"`{name}`" in text for name in names)
     arms = [yaml.safe_load(block) for language, block in _FENCE.findall(text) if language == "yaml"]
-    assert all(make_arms(arm, spc=5) for arm in arms)
+    assert all(make_arms(arm, spc=5, buffer_batch_size=32) for arm in arms)
     assert arms
