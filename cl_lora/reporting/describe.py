@@ -9,7 +9,7 @@ from typing import Any
 from cl_lora.errors import UserError
 from cl_lora.reporting.run_folder import RunFolder
 
-_ARM_KEYS = ("method", "space", "coefficients", "spc", "head", "tune_head")
+_ARM_KEYS = ("method", "space", "coefficients", "spc", "buffer_batch_size", "head", "tune_head")
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ def arm_settings(run: RunFolder, arm: str) -> ArmSettings:
         name, rule_options = rule, {}
     else:
         name, rule_options = "fixed", {"value": rule}
+    if "b_max" in (recorded := run.variant(arm).get("coefficients", {})):
+        rule_options = {**rule_options, "b_max": recorded["b_max"]}
     # Fixed and uniform coefficients see no samples at all.
     learned = bool(given) and name not in ("fixed", "uniform")
     spc = given.get("spc", run.config.get("spc")) if learned else None
@@ -92,7 +94,7 @@ def arm_settings(run: RunFolder, arm: str) -> ArmSettings:
 def in_words(run: RunFolder, arm: str) -> str:
     """Return what ``arm`` is: method, space, every option with its default, coefficients, head.
 
-    Defaults that config.yaml leaves open are those of this version's merge methods.
+    Defaults are those that config.yaml records; where an older one leaves them open, this version's.
     """
     # Imported late: they import torch, which tables and figures do without.
     from cl_lora.arms import REFERENCES
@@ -104,8 +106,10 @@ def in_words(run: RunFolder, arm: str) -> str:
         return f"Reference row: {text}."
     info = METHODS.get(s.method)
     what = f"{info.summary.rstrip('.')} ({info.paper}): {info.formula}" if info else s.method
-    options = dict(s.options)
-    if info:
+    variant = run.variant(arm)
+    options = {k: v for k, v in variant.items() if k not in (*_ARM_KEYS, "scaling")}
+    if info and not variant:
+        options = dict(s.options)
         try:
             options = validate_method(s.method, s.space, s.options)
         except UserError:
@@ -117,7 +121,7 @@ def in_words(run: RunFolder, arm: str) -> str:
     sentences = [f"{what}; merged {where}."]
     shown = [f"{k} = {_value(v)}" for k, v in options.items() if v is not None]
     sentences += [f"Options: {', '.join(shown)}."] if shown else []
-    sentences.append(f"Coefficients: {_rule_in_words(s)}.")
+    sentences.append(f"Coefficients: {_rule_in_words(s, variant)}.")
     if s.head:
         sentences.append(f"Head: {s.head}, in place of the run's.")
     if s.tune_head:
@@ -125,14 +129,21 @@ def in_words(run: RunFolder, arm: str) -> str:
     return " ".join(sentences)
 
 
-def _rule_in_words(s: ArmSettings) -> str:
-    options = ", ".join(f"{k} = {_value(v)}" for k, v in s.rule_options.items())
+def _rule_in_words(s: ArmSettings, variant: Mapping[str, Any]) -> str:
+    complete = variant.get("coefficients", s.rule_options)
+    options = ", ".join(f"{k} = {_value(v)}" for k, v in complete.items() if k != "name")
     if s.rule == "fixed":
-        return f"fixed at {_value(s.rule_options.get('value'))} for every adapter"
+        value = s.rule_options.get("value")
+        whose = (
+            ", one for each adapter" if isinstance(value, list | tuple) else " for every adapter"
+        )
+        return f"fixed at {_value(value)}{whose}"
     if s.rule == "uniform":
         return "uniform, 1/n for n adapters"
     learned = f", learned on {s.spc} samples per class and domain" if s.spc is not None else ""
-    return s.rule + (f" with {options}" if options else "") + learned
+    batch = variant.get("buffer_batch_size")
+    batches = f", in batches of {batch}" if batch is not None else ""
+    return s.rule + (f" with {options}" if options else "") + learned + batches
 
 
 def _value(value: Any) -> str:

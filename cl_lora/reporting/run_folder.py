@@ -134,6 +134,11 @@ class RunFolder:
         settings: Mapping[str, Any] = self.config["arms"].get(arm) or {}
         return settings
 
+    def variant(self, arm: str) -> Mapping[str, Any]:
+        """Return ``arm`` with every default, as recorded; empty if it was not, or a reference."""
+        variants: Mapping[str, Mapping[str, Any]] = self.config.get("variants") or {}
+        return variants.get(arm, {})
+
     @classmethod
     def read(cls, path: str | Path, *, allow_unfinished: bool = False) -> RunFolder:
         """Read a run folder.

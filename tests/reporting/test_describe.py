@@ -2,6 +2,7 @@ import pytest
 import yaml
 from fabricate import fabricate_run
 
+from cl_lora.arms import make_arm
 from cl_lora.reporting.describe import arm_settings, in_words
 from cl_lora.reporting.run_folder import RunFolder
 
@@ -36,6 +37,30 @@ def run(tmp_path):
     return RunFolder.read(path)
 
 
+def test_defaults_are_those_that_were_recorded(run):
+    """A folder of a version with other defaults is described by what it says itself."""
+    path = run.path / "config.yaml"
+    arm = make_arm("adaptive", ARMS["adaptive"], spc=5, buffer_batch_size=8)
+    rule = {**arm.variant["coefficients"], "steps": 77}
+    variants = {"adaptive": {**arm.variant, "density": 0.35, "coefficients": rule}}
+    config = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**config, "variants": variants}))
+    words = in_words(RunFolder.read(run.path), "adaptive")
+    for part in ("density = 0.35", "trim = tensor", "steps = 77", "lr = 0.05", "batches of 8"):
+        assert part in words
+
+
+def test_a_bound_left_open_is_a_point_of_the_sweep(run):
+    settings = {"method": "ties", "coefficients": {"name": "adaptive"}}
+    path = run.path / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    arm = make_arm("short", settings, spc=5, buffer_batch_size=8)
+    changed = {**config, "variants": {"short": arm.variant}}
+    changed["arms"]["short"] = settings
+    path.write_text(yaml.safe_dump(changed))
+    assert arm_settings(RunFolder.read(run.path), "short").axis == ("b_max", 1.0)
+
+
 @pytest.mark.parametrize(
     ("arm", "rule", "axis", "family"),
     [
@@ -65,7 +90,7 @@ def test_short_forms_are_written_out(run, arm, rule, axis, family):
     ("arm", "parts"),
     [
         ("short", ["on the updates dW = s B A", "fixed at 0.5 for every adapter"]),
-        ("listed", ["fixed at [0.5, 1, 1, 1]"]),
+        ("listed", ["fixed at [0.5, 1, 1, 1], one for each adapter"]),
         ("uniform", ["density = 0.3", "uniform, 1/n for n adapters"]),
         ("left_out", ["density = 0.2"]),  # the default, which config.yaml leaves open
         (
