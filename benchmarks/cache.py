@@ -7,11 +7,13 @@ the same one do no harm.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -164,7 +166,9 @@ def _build(path: Path, source: ImageSource, shape: tuple[int, ...]) -> None:
     unreadable: list[str] = []
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        fcntl.flock(handle, fcntl.LOCK_EX)
         try:
             # Written row by row rather than through a writable map: on a full disk a write fails
             # with an error, whereas a map kills the process with SIGBUS.
@@ -185,6 +189,14 @@ def _build(path: Path, source: ImageSource, shape: tuple[int, ...]) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete what killed processes left of ``path``; a file that is being written is locked."""
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        with suppress(OSError), leftover.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
 
 
 def _decoded(source: ImageSource, size: int) -> Iterator[Pixels | UnreadableImage]:

@@ -73,5 +73,4 @@ def _found(name: str) -> str:
         there = found(config)
     except UserError as error:
         return f"found, but: {error}"
-    key = "path" if "path" in config else "root"
-    return there or f"not found; give benchmark.{key}=DIR"
+    return there or f"not found; give benchmark.{'path=NAME' if 'path' in config else 'root=DIR'}"

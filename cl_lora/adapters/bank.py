@@ -24,7 +24,8 @@ class AdapterBank:
 
     def path(self, experience: int, name: str) -> Path:
         """Return the folder of the adapter of ``experience``."""
-        return self.folder / f"{experience:02d}-{name}"
+        # A domain of a table may be called a/b, which must not become two folders.
+        return self.folder / f"{experience:02d}-{name.replace('/', '_')}"
 
     def has(self, experience: int, name: str) -> bool:
         """Return whether the adapter of ``experience`` is finished."""

@@ -146,6 +146,11 @@ def load_backbone(config: ModelConfig) -> Backbone:
 def _check_name(name: str) -> None:
     import timm
 
+    if name in ("", "???"):  # what Hydra writes for a value that the user must give
+        raise UserError(
+            "Expected model.name to be a Vision Transformer of timm but got none; "
+            "give model.name=NAME, e.g. vit_small_patch16_224"
+        )
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         raise unknown_name("timm model", name, [*timm.list_models("*vit*"), EMBEDDED])

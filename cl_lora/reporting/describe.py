@@ -94,7 +94,7 @@ def arm_settings(run: RunFolder, arm: str) -> ArmSettings:
 def in_words(run: RunFolder, arm: str) -> str:
     """Return what ``arm`` is: method, space, every option with its default, coefficients, head.
 
-    Defaults are those that config.yaml records; where an older one leaves them open, this version's.
+    Defaults are those that config.yaml records, or this version's where an older one has none.
     """
     # Imported late: they import torch, which tables and figures do without.
     from cl_lora.arms import REFERENCES

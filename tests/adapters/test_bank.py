@@ -25,6 +25,13 @@ def test_adapters_come_in_the_order_of_their_experiences(tmp_path):
     assert bank.load(11, "task").name == "11-task"
 
 
+def test_a_slash_in_a_name_makes_no_folder_of_its_own(tmp_path):
+    bank = AdapterBank(tmp_path / "adapters")
+    bank.save(0, "day/night", _adapter(1.0))
+    assert bank.has(0, "day/night")
+    assert [a.name for a in bank] == ["00-day_night"]
+
+
 def test_what_is_not_a_finished_adapter_is_ignored(tmp_path):
     bank = AdapterBank(tmp_path)
     bank.save(0, "task", _adapter(1.0))

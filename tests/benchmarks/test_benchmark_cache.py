@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,18 @@ def test_second_call_opens_the_same_file_without_decoding(tmp_path):
     np.testing.assert_array_equal(cached_images(never(), 4, tmp_path)[7], 7)
     after = file.stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_what_a_killed_build_left_goes_and_what_is_being_written_stays(tmp_path):
+    cached_images(source(), 4, tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.unlink()
+    orphan, written = (tmp_path / f".{file.name}.{end}" for end in ("orphan", "written"))
+    orphan.write_bytes(b"half")
+    with written.open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        cached_images(source(), 4, tmp_path)
+        assert sorted(tmp_path.iterdir()) == sorted([file, written])
 
 
 def test_another_size_or_content_is_another_file(tmp_path):

@@ -109,6 +109,7 @@ def test_checkpoint_with_missing_block(checkpoint: Path, tmp_path: Path) -> None
     ("settings", "message"),
     [
         ({"name": "vit_tiny_patch16_225"}, "did you mean 'vit_tiny_patch16_224'"),
+        ({"name": "???"}, "give model.name=NAME"),
         ({"name": "resnet18", "pretrained": False}, "Vision Transformer"),
         ({"name": TINY, "checkpoint": "nowhere.pth"}, "does not exist"),
         ({"name": TINY, "std": (0, 1, 1)}, "above 0"),
