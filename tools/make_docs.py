@@ -22,7 +22,8 @@ Notation: adapter i updates a weight by `dW_i = s_i B_i A_i`, `alpha_i` is its c
 `top(T, density)` keeps the entries of T that are largest in magnitude. In space `delta` the
 formulas hold as they stand. In space `factors` the same is done to the A and to the B apart, as
 peft does, with weights `sqrt(alpha_i s_i)` on both: their product has cross terms `B_i A_j`.
-Method, space, scaling and every option are recorded with each result as its *variant*.
+Method, space, scaling and every option are the arm's *variant*, which `config.yaml` of the run
+records with every default.
 
 ## Merge methods
 
