@@ -27,6 +27,7 @@ records with every default.
 
 ## Merge methods
 
+*Variant by default* is what the options are if none is given; each is explained below the table.
 *Linear* says when the merged update is linear in the coefficients, which is what a learned rule
 needs; with `rank` set it never is. *Data* are samples that the merge itself needs beyond the
 adapters; *task* is whether the task of an image must be known when it is classified.
@@ -53,11 +54,12 @@ adapter, by `layer` for a block of the Vision Transformer, by `module` for one w
 def page() -> str:
     """Return the text of docs/methods.md."""
     methods = _table(
-        ("method", "update", "linear", "spaces", "data", "task", "paper"),
+        ("method", "update", "variant by default", "linear", "spaces", "data", "task", "paper"),
         [
             (
                 f"`{row['name']}`",
                 f"`{row['formula']}`",
+                f"`{row['options']}`",
                 row["linear"],
                 row["spaces"],
                 row["data"],
