@@ -167,8 +167,7 @@ def _build(path: Path, source: ImageSource, shape: tuple[int, ...]) -> None:
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        handle, temporary = _locked_temporary(path)
         try:
             # Written row by row rather than through a writable map: on a full disk a write fails
             # with an error, whereas a map kills the process with SIGBUS.
@@ -182,13 +181,25 @@ def _build(path: Path, source: ImageSource, shape: tuple[int, ...]) -> None:
                         unreadable.append(str(image))
                     elif not unreadable:
                         file.write(image.tobytes())
-            if unreadable:
-                raise UserError(_unreadable_message(unreadable, source.count))
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
+                if unreadable:
+                    raise UserError(_unreadable_message(unreadable, source.count))
+                file.flush()
+                os.chmod(temporary, 0o644)
+                os.replace(temporary, path)  # while it is open, and so locked
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def _locked_temporary(path: Path) -> tuple[int, str]:
+    """Make a file beside ``path`` that no other process takes for a leftover."""
+    while True:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, temporary
+        os.close(handle)  # it was removed between making and locking it
 
 
 def _remove_leftovers(path: Path) -> None:

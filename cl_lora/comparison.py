@@ -14,7 +14,7 @@ from cl_lora.adapters.injection import SupportsDelta, applied
 from cl_lora.arms import Arm
 from cl_lora.benchmarks.batches import batches, to_tensor
 from cl_lora.benchmarks.core import DomainBenchmark, Indices
-from cl_lora.errors import UserError
+from cl_lora.errors import DivergedError, UserError
 from cl_lora.evaluation.classification import ClassificationCounts
 from cl_lora.evaluation.scores import UNTRAINED, Score
 from cl_lora.inference import Batch, Compute, freeze
@@ -160,7 +160,7 @@ class ArmEvaluator:
         try:
             learned = learn(arm.rule, plan, loss, extra_parameters=extra, extra_lr=lr)
         except UserError as error:
-            raise UserError(
+            raise DivergedError(
                 f"Arm {arm.name!r}, seed {self.seed}, after experience {t}: {error}"
             ) from error
         return learned.alpha, head

@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake, and the 'did you mean' helper that words it."""
+"""The exception for a user's mistake, and the 'did you mean' helper that words it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ class UserError(ValueError):
 
     The command line prints the sentence without a traceback and exits with code 2.
     """
+
+
+class DivergedError(UserError):
+    """Learning the coefficients of one arm failed; the other arms can go on without it."""
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:

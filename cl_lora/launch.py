@@ -55,7 +55,14 @@ def _check_all(configs: Sequence[Mapping[str, Any]]) -> None:
     from cl_lora.pipeline import check
 
     identities: dict[Path, Mapping[str, Any]] = {}
+    variants: dict[tuple[Path, str], Mapping[str, Any]] = {}
     for settings in map(check, configs):
+        for arm in settings.make_arms(settings.raw["arms"]):
+            if variants.setdefault((settings.folder, arm.name), arm.variant) != arm.variant:
+                raise UserError(
+                    f"The combinations of --multirun would define arm {arm.name!r} in several ways "
+                    f"in {settings.folder}; give each a run_dir, or the arms names of their own"
+                )
         if identities.setdefault(settings.folder, settings.identity) != settings.identity:
             raise UserError(
                 f"The combinations of --multirun need a folder each but all go to run_dir="

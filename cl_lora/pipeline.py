@@ -13,7 +13,7 @@ from cl_lora.arms import Arm, check_references, check_weights
 from cl_lora.benchmarks import make_benchmark, validate_benchmark_config
 from cl_lora.benchmarks.core import DomainBenchmark, Indices, draw_buffer
 from cl_lora.comparison import ArmEvaluator
-from cl_lora.errors import UserError
+from cl_lora.errors import DivergedError
 from cl_lora.inference import Compute
 from cl_lora.models.backbones import Backbone, image_size, load_backbone
 from cl_lora.runs import RunWriter
@@ -50,9 +50,17 @@ def execute(raw: Mapping[str, Any]) -> Path:
                 **backbone.normalisation,
             },
         )
+        failed: list[DivergedError] = []
         for seed in run.seeds:
             run.record_buffers(seed, benchmark, buffers[seed])
-            _seed(settings, run, arms, benchmark, backbone, buffers[seed], seed)
+            failed += _seed(settings, run, arms, benchmark, backbone, buffers[seed], seed)
+            arms = tuple(arm for arm in arms if arm.name in run.arms)
+    if failed:
+        names = ", ".join(run.stopped)
+        raise DivergedError(
+            f"{failed[0]}; everything else is finished and {run.folder} goes on without {names}: "
+            "name an arm with other settings to try it again, or leave it out (~arms.NAME)"
+        )
     return run.folder
 
 
@@ -96,7 +104,8 @@ def _seed(
     backbone: Backbone,
     buffers: dict[int, tuple[Indices, ...]],
     seed: int,
-) -> None:
+) -> list[DivergedError]:
+    """Train and score what is missing of one seed; return the errors of arms that diverged."""
     references = check_references(run.references)
     evaluator = ArmEvaluator(
         benchmark=benchmark,
@@ -117,19 +126,25 @@ def _seed(
         for arm in everything
         if t in evaluator.rows(arm) and not run.scores.done(seed, name_of(arm), t)
     ]
+    failed: list[DivergedError] = []
     if not units:
-        return
+        return failed
     total = len(units) * len(benchmark.domains)
     with progress.meter(f"seed {seed}: evaluating {len(arms)} arms", total) as advance:
         for arm, t in units:
+            if isinstance(arm, Arm) and arm.name in run.stopped:
+                continue
             try:
                 scores, coefficients = evaluator.evaluate(arm, t, advance)
-            except UserError as error:  # learning diverged: the other arms can go on without it
-                if isinstance(arm, Arm):
-                    run.stop(arm.name, error)
-                raise
-            run.add(scores, coefficients)
+            except DivergedError as error:
+                assert isinstance(arm, Arm)
+                log.warning("%s", error)
+                run.stop(arm, error)
+                failed.append(error)
+            else:
+                run.add(scores, coefficients)
     log.info("seed %d: evaluated %d arms and %d reference rows", seed, len(arms), len(references))
+    return failed
 
 
 def name_of(arm: Arm | str) -> str:

@@ -23,7 +23,7 @@ import torch
 import yaml
 
 from cl_lora import __version__, files
-from cl_lora.arms import Arm, settings_of
+from cl_lora.arms import Arm, make_arms, settings_of
 from cl_lora.benchmarks.core import DomainBenchmark, Indices
 from cl_lora.comparison import Coefficient
 from cl_lora.errors import UserError
@@ -95,7 +95,7 @@ class RunWriter:
         stopped = recorded.get("stopped", {})
         self.stopped: dict[str, Any] = {n: s for n, s in stopped.items() if n not in wanted}
         self.arms: dict[str, Any] = {**recorded.get("arms", {}), **wanted}
-        self._variants = {n: v for n, v in recorded.get("variants", {}).items() if n not in wanted}
+        self._earlier = {a.name: a for a in _recorded_arms(recorded) if a.name not in wanted}
         self.references = tuple(
             dict.fromkeys([*recorded.get("references", []), *self.settings.references])
         )
@@ -104,30 +104,33 @@ class RunWriter:
         if (self.folder / "scores.csv").exists():
             self.scores = ScoreTable.read(self.folder / "scores.csv")
         self._coefficients = self._read_coefficients()
-        for name, what in stopped.items():
-            if name in wanted and what["arm"] != wanted[name]:
-                self._forget(name)
+        self._renewed = {
+            arm.name
+            for arm in self.settings.make_arms(wanted)
+            if arm.name in stopped and stopped[arm.name]["variant"] != arm.variant
+        }
 
     def make_arms(self) -> tuple[Arm, ...]:
         """Build every arm of the run; those of earlier commands as they were recorded."""
-        return self.settings.make_arms(
-            {
-                name: {**arm, **settings_of(self._variants.get(name, {}))}
-                for name, arm in self.arms.items()
-            }
-        )
+        made = {arm.name: arm for arm in self.settings.make_arms(self.settings.raw["arms"])}
+        return tuple({**made, **self._earlier}[name] for name in self.arms)
 
-    def _forget(self, arm: str) -> None:
-        """Leave out what a stopped arm had before it was given other settings."""
-        self.scores = ScoreTable(score for score in self.scores if score.arm != arm)
-        self._coefficients = [c for c in self._coefficients if c.arm != arm]
+    def _forget_renewed(self) -> None:
+        """Leave out what stopped arms had before they were given other settings."""
+        if not self._renewed:
+            return
+        self._coefficients = [c for c in self._coefficients if c.arm not in self._renewed]
+        files.write_text(self.folder / "coefficients.csv", self._coefficients_csv())
+        self.scores = ScoreTable(score for score in self.scores if score.arm not in self._renewed)
+        self.scores.write(self.folder / "scores.csv", [*self.arms, *self.references])
 
-    def stop(self, arm: str, reason: UserError) -> None:
+    def stop(self, arm: Arm, reason: UserError) -> None:
         """Take an arm out of the run: later commands skip it until they name it again.
 
         What was scored of it stays. Its settings may then be others; they replace it.
         """
-        self.stopped[arm] = {"arm": self.arms.pop(arm), "reason": str(reason)}
+        given = self.arms.pop(arm.name)
+        self.stopped[arm.name] = {"arm": given, "variant": arm.variant, "reason": str(reason)}
         self._write_config()
 
     def _write_config(self) -> None:
@@ -150,6 +153,7 @@ class RunWriter:
         files.write_text(self.folder / "config.yaml", text)
 
     def _record_configuration(self) -> None:
+        self._forget_renewed()  # before config.yaml says that they are not stopped any more
         self._write_config()
         self._write_environment()
         handler = logging.FileHandler(self.folder / "log.txt")
@@ -219,20 +223,16 @@ class RunWriter:
                 f"{self.folder} holds another configuration ({key} is {old!r} there and {new!r} "
                 "here); choose another run_dir, or leave run_dir out"
             )
-        known, variants = recorded.get("arms", {}), recorded.get("variants", {})
-        wanted = self.settings.raw["arms"]
-        for arm in self.settings.make_arms(wanted):
-            if arm.name in known and known[arm.name] != wanted[arm.name]:
-                raise UserError(
-                    f"Arm {arm.name!r} is defined twice: {known[arm.name]} in {self.folder} and "
-                    f"{wanted[arm.name]} here; give the new one another name"
-                )
-            if arm.name in variants and variants[arm.name] != arm.variant:
-                key, old, new = _first_difference(variants[arm.name], arm.variant) or ("", "", "")
-                raise UserError(
-                    f"Arm {arm.name!r} means something else in {self.folder} ({key} is {old!r} "
-                    f"there and {new!r} here); give it another name, or set {key} as it is there"
-                )
+        known = {arm.name: arm for arm in _recorded_arms(recorded)}
+        for arm in self.settings.make_arms(self.settings.raw["arms"]):
+            if arm.name in known:
+                difference = _first_difference(known[arm.name].variant, arm.variant)
+                if difference:
+                    key, old, new = difference
+                    raise UserError(
+                        f"Arm {arm.name!r} is defined twice: {key} is {old!r} in {self.folder} and "
+                        f"{new!r} here; give the new one another name, or choose another run_dir"
+                    )
 
     def record_stream(self, benchmark: DomainBenchmark, backbone: Mapping[str, Any]) -> None:
         """Begin: check that data and weights are those of the folder, and record what is run.
@@ -320,6 +320,22 @@ class RunWriter:
                     f"{path} is damaged ({error}); delete it and scores.csv, the same command "
                     "computes both again from the adapters"
                 ) from error
+
+
+def _recorded_arms(recorded: Mapping[str, Any]) -> tuple[Arm, ...]:
+    """Build the arms of a config.yaml as it describes them, whatever the defaults of today.
+
+    A folder from before variants were recorded has the run's settings alone.
+    """
+    variants = recorded.get("variants", {})
+    return make_arms(
+        {
+            name: {**arm, **settings_of(variants.get(name, {}))}
+            for name, arm in recorded.get("arms", {}).items()
+        },
+        spc=recorded.get("spc", 5),
+        buffer_batch_size=recorded.get("buffer_batch_size", 32),
+    )
 
 
 def _close(handler: logging.Handler) -> None:

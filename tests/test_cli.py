@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 from tiny_run import overrides
 
+from cl_lora import launch
 from cl_lora.adapters import Adapter
 from cl_lora.cli import main
 
@@ -177,7 +178,11 @@ def test_an_arm_that_diverges_stands_in_no_other_arms_way(copied: Path, capfd) -
     config = yaml.safe_load((copied / "config.yaml").read_text())
     assert "steep" not in config["arms"]
     assert "finite" in config["stopped"]["steep"]["reason"]
-    # The others go on without it, and what it had stays.
+    # The same command fails again at the same place only; the others go on without it.
+    assert main(["run", *overrides(copied, STEEP.format("1.0e+308"))]) == 2
+    error = capfd.readouterr().err
+    assert "everything else is finished" in error
+    assert "~arms.NAME" in error
     there = rows(copied)
     assert [r for r in there if r["arm"] != "steep"] == old
     assert main(["run", *overrides(copied, "+arms.sum={method: cat, coefficients: 1}")]) == 0
@@ -192,6 +197,67 @@ def test_an_arm_that_diverges_stands_in_no_other_arms_way(copied: Path, capfd) -
     assert fresh == {"-1", "0", "1", "2"}
     with (copied / "coefficients.csv").open() as file:
         assert "nan" not in file.read()
+
+
+def test_an_arm_that_diverges_leaves_the_others_finished(tmp_path: Path, capfd) -> None:
+    """It comes first, so every other arm is scored after it has failed."""
+    given = overrides(tmp_path / "run", STEEP.format("1.0e+308"))
+    given.insert(given.index("arms=none") + 1, given.pop())
+    assert main(["run", *given]) == 2
+    assert "'steep'" in capfd.readouterr().err
+    done = {r["arm"] for r in rows(tmp_path / "run") if r["trained"] == "2"}
+    assert done == {"half", "ties_learned", "base", "last", "oracle", "sequential", "joint"}
+    assert main(["report", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("rate", "option"), [("0.1", "spc=5"), ("1.0e+308", "buffer_batch_size=1")]
+)
+def test_a_stopped_arm_of_other_settings_keeps_nothing_of_the_first(
+    copied: Path, rate: str, option: str
+) -> None:
+    """Even if the run is killed before the arm is scored again."""
+    from cl_lora import pipeline
+
+    assert main(["run", *overrides(copied, STEEP.format("1.0e+308"))]) == 2
+    assert any(r["arm"] == "steep" for r in rows(copied))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "train_banks", interrupt)
+        names = [o for o in overrides(copied, STEEP.format(rate)) if "ties_learned" not in o]
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.execute(launch.compose_config([*names, option]))
+    assert not [r for r in rows(copied) if r["arm"] == "steep"]
+    assert "steep" in yaml.safe_load((copied / "config.yaml").read_text())["arms"]
+
+
+def test_a_folder_from_before_variants_keeps_its_meaning(copied: Path, capfd) -> None:
+    path = copied / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    del config["variants"]
+    config["arms"]["ties_learned"].pop("spc")
+    config["identity"] |= {"spc": 5, "buffer_batch_size": 32}
+    config |= {"spc": 2}
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    given = [o.replace("spc: 2, ", "") for o in overrides(copied)]
+    assert main(["run", *given, "spc=1"]) == 2
+    assert "spc is 2 in" in capfd.readouterr().err
+    assert main(["run", *given, "spc=2"]) == 0
+    # An arm that a later command does not name stays what it was.
+    others = [o for o in given if "ties_learned" not in o]
+    assert main(["run", *others, "spc=1", "buffer_batch_size=3"]) == 0
+    recorded = yaml.safe_load(path.read_text())["variants"]["ties_learned"]
+    assert (recorded["spc"], recorded["buffer_batch_size"]) == (2, 32)
+    assert main(["report", str(copied)]) == 0
+    words = (copied / "report.html").read_text()
+    assert "learned on 2 samples per class and domain, in batches of 32" in words
+
+
+def test_multirun_over_the_buffer_is_refused_before_training(tmp_path: Path, capfd) -> None:
+    given = overrides(tmp_path / "run", "buffer_batch_size=2,3")
+    assert main(["run", "--multirun", *given]) == 2
+    error = capfd.readouterr().err
+    assert "'ties_learned' in several ways" in error
+    assert "trained" not in error
 
 
 def test_each_arm_is_recorded_with_every_default(finished: tuple[Path, str]) -> None:
@@ -230,8 +296,8 @@ def test_an_arm_of_other_defaults_is_refused(copied: Path, capfd) -> None:
     path.write_text(yaml.safe_dump(config))
     assert main(["run", *overrides(copied)]) == 2
     error = capfd.readouterr().err
-    assert "Arm 'ties_learned' means something else" in error
-    assert "density is 0.5 there and 0.2 here" in error
+    assert "Arm 'ties_learned' is defined twice" in error
+    assert "density is 0.5 in" in error
 
 
 def test_another_buffer_trains_nothing(copied: Path, capfd) -> None:
@@ -245,7 +311,7 @@ def test_another_buffer_trains_nothing(copied: Path, capfd) -> None:
     assert variants["other"]["buffer_batch_size"] == 2
     # What is recorded keeps its meaning: a command that would change it is refused.
     assert main(["run", *overrides(copied, "buffer_batch_size=2")]) == 2
-    assert "buffer_batch_size is 32 there and 2 here" in capfd.readouterr().err
+    assert "buffer_batch_size is 32 in" in capfd.readouterr().err
 
 
 def test_every_environment_is_recorded_once(copied: Path) -> None:

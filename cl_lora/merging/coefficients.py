@@ -463,7 +463,8 @@ def learn(
 
     Raises:
         UserError: if the rule has nothing to learn, the plan is not linear, ``extra_lr`` is not
-            above 0, or a loss is not finite or not connected to the coefficients.
+            above 0, a loss is not finite or not connected to the coefficients, or the coefficients
+            end not finite.
     """
     if not rule.learned:
         raise UserError(
@@ -491,7 +492,13 @@ def learn(
         torch.autograd.backward([value])
         optimizer.step()
     final = {name: tensor.detach().clone() for name, tensor in state.parameters.items()}
-    return Learned(state.alpha().detach().clone(), tuple(trace), final)
+    alpha = state.alpha().detach().clone()
+    if not alpha.isfinite().all():
+        raise UserError(
+            f"Learning ended in coefficients that are not finite; lower its learning rate (lr, now "
+            f"{lr:g}) or b_max"
+        )
+    return Learned(alpha, tuple(trace), final)
 
 
 def _check_loss(value: Tensor, step: int, lr: float) -> float:

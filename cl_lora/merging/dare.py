@@ -79,4 +79,5 @@ def _dare_ties(sources: Sources, space: str, options: Mapping[str, Any]) -> Kern
         SPACES[space](sources),
         drop_and_rescale(options["density"], options["mask_seed"]),
         disjoint(options),
+        by_rows=True,
     )

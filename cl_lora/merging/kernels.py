@@ -17,10 +17,7 @@ Sparsify: TypeAlias = Callable[[Tensor, str, str], Tensor]
 """(stack (n, rows, columns), module, side) -> the stack with entries set to zero; may overwrite."""
 
 Spread: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(stack, weights (n,)) -> the basis (n, rows, columns) with merged = sum_i weights_i basis_i.
-
-Each row of the result depends on that row of the stack alone, so that rows may be spread in blocks.
-"""
+"""(stack, weights (n,)) -> the basis (n, rows, columns) with merged = sum_i weights_i basis_i."""
 
 
 _BLOCK = 2**16
@@ -95,13 +92,20 @@ class Pipeline:
 
     merged = sum_i weights_i basis_i,   basis = spread(sparsify(stack), weights)
 
-    At most one module's stack is alive at a time. A spread looks at each entry apart from its
-    neighbours, so it runs over a few rows at a time: its masks then stay in the cache.
+    At most one module's stack is alive at a time.
+
+    Attributes:
+        space: where the stacks come from and where the result goes.
+        sparsify: sets entries of a stack to zero.
+        spread: makes the basis.
+        by_rows: each row of the basis depends on that row of the stack alone, so that a few rows
+            are spread at a time and masks stay in the cache.
     """
 
     space: Space
     sparsify: Sparsify = keep_all
     spread: Spread = plain_sum
+    by_rows: bool = False
 
     @property
     def scaling(self) -> str:
@@ -126,7 +130,7 @@ class Pipeline:
     def _merge(self, module: str, side: str, alpha: Tensor) -> Tensor:
         stack = self._stack(module, side)
         weights = self.space.weights(module, side, alpha).to(stack)
-        rows = max(1, _BLOCK // stack[:, 0].numel())
+        rows = max(1, _BLOCK // stack[:, 0].numel()) if self.by_rows else stack.shape[1]
         return torch.cat(
             [
                 weighted_sum(weights, self.spread(part, weights))

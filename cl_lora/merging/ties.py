@@ -133,4 +133,4 @@ def disjoint(options: Mapping[str, Any]) -> Spread:
 def _ties(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
     """Prepare trimmed tensors for their election."""
     view = SPACES[space](sources)
-    return Pipeline(view, trimming(view, options), disjoint(options))
+    return Pipeline(view, trimming(view, options), disjoint(options), by_rows=True)

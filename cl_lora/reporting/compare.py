@@ -31,6 +31,9 @@ from cl_lora.reporting.tables import METRIC_TITLES, PERCENT_METRICS, Column, Res
 _PARTS = ("benchmark", "model", "strategy", "precision", "spc", "buffer_batch_size")
 """Parts of config.yaml that must be equal for the seeds of two runs to be averaged."""
 
+_OF_ARMS = ("spc", "buffer_batch_size")
+"""Of these, what each arm records for itself."""
+
 
 @dataclass(frozen=True, eq=False)
 class Condition:
@@ -126,6 +129,7 @@ class Comparison:
         columns: list[Column] = []
         numbers: list[list[tuple[float, float]]] = []
         complete: list[list[bool]] = []
+        varying = False
         for letter, condition in zip(_letters(), self.conditions, strict=False):
             long, short = ("", "") if single else (f"{condition.label} ", f"{letter} ")
             of_arms = [self.results.get((condition.label, arm)) for arm in self.arms]
@@ -137,6 +141,7 @@ class Comparison:
             numbers.append(averages)
             seeds, every = self._seeds(condition), len(condition.scores.seeds)
             if any(0 < n < every for n in seeds):
+                varying = True
                 key = f"{condition.label} seeds"
                 columns.append(
                     Column(key, f"{long}seeds", f"{short}n", None, percent=False, decimals=0)
@@ -169,7 +174,7 @@ class Comparison:
             mean=cells[:, :, 0].T,
             spread=cells[:, :, 1].T,
             title=f"{title} after the last domain, mean ± deviation over seeds",
-            notes=(*self.notes, *([_FEWER] if any("seeds" in c.key for c in columns) else [])),
+            notes=(*self.notes, *([_FEWER] if varying else [])),
             complete=np.array(complete).T,
         )
 
@@ -247,7 +252,14 @@ class Comparison:
 
     def _legend(self) -> list[Line2D]:
         handles = [
-            Line2D([], [], ls="", marker=MARKERS[k % 8], color=OKABE_ITO[k % 8], label=c.label)
+            Line2D(
+                [],
+                [],
+                ls="",
+                marker=MARKERS[k % len(MARKERS)],
+                color=OKABE_ITO[k % len(OKABE_ITO)],
+                label=c.label,
+            )
             for k, c in enumerate(self.conditions)
         ]
         if any(0 < n < len(c.scores.seeds) for c in self.conditions for n in self._seeds(c)):
@@ -381,6 +393,9 @@ def _changes(a: Any, b: Any, names: tuple[str, str], prefix: str = "") -> Iterat
 
 def _identity(run: RunFolder, part: str) -> Any:
     value = run.config.get(part)
+    prototypes = run.config.get("strategy", {}).get("head") == "prototypes"
+    if part in _OF_ARMS and run.config.get("variants") and not (part == "spc" and prototypes):
+        return None
     if isinstance(value, Mapping):
         # Where data and weights lie does not change them: their fingerprints are compared.
         places = ("cache_dir", "root", "path", "checkpoint")
@@ -419,12 +434,12 @@ def _together(runs: Sequence[RunFolder]) -> ScoreTable:
     settings: dict[str, tuple[RunFolder, Any]] = {}
     for run in runs:
         for arm in run.arms:
-            owner, there = settings.setdefault(arm, (run, run.settings(arm)))
-            if there != run.settings(arm):
+            owner, there = settings.setdefault(arm, (run, run.definition(arm)))
+            if there != run.definition(arm):
                 places = (str(owner.path), str(run.path))
                 raise UserError(
                     f"Arm {arm!r} is not one arm, so its seeds cannot be averaged: "
-                    f"{', '.join(_changes(there, run.settings(arm), places))}; rename one of them"
+                    f"{', '.join(_changes(there, run.definition(arm), places))}; rename one of them"
                 )
         for score in run.scores:
             owner, same = rows.setdefault(score.key, (run, score))
@@ -526,8 +541,8 @@ def _other_arms(conditions: Sequence[Condition]) -> Iterator[str]:
     for letter, c in zip(_letters(), conditions, strict=False):
         for run in c.runs:
             for arm in run.arms:
-                home, settings = first.setdefault(arm, (letter, run.settings(arm)))
-                how = ", ".join(_changes(settings, run.settings(arm), (home, letter)))
+                home, settings = first.setdefault(arm, (letter, run.definition(arm)))
+                how = ", ".join(_changes(settings, run.definition(arm), (home, letter)))
                 if how:
                     changed.setdefault(how, {})[arm] = None
     for how, arms in changed.items():

@@ -78,7 +78,7 @@ def arm_settings(run: RunFolder, arm: str) -> ArmSettings:
         rule_options = {**rule_options, "b_max": recorded["b_max"]}
     # Fixed and uniform coefficients see no samples at all.
     learned = bool(given) and name not in ("fixed", "uniform")
-    spc = given.get("spc", run.config.get("spc")) if learned else None
+    spc = given.get("spc", run.variant(arm).get("spc", run.config.get("spc"))) if learned else None
     return ArmSettings(
         method=str(given.get("method", "")),
         space=str(given.get("space") or "delta"),
@@ -107,9 +107,9 @@ def in_words(run: RunFolder, arm: str) -> str:
     info = METHODS.get(s.method)
     what = f"{info.summary.rstrip('.')} ({info.paper}): {info.formula}" if info else s.method
     variant = run.variant(arm)
-    options = {k: v for k, v in variant.items() if k not in (*_ARM_KEYS, "scaling")}
+    own = {k: v for k, v in variant.items() if k not in (*_ARM_KEYS, "scaling")}
+    options = own if variant else dict(s.options)
     if info and not variant:
-        options = dict(s.options)
         try:
             options = validate_method(s.method, s.space, s.options)
         except UserError:

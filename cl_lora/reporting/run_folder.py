@@ -139,6 +139,10 @@ class RunFolder:
         variants: Mapping[str, Mapping[str, Any]] = self.config.get("variants") or {}
         return variants.get(arm, {})
 
+    def definition(self, arm: str) -> Mapping[str, Any]:
+        """Return all that is recorded of what ``arm`` is: its variant, or else its settings."""
+        return self.variant(arm) or self.settings(arm)
+
     @classmethod
     def read(cls, path: str | Path, *, allow_unfinished: bool = False) -> RunFolder:
         """Read a run folder.
@@ -310,7 +314,10 @@ def _read_coefficients(path: Path, domains: int) -> pd.DataFrame:
         raise _damaged(path, f"missing column{'s' * (len(missing) > 1)} {', '.join(missing)}")
     if not text.endswith("\n"):
         # Cut within the last number, it would still read as one.
-        raise _damaged(path, "its last line is cut off")
+        raise UserError(
+            f"{path} is damaged: its last line is cut off; delete it and {SCORES_FILE}, the same "
+            "command computes both again from the adapters"
+        )
     if not frame[["trained", "adapter"]].isin(range(domains)).all(axis=None):
         raise _damaged(path, f"it has rows of other experiences than the {domains} domains")
     return frame[list(COEFFICIENT_COLUMNS)]

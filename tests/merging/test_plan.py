@@ -19,6 +19,7 @@ from cl_lora.merging import (
     prepare,
     require_linear,
 )
+from cl_lora.merging.plan import gather
 from cl_lora.merging.spaces import DeltaSpace
 
 METHODS_AND_SPACES = [(m, s) for m in method_names() for s in get_method(m).spaces]
@@ -252,6 +253,19 @@ def _positive(adapter):
 
     factors = {m: LoRAFactors(f.A.abs(), f.B.abs(), f.scaling) for m, f in adapter.factors.items()}
     return Adapter(adapter.name, factors)
+
+
+def test_a_spread_sees_whole_tensors_unless_it_says_otherwise(monkeypatch):
+    monkeypatch.setattr(kernels, "_BLOCK", 1)
+    sources = gather(toy_adapters(3))
+
+    def normed(stack, weights):
+        return stack / stack.norm()
+
+    pipeline = kernels.Pipeline(DeltaSpace(sources), spread=normed)
+    alpha = torch.tensor([0.7, 0.2, 1.1])
+    whole = pipeline.materialise().combine("out", alpha)
+    assert relative_error(pipeline.combine("out", alpha), whole) < 1e-6
 
 
 @pytest.mark.parametrize(("method", "space"), METHODS_AND_SPACES)
