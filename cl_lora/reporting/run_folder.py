@@ -315,8 +315,8 @@ def _read_coefficients(path: Path, domains: int) -> pd.DataFrame:
     if not text.endswith("\n"):
         # Cut within the last number, it would still read as one.
         raise UserError(
-            f"{path} is damaged: its last line is cut off; delete it and {SCORES_FILE}, the same "
-            "command computes both again from the adapters"
+            f"{path} is damaged: its last line is cut off; delete it and {SCORES_FILE} and run the "
+            "command again: both are computed from the adapters"
         )
     if not frame[["trained", "adapter"]].isin(range(domains)).all(axis=None):
         raise _damaged(path, f"it has rows of other experiences than the {domains} domains")
