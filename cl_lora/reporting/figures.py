@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.transforms import Bbox
 
-from cl_lora import files
+from cl_lora import files, progress
 from cl_lora.evaluation.aggregate import ALL_EXPERIENCES, FINAL, Estimate, estimates
 from cl_lora.evaluation.continual import FloatArray, seen_average
 from cl_lora.reporting.describe import arm_settings
@@ -439,7 +439,8 @@ def write_figures(run: RunFolder, metric: str = "accuracy") -> tuple[Path, ...]:
     The same run gives the same bytes.
     """
     paths = []
-    for name, figure in draw_figures(run, metric).items():
+    drawn = draw_figures(run, metric)
+    for name, figure in progress.track(drawn.items(), "drawing figures", len(drawn)):
         for kind in ("png", "svg"):
             path = run.path / "figures" / f"{name}.{kind}"
             files.write_bytes(path, render(figure, kind))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 import numpy as np
 
-from cl_lora import files
+from cl_lora import files, progress
 from cl_lora.evaluation.aggregate import estimate
 from cl_lora.evaluation.continual import MEASURES, forgetting, seen_average
 from cl_lora.reporting.describe import arm_settings
@@ -58,9 +58,8 @@ def write_tensorboard(run: RunFolder) -> tuple[Path, ...]:
     root = run.path / FOLDER
     written = []
     domains = _hparam_domains(run)
-    for arm in (*run.arms, *run.references):
-        if arm not in run.scores.arms:
-            continue
+    scored = [a for a in (*run.arms, *run.references) if a in run.scores.arms]
+    for arm in progress.track(scored, "writing TensorBoard files"):
         with files.whole_folder(root / arm) as folder:
             _write_arm(run, arm, folder, domains)
         written.append(root / arm)
