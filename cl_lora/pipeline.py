@@ -37,7 +37,7 @@ def execute(raw: Mapping[str, Any]) -> Path:
     set_threads(raw.get("threads"))
     settings = check(raw)
     with RunWriter(settings) as run:
-        arms = run.make_arms()
+        arms = run.made_arms()
         benchmark = make_benchmark(raw["benchmark"], image_size(settings.model))
         check_weights(arms, len(benchmark.domains))
         buffers = {seed: _buffers(settings, arms, benchmark, seed) for seed in run.seeds}

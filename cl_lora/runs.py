@@ -89,13 +89,16 @@ class RunWriter:
 
     def _open(self) -> None:
         recorded = self._recorded()
+        known = {arm.name: arm for arm in _recorded_arms(recorded)}
+        asked = {arm.name: arm for arm in self.settings.make_arms(self.settings.raw["arms"])}
         self._check_same(recorded)
+        self._check_arms(known, asked)
         self._remove_leftovers()
         wanted = self.settings.raw["arms"]
         stopped = recorded.get("stopped", {})
         self.stopped: dict[str, Any] = {n: s for n, s in stopped.items() if n not in wanted}
         self.arms: dict[str, Any] = {**recorded.get("arms", {}), **wanted}
-        self._earlier = {a.name: a for a in _recorded_arms(recorded) if a.name not in wanted}
+        self._made = {**known, **asked}
         self.references = tuple(
             dict.fromkeys([*recorded.get("references", []), *self.settings.references])
         )
@@ -105,15 +108,14 @@ class RunWriter:
             self.scores = ScoreTable.read(self.folder / "scores.csv")
         self._coefficients = self._read_coefficients()
         self._renewed = {
-            arm.name
-            for arm in self.settings.make_arms(wanted)
-            if arm.name in stopped and stopped[arm.name]["variant"] != arm.variant
+            name
+            for name, arm in asked.items()
+            if name in stopped and stopped[name]["variant"] != arm.variant
         }
 
-    def make_arms(self) -> tuple[Arm, ...]:
-        """Build every arm of the run; those of earlier commands as they were recorded."""
-        made = {arm.name: arm for arm in self.settings.make_arms(self.settings.raw["arms"])}
-        return tuple({**made, **self._earlier}[name] for name in self.arms)
+    def made_arms(self) -> tuple[Arm, ...]:
+        """Return every arm of the run; those of earlier commands as they were recorded."""
+        return tuple(self._made[name] for name in self.arms)
 
     def _forget_renewed(self) -> None:
         """Leave out what stopped arms had before they were given other settings."""
@@ -143,7 +145,7 @@ class RunWriter:
             "run_dir": None,
             "runs_root": None,
             "arms": self.arms,
-            "variants": {arm.name: arm.variant for arm in self.make_arms()},
+            "variants": {arm.name: arm.variant for arm in self.made_arms()},
             "references": list(self.references),
             "seeds": list(self.seeds),
         }
@@ -223,16 +225,16 @@ class RunWriter:
                 f"{self.folder} holds another configuration ({key} is {old!r} there and {new!r} "
                 "here); choose another run_dir, or leave run_dir out"
             )
-        known = {arm.name: arm for arm in _recorded_arms(recorded)}
-        for arm in self.settings.make_arms(self.settings.raw["arms"]):
-            if arm.name in known:
-                difference = _first_difference(known[arm.name].variant, arm.variant)
-                if difference:
-                    key, old, new = difference
-                    raise UserError(
-                        f"Arm {arm.name!r} is defined twice: {key} is {old!r} in {self.folder} and "
-                        f"{new!r} here; give the new one another name, or choose another run_dir"
-                    )
+
+    def _check_arms(self, known: Mapping[str, Arm], asked: Mapping[str, Arm]) -> None:
+        for name in [name for name in asked if name in known]:
+            difference = _first_difference(known[name].variant, asked[name].variant)
+            if difference:
+                key, old, new = difference
+                raise UserError(
+                    f"Arm {name!r} is defined twice: {key} is {old!r} in {self.folder} and "
+                    f"{new!r} here; give the new one another name, or choose another run_dir"
+                )
 
     def record_stream(self, benchmark: DomainBenchmark, backbone: Mapping[str, Any]) -> None:
         """Begin: check that data and weights are those of the folder, and record what is run.
