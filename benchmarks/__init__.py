@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import cl_lora._compat  # noqa: F401  (must run before Avalanche imports torchvision)
-
 # Importing a kind's module registers it.
 from cl_lora.benchmarks import domains, embedded, hub  # noqa: F401
 from cl_lora.benchmarks.config import (

@@ -9,7 +9,7 @@ import torch
 
 from cl_lora.benchmarks.cache import Pixels
 from cl_lora.benchmarks.core import DomainBenchmark, Indices
-from cl_lora.errors import UserError
+from cl_lora.support.errors import UserError
 
 
 def batches(

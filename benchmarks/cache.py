@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from cl_lora.errors import UserError
-from cl_lora.files import digest, explain_write_errors
-from cl_lora.progress import track
+from cl_lora.support.errors import UserError
+from cl_lora.support.files import digest, explain_write_errors
+from cl_lora.support.progress import track
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from cl_lora.benchmarks.core import DomainBenchmark
 from cl_lora.benchmarks.splits import SplitSettings
-from cl_lora.errors import UserError, unknown_name
+from cl_lora.support.errors import UserError, unknown_name
 
 MISSING = "???"  # what Hydra writes for a value that the user must give
 

@@ -15,9 +15,9 @@ from cl_lora.benchmarks.cache import (
     cache_key,
     cached_images,
 )
-from cl_lora.errors import UserError
-from cl_lora.files import digest
-from cl_lora.seeding import numpy_generator
+from cl_lora.support.errors import UserError
+from cl_lora.support.files import digest
+from cl_lora.support.seeding import numpy_generator
 
 Indices = npt.NDArray[np.int64]
 

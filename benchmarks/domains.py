@@ -20,8 +20,8 @@ from cl_lora.benchmarks.cache import (
 from cl_lora.benchmarks.config import SplitConfig, benchmark_kind, require_text, required
 from cl_lora.benchmarks.core import DomainBenchmark, decoded
 from cl_lora.benchmarks.splits import Indices, Split, class_problems, split_domains
-from cl_lora.errors import UserError, unknown_name
-from cl_lora.files import digest
+from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.files import digest
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _HASHING_THREADS = 4

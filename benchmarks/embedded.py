@@ -23,7 +23,7 @@ from cl_lora.benchmarks.shapes import (
     describe_sample,
     render_sample,
 )
-from cl_lora.files import digest
+from cl_lora.support.files import digest
 
 # Test samples are numbered from here on, so that asking for more train samples changes no test
 # sample and the other way round.

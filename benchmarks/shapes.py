@@ -26,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-from cl_lora.errors import UserError, unknown_name
-from cl_lora.seeding import numpy_generator
+from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.seeding import numpy_generator
 
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]

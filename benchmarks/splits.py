@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cl_lora.errors import UserError
-from cl_lora.seeding import numpy_generator
+from cl_lora.support.errors import UserError
+from cl_lora.support.seeding import numpy_generator
 
 Indices = npt.NDArray[np.int64]
 Split = tuple[Indices, Indices]

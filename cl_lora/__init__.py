@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cl_lora.support import compat
+
 __version__ = "0.1.0"
 __all__ = ["Adapter", "AdapterBank", "LoRAFactors", "Update", "__version__", "merge"]
 
 if TYPE_CHECKING:
     from cl_lora.adapters import Adapter, AdapterBank, LoRAFactors
     from cl_lora.merging import Update, merge
+
+compat.prepare()
 
 _HOME = {
     "Adapter": "cl_lora.adapters",

@@ -9,11 +9,11 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from cl_lora import __version__
-from cl_lora.errors import UserError, unknown_name
+from cl_lora.configuration.choices import config_names
+from cl_lora.support.errors import UserError, unknown_name
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -110,7 +110,7 @@ def _run(given: list[str]) -> int:
         print()
         print(_RUN_EXAMPLES, end="")
         return 0
-    from cl_lora.launch import launch
+    from cl_lora.configuration.launch import launch
 
     _quieten()
     return launch(given)
@@ -122,7 +122,7 @@ def _choices(group: str) -> str:
 
 
 def _list(given: list[str]) -> int:
-    from cl_lora import listing
+    from cl_lora.commands import list as listing
 
     parser = _parser("list", "Show what can be chosen.")
     parser.add_argument("what", metavar="WHAT", help=", ".join(listing.LISTS))
@@ -137,20 +137,20 @@ def _doctor(given: list[str]) -> int:
     _parser(
         "doctor", "Say what is installed, which device is used, which data is found."
     ).parse_args(given)
-    from cl_lora.doctor import examine
+    from cl_lora.commands.doctor import examine
 
     _quieten()
     return examine()
 
 
 def _compare(given: list[str]) -> int:
-    from cl_lora.reporting.command import compare
+    from cl_lora.commands.reports import compare
 
     return compare(given, _parser)
 
 
 def _report(given: list[str]) -> int:
-    from cl_lora.reporting.command import report
+    from cl_lora.commands.reports import report
 
     return report(given, _parser)
 
@@ -171,11 +171,6 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
     return _Parser(prog=f"cl-lora {command}", description=description)
-
-
-def config_names(group: str) -> list[str]:
-    """Return the choices of a configuration group, without loading Hydra."""
-    return sorted(p.stem for p in (Path(__file__).parent / "configs" / group).glob("*.yaml"))
 
 
 def _quieten() -> None:

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-import cl_lora._compat  # noqa: F401  (must run before timm imports torchvision)
+import cl_lora.support.compat  # noqa: F401  (must run before timm imports torchvision)
 from cl_lora import Adapter, LoRAFactors
 
 RESULTS = Path(__file__).parent / "results"

@@ -18,14 +18,14 @@ import torch
 
 from cl_lora.benchmarks import make_benchmark
 from cl_lora.benchmarks.stream import avalanche_benchmark
-from cl_lora.comparison import ArmEvaluator
-from cl_lora.inference import Compute
-from cl_lora.launch import compose_config
+from cl_lora.configuration.launch import compose_config
+from cl_lora.experiment.banks import train_banks
+from cl_lora.experiment.evaluator import ArmEvaluator
+from cl_lora.experiment.pipeline import prepare_backbone
+from cl_lora.experiment.settings import read_settings
 from cl_lora.models.backbones import image_size
-from cl_lora.pipeline import prepare_backbone
-from cl_lora.settings import read_settings
+from cl_lora.models.compute import Compute
 from cl_lora.strategies.lora import LoRAStrategy
-from cl_lora.training import train_banks
 from perf.common import interleaved, report
 
 EPOCHS = int(compose_config([])["strategy"]["epochs"])

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cl_lora import merge
 from cl_lora.adapters.injection import applied, target_modules
-from cl_lora.inference import Compute
 from cl_lora.models.backbones import Backbone, ModelConfig, load_backbone
+from cl_lora.models.compute import Compute
 from perf.common import interleaved, random_adapters, report
 from perf.training import backbone_for
 

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from cl_lora import merge
 from cl_lora.adapters.injection import applied, target_modules
-from cl_lora.inference import Compute
+from cl_lora.models.compute import Compute
 from perf.common import random_adapters, report
 from perf.training import MODELS, backbone_for, cases
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cl_lora.errors import UserError, unknown_name
 from cl_lora.models.heads import HEAD_POLICIES
+from cl_lora.support.errors import UserError, unknown_name
 
 
 @dataclass(frozen=True)

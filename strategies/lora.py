@@ -14,14 +14,14 @@ from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
-from cl_lora import progress
 from cl_lora.adapters import Adapter, LoRAFactors
 from cl_lora.adapters.injection import LoRAConfig, extract, inject, remove
-from cl_lora.errors import UserError
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.heads import linear_head, new_linear_head
-from cl_lora.seeding import seed_everything
 from cl_lora.strategies.config import TrainingConfig, schedule
+from cl_lora.support import progress
+from cl_lora.support.errors import UserError
+from cl_lora.support.seeding import seed_everything
 
 
 class LoRAClassifier(nn.Module):

@@ -15,7 +15,7 @@ their description are written to ``cl_lora/models/embedded`` every few epochs an
 
 from __future__ import annotations
 
-import cl_lora._compat  # noqa: F401  # isort: skip  # before timm
+import cl_lora.support.compat  # noqa: F401  # isort: skip  # before timm
 
 import argparse
 import dataclasses
@@ -35,10 +35,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cl_lora import files
 from cl_lora.benchmarks import shapes
-from cl_lora.progress import track
-from cl_lora.seeding import seed_everything, torch_generator
+from cl_lora.support import files
+from cl_lora.support.progress import track
+from cl_lora.support.seeding import seed_everything, torch_generator
 
 SIDE, PATCH, WIDTH = 48, 8, 128
 ARCHITECTURE: dict[str, Any] = {

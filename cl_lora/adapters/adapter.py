@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from cl_lora import files
 from cl_lora.adapters.factors import LoRAFactors
-from cl_lora.errors import UserError
+from cl_lora.support import files
+from cl_lora.support.errors import UserError
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cl_lora.adapters.adapter import CONFIG_FILE, Adapter
-from cl_lora.errors import UserError
+from cl_lora.support.errors import UserError
 
 _NAME = re.compile(r"(\d{2,})-")
 

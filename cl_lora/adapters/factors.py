@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cl_lora.errors import UserError
+from cl_lora.support.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_lora.adapters.factors import LoRAFactors
-from cl_lora.errors import UserError, unknown_name
+from cl_lora.support.errors import UserError, unknown_name
 
 TARGETS: Mapping[str, str] = {
     "qkv": r"attn\.qkv",

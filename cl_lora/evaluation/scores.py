@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cl_lora import files
-from cl_lora.errors import UserError, unknown_name
 from cl_lora.evaluation.continual import ScoreMatrix
+from cl_lora.support import files
+from cl_lora.support.errors import UserError, unknown_name
 
-COLUMNS = ("seed", "arm", "trained", "evaluated", "metric", "value", "higher_is_better")
+COLUMNS = ("seed", "arm", "stage", "evaluated", "metric", "value", "higher_is_better")
 UNTRAINED = -1
 BASE_ARM = "base"
 
@@ -28,7 +28,7 @@ class Score:
     Attributes:
         seed: the run's seed.
         arm: merge method x coefficients, or a reference row.
-        trained: index (from 0) of the last experience trained; -1 before any training.
+        stage: index (from 0) of the stage; -1 before any training.
         evaluated: index (from 0) of the experience the score was measured on.
         metric: ``accuracy``, ``f1``, ...
         value: the score; accuracy and f1 in [0, 1].
@@ -37,15 +37,15 @@ class Score:
 
     seed: int
     arm: str
-    trained: int
+    stage: int
     evaluated: int
     metric: str
     value: float
     higher_is_better: bool = True
 
     def __post_init__(self) -> None:
-        if self.trained < UNTRAINED:
-            raise ValueError(f"Expected trained to be -1 or more but got {self.trained}")
+        if self.stage < UNTRAINED:
+            raise ValueError(f"Expected stage to be -1 or more but got {self.stage}")
         if self.evaluated < 0:
             raise ValueError(f"Expected evaluated to be 0 or more but got {self.evaluated}")
         for name in ("arm", "metric"):
@@ -55,14 +55,14 @@ class Score:
 
     @property
     def key(self) -> Key:
-        """What identifies the row: (seed, arm, trained, evaluated, metric)."""
-        return (self.seed, self.arm, self.trained, self.evaluated, self.metric)
+        """What identifies the row: (seed, arm, stage, evaluated, metric)."""
+        return (self.seed, self.arm, self.stage, self.evaluated, self.metric)
 
 
 class ScoreTable:
-    """All scores of a run, one :class:`Score` per (seed, arm, trained, evaluated, metric).
+    """All scores of a run, one :class:`Score` per (seed, arm, stage, evaluated, metric).
 
-    The unit of work, and of resuming, is (seed, arm, trained): append its rows in one call, then
+    The unit of work, and of resuming, is (seed, arm, stage): append its rows in one call, then
     write. :meth:`write` is atomic, so a unit in the file is whole.
 
     Example:
@@ -104,12 +104,12 @@ class ScoreTable:
         self._directions = directions
         self._rows.update(rows)
         for score in rows.values():
-            self._units.add((score.seed, score.arm, score.trained))
+            self._units.add((score.seed, score.arm, score.stage))
             self._groups.setdefault((score.seed, score.arm, score.metric), []).append(score)
 
-    def done(self, seed: int, arm: str, trained: int) -> bool:
-        """Return whether the unit (seed, arm, trained) has been scored."""
-        return (seed, arm, trained) in self._units
+    def done(self, seed: int, arm: str, stage: int) -> bool:
+        """Return whether the unit (seed, arm, stage) has been scored."""
+        return (seed, arm, stage) in self._units
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -137,7 +137,7 @@ class ScoreTable:
     @property
     def experiences(self) -> int:
         """T, one more than the largest experience index that occurs; 0 for an empty table."""
-        return max((max(s.trained, s.evaluated) + 1 for s in self), default=0)
+        return max((max(s.stage, s.evaluated) + 1 for s in self), default=0)
 
     def higher_is_better(self, metric: str) -> bool:
         """Return the direction of ``metric``.
@@ -154,8 +154,8 @@ class ScoreTable:
     ) -> ScoreMatrix:
         """Return R and b of one arm and seed.
 
-        ``R[t, j]`` is the row (trained = t, evaluated = j); what was not measured is NaN. ``b``
-        comes from the rows with trained = -1 of the arm or, as nothing distinguishes arms before
+        ``R[t, j]`` is the row (stage = t, evaluated = j); what was not measured is NaN. ``b``
+        comes from the rows with stage = -1 of the arm or, as nothing distinguishes arms before
         training, from those of the arm ``base``. Where ``base`` itself was scored only
         before training, its scores hold for every t, since training does not touch it.
 
@@ -178,15 +178,15 @@ class ScoreTable:
         baseline = np.full(size, np.nan)
         for source in (BASE_ARM, arm):
             for score in self._groups.get((seed, source, metric), ()):
-                if max(score.trained, score.evaluated) >= size:
+                if max(score.stage, score.evaluated) >= size:
                     raise UserError(
                         f"A stream of {size} experiences has no score for {_describe(score.key)}; "
                         "the scores belong to another stream"
                     )
-                if score.trained == UNTRAINED:
+                if score.stage == UNTRAINED:
                     baseline[score.evaluated] = score.value
                 elif source == arm:
-                    values[score.trained, score.evaluated] = score.value
+                    values[score.stage, score.evaluated] = score.value
         if arm == BASE_ARM and np.isnan(values).all():
             values[:] = baseline
         return ScoreMatrix(values, baseline, metric, direction)
@@ -195,19 +195,17 @@ class ScoreTable:
         """Return the table as text, rows in canonical order.
 
         Seeds ascending; arms as in ``arms``, those not named there in order of first appearance;
-        then trained, evaluated, metric. Floats are written so that they read back exactly.
+        then stage, evaluated, metric. Floats are written so that they read back exactly.
         """
         rank = {arm: i for i, arm in enumerate(dict.fromkeys((*arms, *self.arms)))}
-        ordered = sorted(
-            self, key=lambda s: (s.seed, rank[s.arm], s.trained, s.evaluated, s.metric)
-        )
+        ordered = sorted(self, key=lambda s: (s.seed, rank[s.arm], s.stage, s.evaluated, s.metric))
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
         for s in ordered:
             direction = "true" if s.higher_is_better else "false"
             value = repr(float(s.value))
-            writer.writerow([s.seed, s.arm, s.trained, s.evaluated, s.metric, value, direction])
+            writer.writerow([s.seed, s.arm, s.stage, s.evaluated, s.metric, value, direction])
         return text.getvalue()
 
     def write(self, path: str | Path, arms: Sequence[str] = ()) -> None:
@@ -275,7 +273,7 @@ def _parse(path: Path, line: int, fields: Sequence[str]) -> Score:
         raise _damaged(path, line, f"expected {len(COLUMNS)} values but got {len(fields)}")
     row = dict(zip(COLUMNS, fields, strict=True))
     numbers: dict[str, int] = {}
-    for column in ("seed", "trained", "evaluated"):
+    for column in ("seed", "stage", "evaluated"):
         try:
             numbers[column] = int(row[column])
         except ValueError:
@@ -293,7 +291,7 @@ def _parse(path: Path, line: int, fields: Sequence[str]) -> Score:
         return Score(
             numbers["seed"],
             row["arm"],
-            numbers["trained"],
+            numbers["stage"],
             numbers["evaluated"],
             row["metric"],
             value,
@@ -311,5 +309,5 @@ def _damaged(path: Path, line: int, problem: str) -> UserError:
 
 
 def _describe(key: Key) -> str:
-    seed, arm, trained, evaluated, metric = key
-    return f"seed {seed}, arm {arm!r}, trained {trained}, evaluated {evaluated}, {metric}"
+    seed, arm, stage, evaluated, metric = key
+    return f"seed {seed}, arm {arm!r}, stage {stage}, evaluated {evaluated}, {metric}"

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cl_lora.errors import UserError, unknown_name
 from cl_lora.merging.plan import Plan, require_linear
 from cl_lora.merging.registry import (
     OptionSpec,
@@ -22,6 +21,7 @@ from cl_lora.merging.registry import (
     options_text,
 )
 from cl_lora.merging.update import Update
+from cl_lora.support.errors import UserError, unknown_name
 
 # Coefficients are a handful of numbers: float64 keeps sigmoids from saturating and costs nothing.
 _DTYPE = torch.float64

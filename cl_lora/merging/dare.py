@@ -12,7 +12,7 @@ from cl_lora.merging.kernels import Pipeline, Sparsify
 from cl_lora.merging.registry import DENSITY, IN_DELTA, Kernel, OptionSpec, is_count, register
 from cl_lora.merging.spaces import SPACES, Sources
 from cl_lora.merging.ties import ELECTION, FIXED_ELECTION, disjoint
-from cl_lora.seeding import torch_generator
+from cl_lora.support.seeding import torch_generator
 
 DROP = {
     "density": DENSITY,

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from cl_lora.adapters import Adapter, LoRAFactors
-from cl_lora.errors import UserError, unknown_name
 from cl_lora.merging.registry import Kernel, get_method, is_linear, validate_method
 from cl_lora.merging.spaces import Sources
 from cl_lora.merging.update import Entry, Update, truncate_entry
+from cl_lora.support.errors import UserError, unknown_name
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from cl_lora.errors import UserError, unknown_name
 from cl_lora.merging.spaces import SPACES, Sources
 from cl_lora.merging.update import Entry
+from cl_lora.support.errors import UserError, unknown_name
 
 
 class Kernel(Protocol):

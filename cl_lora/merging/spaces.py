@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from cl_lora.adapters import LoRAFactors
-from cl_lora.errors import UserError
 from cl_lora.merging.update import Entry
+from cl_lora.support.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

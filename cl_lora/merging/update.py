@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cl_lora.adapters import Adapter, LoRAFactors
 from cl_lora.adapters import truncate as truncate_factors
-from cl_lora.errors import UserError, unknown_name
+from cl_lora.support.errors import UserError, unknown_name
 
 Entry: TypeAlias = LoRAFactors | Tensor
 """What one module's weight gets: low-rank factors, or a dense delta (d_out, d_in)."""

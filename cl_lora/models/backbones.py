@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from cl_lora.errors import UserError, unknown_name
-from cl_lora.files import digest
+from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.files import digest
 
 EMBEDDED = "embedded"
 

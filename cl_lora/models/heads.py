@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cl_lora.seeding import torch_generator
+from cl_lora.support.seeding import torch_generator
 
 HEAD_POLICIES: Mapping[str, str] = {
     "shared": "one linear head, trained on from experience to experience, never merged",

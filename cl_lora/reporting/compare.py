@@ -15,7 +15,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cl_lora.errors import UserError, unknown_name
 from cl_lora.evaluation.aggregate import (
     ALL_EXPERIENCES,
     Estimate,
@@ -25,8 +24,9 @@ from cl_lora.evaluation.aggregate import (
 )
 from cl_lora.evaluation.scores import Score, ScoreTable
 from cl_lora.reporting.figures import GREY, MARKERS, OKABE_ITO, STYLE
-from cl_lora.reporting.run_folder import RunFolder
 from cl_lora.reporting.tables import METRIC_TITLES, PERCENT_METRICS, Column, ResultTable
+from cl_lora.run_folder.reader import RunFolder
+from cl_lora.support.errors import UserError, unknown_name
 
 _PARTS = ("benchmark", "model", "strategy", "precision", "spc", "buffer_batch_size")
 """Parts of config.yaml that must be equal for the seeds of two runs to be averaged."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cl_lora.errors import UserError
-from cl_lora.reporting.run_folder import RunFolder
+from cl_lora.run_folder.reader import RunFolder
+from cl_lora.support.errors import UserError
 
 _ARM_KEYS = ("method", "space", "coefficients", "spc", "buffer_batch_size", "head", "tune_head")
 
@@ -97,7 +97,7 @@ def in_words(run: RunFolder, arm: str) -> str:
     Defaults are those that config.yaml records, or this version's where an older one has none.
     """
     # Imported late: they import torch, which tables and figures do without.
-    from cl_lora.arms import REFERENCES
+    from cl_lora.experiment.arms import REFERENCES
     from cl_lora.merging import METHODS, validate_method
 
     s = arm_settings(run, arm)

@@ -22,12 +22,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.transforms import Bbox
 
-from cl_lora import files, progress
 from cl_lora.evaluation.aggregate import ALL_EXPERIENCES, FINAL, Estimate, estimates
 from cl_lora.evaluation.continual import FloatArray, seen_average
 from cl_lora.reporting.describe import arm_settings
-from cl_lora.reporting.run_folder import RunFolder
 from cl_lora.reporting.tables import METRIC_TITLES, PERCENT_METRICS, shorten
+from cl_lora.run_folder.reader import RunFolder
+from cl_lora.support import files, progress
 
 OKABE_ITO = (
     "#0072B2",
@@ -261,7 +261,7 @@ def coefficients_over_time(run: RunFolder, metric: str = "accuracy") -> Figure |
         of_arm = frame[frame["arm"] == arms[i]]
         ax.axhline(1, color=GREY, lw=0.8, ls="--", zorder=1)
         for j in range(T):
-            values = of_arm[of_arm["adapter"] == j].groupby("trained")["value"]
+            values = of_arm[of_arm["adapter"] == j].groupby("stage")["value"]
             mean = values.mean().to_numpy(dtype=np.float64)
             spread = np.asarray(values.std(), dtype=np.float64)
             x = np.array(list(values.groups), dtype=np.float64) + 1

@@ -14,13 +14,11 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from cl_lora import files
 from cl_lora.evaluation.aggregate import differences
 from cl_lora.evaluation.continual import MEASURES
 from cl_lora.evaluation.scores import UNTRAINED
 from cl_lora.reporting.describe import in_words
 from cl_lora.reporting.figures import FIGURES, draw_figures, render
-from cl_lora.reporting.run_folder import RunFolder
 from cl_lora.reporting.tables import (
     METRIC_TITLES,
     MISSING,
@@ -29,6 +27,8 @@ from cl_lora.reporting.tables import (
     ResultTable,
     result_table,
 )
+from cl_lora.run_folder.reader import RunFolder
+from cl_lora.support import files
 
 REPORT_FILE = "report.html"
 
@@ -235,14 +235,14 @@ def _training(run: RunFolder) -> Iterator[dict[str, Any]]:
 def _scores(run: RunFolder) -> Iterator[dict[str, Any]]:
     rows: dict[tuple[str, int, str, int], dict[int, float]] = {}
     for s in run.scores:
-        rows.setdefault((s.arm, s.seed, s.metric, s.trained), {})[s.evaluated] = s.value
-    for (arm, seed, metric, trained), values in rows.items():
+        rows.setdefault((s.arm, s.seed, s.metric, s.stage), {})[s.evaluated] = s.value
+    for (arm, seed, metric, stage), values in rows.items():
         yield {
             "arm": arm,
             "seed": seed,
             "metric": metric,
-            "trained": trained,
-            "after": MISSING if trained == UNTRAINED else run.domains[trained],
+            "stage": stage,
+            "after": MISSING if stage == UNTRAINED else run.domains[stage],
             "cells": _number_cells(values, len(run.domains)),
         }
 
@@ -251,13 +251,13 @@ def _coefficients(run: RunFolder) -> Iterator[dict[str, Any]]:
     rows: dict[tuple[str, int, int, str], dict[int, float]] = {}
     for row in run.coefficients.itertuples(index=False):
         r: Any = row
-        rows.setdefault((r.arm, r.seed, r.trained, r.group), {})[r.adapter] = r.value
-    for (arm, seed, trained, group), values in rows.items():
+        rows.setdefault((r.arm, r.seed, r.stage, r.group), {})[r.adapter] = r.value
+    for (arm, seed, stage, group), values in rows.items():
         yield {
             "arm": arm,
             "seed": seed,
-            "trained": trained,
-            "after": run.domains[trained],
+            "stage": stage,
+            "after": run.domains[stage],
             "group": group,
             "cells": _number_cells(values, len(run.domains)),
         }

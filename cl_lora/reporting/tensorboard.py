@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 import numpy as np
 
-from cl_lora import files, progress
 from cl_lora.evaluation.aggregate import estimate
 from cl_lora.evaluation.continual import MEASURES, forgetting, seen_average
 from cl_lora.reporting.describe import arm_settings
 from cl_lora.reporting.figures import STYLE, matrix_figure, mean_matrix, render
-from cl_lora.reporting.run_folder import RunFolder
+from cl_lora.run_folder.reader import RunFolder
+from cl_lora.support import files, progress
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -135,7 +135,7 @@ def _scalars(run: RunFolder, arm: str, seed: int) -> Scalars:
     rows = rows[(rows["arm"] == arm) & (rows["seed"] == seed)]
     for adapter, name in enumerate(run.domains):
         for t in range(T):
-            values = rows[(rows["adapter"] == adapter) & (rows["trained"] == t)]["value"]
+            values = rows[(rows["adapter"] == adapter) & (rows["stage"] == t)]["value"]
             scalars[(f"coefficients/{adapter:02d}-{name}", t + 1)] = float(values.mean())
     return {key: value for key, value in scalars.items() if math.isfinite(value)}
 
@@ -144,8 +144,8 @@ def _by_group(run: RunFolder, arm: str) -> Iterator[tuple[int, Any]]:
     """Yield (step, coefficients) of an arm whose layers or modules have their own."""
     rows = run.coefficients[run.coefficients["arm"] == arm]
     if rows["group"].nunique() > 1:
-        for trained, values in rows.groupby("trained")["value"]:
-            yield int(str(trained)) + 1, values.to_numpy()
+        for stage, values in rows.groupby("stage")["value"]:
+            yield int(str(stage)) + 1, values.to_numpy()
 
 
 def _measure(run: RunFolder, arm: str, seed: int, name: str) -> float:

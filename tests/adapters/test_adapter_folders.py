@@ -8,9 +8,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-import cl_lora._compat  # noqa: F401  (before peft, which imports torchvision)
 from cl_lora.adapters import Adapter, LoRAFactors
-from cl_lora.errors import UserError
+from cl_lora.support.errors import UserError
 
 SHAPES = {"blocks.2.fc": (5, 4), "blocks.10.fc": (4, 5), "out": (3, 4)}
 

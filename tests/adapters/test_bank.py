@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cl_lora.adapters import Adapter, AdapterBank, LoRAFactors
-from cl_lora.errors import UserError
+from cl_lora.support.errors import UserError
 
 
 def _adapter(value):

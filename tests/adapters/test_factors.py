@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cl_lora.adapters import LoRAFactors, concatenate, truncate
-from cl_lora.errors import UserError
+from cl_lora.support.errors import UserError
 
 
 def _factors(rank, shape=(9, 6), scaling=0.7, seed=0):

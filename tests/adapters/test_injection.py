@@ -18,8 +18,8 @@ from cl_lora.adapters.injection import (
     split_qkv,
     target_modules,
 )
-from cl_lora.errors import UserError
 from cl_lora.models.backbones import Backbone
+from cl_lora.support.errors import UserError
 
 
 def images() -> torch.Tensor:

@@ -21,7 +21,7 @@ from cl_lora.benchmarks.cache import (
     decode_image,
     shortened,
 )
-from cl_lora.errors import UserError
+from cl_lora.support.errors import UserError
 
 
 def source(content: str = "x", count: int = 100, threads: bool = True) -> ImageSource:

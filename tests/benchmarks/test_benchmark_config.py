@@ -9,7 +9,7 @@ import yaml
 
 from cl_lora.benchmarks import KINDS, found, make_benchmark, validate_benchmark_config
 from cl_lora.benchmarks.config import read_config
-from cl_lora.errors import UserError
+from cl_lora.support.errors import UserError
 
 GROUP = Path(__file__).parents[2] / "configs" / "benchmark"
 FILES = sorted(GROUP.glob("*.yaml"))

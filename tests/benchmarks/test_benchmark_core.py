@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cl_lora.benchmarks import DomainBenchmark, draw_buffer
 from cl_lora.benchmarks.core import fingerprint
-from cl_lora.errors import UserError
+from cl_lora.support.errors import UserError
 
 CLASSES, DOMAINS, PER_CLASS = 3, 2, 12
 

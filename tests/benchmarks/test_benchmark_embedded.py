@@ -7,7 +7,7 @@ import pytest
 
 from cl_lora.benchmarks import found, make_benchmark, validate_benchmark_config
 from cl_lora.benchmarks.shapes import ShapesSpec, class_names, describe_sample, render_sample
-from cl_lora.errors import UserError
+from cl_lora.support.errors import UserError
 
 CONFIG = {
     "kind": "shapes",

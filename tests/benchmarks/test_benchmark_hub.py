@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cl_lora.benchmarks import found, make_benchmark, validate_benchmark_config
-from cl_lora.errors import UserError
+from cl_lora.support.errors import UserError
 
 COUNT = 4  # images per class and domain
 

@@ -14,7 +14,7 @@ from cl_lora.benchmarks.splits import (
     split_domains,
     stratified_split,
 )
-from cl_lora.errors import UserError
+from cl_lora.support.errors import UserError
 
 counts_per_class = st.lists(st.integers(2, 40), min_size=1, max_size=5)
 

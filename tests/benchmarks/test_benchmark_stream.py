@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from cl_lora.benchmarks import DomainBenchmark, make_benchmark
 from cl_lora.benchmarks.batches import batches
 from cl_lora.benchmarks.stream import avalanche_benchmark, joint_benchmark
-from cl_lora.errors import UserError
+from cl_lora.support.errors import UserError
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from cl_lora.benchmarks import shapes
 from cl_lora.benchmarks.shapes import STYLES, ShapesSpec
-from cl_lora.errors import UserError
+from cl_lora.support.errors import UserError
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "cl_lora" / "models" / "embedded"
 SPEC = ShapesSpec(classes=16, styles=STYLES, samples_per_class=4, image_size=48, seed=3)
@@ -248,7 +248,6 @@ class TestBackbone:
         import torch
         from safetensors.torch import load_file
 
-        import cl_lora._compat  # noqa: F401
         from timm.models.vision_transformer import VisionTransformer  # isort: skip
 
         model = VisionTransformer(**card["architecture"], num_classes=0)

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from cl_lora.errors import UserError
 from cl_lora.evaluation.aggregate import differences, paired_difference, per_seed, summary
 from cl_lora.evaluation.scores import Score, ScoreTable
+from cl_lora.support.errors import UserError
 
 
 def table(seeds=(0, 1, 2)):

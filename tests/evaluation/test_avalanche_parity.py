@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from cl_lora._compat import declare_torchvision_operators
 from cl_lora.evaluation.classification import ClassificationCounts
 from cl_lora.evaluation.continual import (
     average_accuracy,
@@ -14,6 +13,7 @@ from cl_lora.evaluation.continual import (
     forgetting,
     forward_transfer,
 )
+from cl_lora.support.compat import declare_torchvision_operators
 
 T, CLASSES, PER_DOMAIN = 3, 4, 80
 

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cl_lora.errors import UserError
 from cl_lora.evaluation.scores import COLUMNS, Score, ScoreTable
+from cl_lora.support.errors import UserError
 
 names = st.sampled_from(["ties", "task_arithmetic", "base", 'odd, "name"', "ähnlich"])
 scores = st.builds(
     Score,
     seed=st.integers(0, 3),
     arm=names,
-    trained=st.integers(-1, 3),
+    stage=st.integers(-1, 3),
     evaluated=st.integers(0, 3),
     metric=st.sampled_from(["accuracy", "f1"]),
     value=st.floats(allow_nan=False),
@@ -122,7 +122,7 @@ def test_a_duplicate_is_refused_and_nothing_added():
     table = small()
     before = table.to_csv()
     fresh = Score(5, "new", 0, 0, "accuracy", 0.1)
-    with pytest.raises(UserError, match="Two scores for seed 0, arm 'ties', trained 1"):
+    with pytest.raises(UserError, match="Two scores for seed 0, arm 'ties', stage 1"):
         table.append([fresh, Score(0, "ties", 1, 1, "f1", 0.1)])
     with pytest.raises(UserError, match="Two scores for seed 5"):
         table.append([fresh, fresh])
@@ -133,10 +133,10 @@ def test_a_duplicate_is_refused_and_nothing_added():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("trained", -2), ("evaluated", -1), ("arm", ""), ("metric", "a\nb")]
+    ("field", "value"), [("stage", -2), ("evaluated", -1), ("arm", ""), ("metric", "a\nb")]
 )
 def test_a_row_is_checked(field, value):
-    row = {"seed": 0, "arm": "a", "trained": 0, "evaluated": 0, "metric": "m", "value": 0.0}
+    row = {"seed": 0, "arm": "a", "stage": 0, "evaluated": 0, "metric": "m", "value": 0.0}
     with pytest.raises(ValueError, match=f"Expected {field}"):
         Score(**{**row, field: value})
 
@@ -149,7 +149,7 @@ GOOD = "0,ties,0,0,accuracy,0.5,true\n"
     ("text", "line", "message"),
     [
         ("", 1, "the file is empty"),
-        ("seed,arm,value\n", 1, "missing columns trained, evaluated, metric, higher_is_better"),
+        ("seed,arm,value\n", 1, "missing columns stage, evaluated, metric, higher_is_better"),
         (HEADER.replace("seed,arm", "arm,seed"), 1, "expected the columns seed,arm"),
         (HEADER.replace("\n", ",extra\n"), 1, "expected the columns"),
         (HEADER + GOOD + "0,ties,0,1,accu", 3, "expected 7 values but got 5"),
@@ -159,7 +159,7 @@ GOOD = "0,ties,0,0,accuracy,0.5,true\n"
         (HEADER + GOOD + "\n", 3, "expected 7 values but got 0"),
         (HEADER + GOOD.replace("0.5", "half"), 2, "expected a number as value but got 'half'"),
         (HEADER + GOOD.replace("0,ties", "zero,ties"), 2, "expected an integer as seed"),
-        (HEADER + GOOD.replace("ties,0", "ties,-5"), 2, "Expected trained to be -1 or more"),
+        (HEADER + GOOD.replace("ties,0", "ties,-5"), 2, "Expected stage to be -1 or more"),
         (HEADER + GOOD.replace("true", "yes"), 2, "expected true or false"),
         (HEADER + GOOD + '0,"ties', 3, "not valid CSV"),
         (HEADER + GOOD + "0,t\0es,0,1,accuracy,0.5,true\n", 3, ""),

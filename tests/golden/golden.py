@@ -43,7 +43,9 @@ def frozen() -> dict[str, object]:
         for head, more in HEADS.items():
             run = Path(folder, head)
             policy = () if head == "split" else (f"strategy.head={head}",)
-            arms = tuple(a for a in ARMS if not (head == "prototypes" and a.startswith("+arms.tun")))
+            arms = tuple(
+                a for a in ARMS if not (head == "prototypes" and a.startswith("+arms.tun"))
+            )
             given = overrides(run, "seeds=[0,1]", *policy, *more, *arms)
             if head != "split":
                 given.append("precision=fp32")

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from merge_reference import SHAPES, toy_adapters
 
-from cl_lora.errors import UserError
 from cl_lora.merging import learn, make_rule, module_groups, prepare, rule_names, rules_table
 from cl_lora.merging.coefficients import adaptive_alpha
+from cl_lora.support.errors import UserError
 
 MODULES = tuple(SHAPES)
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from merge_reference import SHAPES, Toy, relative_error, toy_adapters
 
-import cl_lora._compat  # noqa: F401  (before peft, which imports torchvision)
 from cl_lora.merging import merge
 from cl_lora.merging.dare import dare_mask
 

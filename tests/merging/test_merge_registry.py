@@ -9,7 +9,6 @@ import torch
 from merge_reference import toy_adapters
 
 from cl_lora.adapters import Adapter, LoRAFactors
-from cl_lora.errors import UserError
 from cl_lora.merging import (
     METHODS,
     get_method,
@@ -23,6 +22,7 @@ from cl_lora.merging import (
 )
 from cl_lora.merging.kernels import LowRankSum
 from cl_lora.merging.registry import ALWAYS
+from cl_lora.support.errors import UserError
 
 
 def test_the_methods_are_these():

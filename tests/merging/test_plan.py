@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from merge_reference import SHAPES, relative_error, toy_adapters
 
 from cl_lora.adapters import LoRAFactors
-from cl_lora.errors import UserError
 from cl_lora.merging import (
     get_method,
     is_linear,
@@ -21,6 +20,7 @@ from cl_lora.merging import (
 )
 from cl_lora.merging.plan import gather
 from cl_lora.merging.spaces import DeltaSpace
+from cl_lora.support.errors import UserError
 
 METHODS_AND_SPACES = [(m, s) for m in method_names() for s in get_method(m).spaces]
 LINEAR = [

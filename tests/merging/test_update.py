@@ -6,10 +6,9 @@ import pytest
 import torch
 from merge_reference import SHAPES, Toy, toy_adapters
 
-import cl_lora._compat  # noqa: F401  (before peft, which imports torchvision)
 from cl_lora.adapters import Adapter, LoRAFactors
-from cl_lora.errors import UserError
 from cl_lora.merging import Update, merge
+from cl_lora.support.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import safetensors.torch
 import timm
 import torch
 
-from cl_lora.errors import UserError
 from cl_lora.models.backbones import ModelConfig, image_size, load_backbone
+from cl_lora.support.errors import UserError
 
 TINY = "vit_tiny_patch16_224"
 

@@ -135,4 +135,4 @@ def fabricate_coefficients(arms, T, seeds):
                         draw = np.random.default_rng([seed, t, i])
                         value = value["b_max"] * float(draw.uniform(0.1, 0.9))
                     rows.append((seed, arm, t, "all", i, value))
-    return pd.DataFrame(rows, columns=["seed", "arm", "trained", "group", "adapter", "value"])
+    return pd.DataFrame(rows, columns=["seed", "arm", "stage", "group", "adapter", "value"])

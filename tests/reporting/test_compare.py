@@ -9,12 +9,12 @@ import yaml
 from fabricate import ARMS, REFERENCES, fabricate_run, many_arms
 from scipy import stats
 
-from cl_lora.errors import UserError
 from cl_lora.evaluation.aggregate import paired_difference
 from cl_lora.evaluation.scores import Score, ScoreTable
 from cl_lora.reporting.compare import RENDERERS, compare_runs, require_poolable
 from cl_lora.reporting.figures import render
-from cl_lora.reporting.run_folder import RunFolder
+from cl_lora.run_folder.reader import RunFolder
+from cl_lora.support.errors import UserError
 
 OFFICE = ("art", "clipart", "product", "real_world")
 
@@ -117,7 +117,7 @@ def test_arms_over_disjoint_seeds_are_not_ranked(tmp_path):
 def test_the_interval_is_students_over_the_pairs_that_both_have(uneven):
     """From the files alone, with scipy: 2 seeds x 4 domains, though one run has a third seed."""
     frame = pd.concat(pd.read_csv(run.path / "scores.csv") for run in uneven)
-    frame = frame[(frame.metric == "accuracy") & (frame.trained == 3)]
+    frame = frame[(frame.metric == "accuracy") & (frame.stage == 3)]
     value = frame.set_index(["arm", "seed", "evaluated"])["value"]
     comparison = compare_runs(uneven, reference="sequential")
     for arm, pairs in (("ties_w1", 8), ("ta_w1", 12)):
@@ -258,9 +258,7 @@ def test_metrics_must_be_shared(pacs, tmp_path):
 def test_one_seed_twice_must_agree(pacs, tmp_path):
     same = make(tmp_path / "copy", seeds=(0, 1))
     assert compare_runs([pacs, same]).results[("pacs_trial", "ties_w1")]["average"].seeds == 2
-    rows = [
-        Score(s.seed, s.arm, s.trained, s.evaluated, s.metric, s.value / 2) for s in same.scores
-    ]
+    rows = [Score(s.seed, s.arm, s.stage, s.evaluated, s.metric, s.value / 2) for s in same.scores]
     ScoreTable(rows).write(same.path / "scores.csv")
     text = message(compare_runs, [pacs, RunFolder.read(same.path)])
     assert "hold different scores for seed 0" in text

@@ -2,9 +2,9 @@ import pytest
 import yaml
 from fabricate import fabricate_run
 
-from cl_lora.arms import make_arm
+from cl_lora.experiment.arms import make_arm
 from cl_lora.reporting.describe import arm_settings, in_words
-from cl_lora.reporting.run_folder import RunFolder
+from cl_lora.run_folder.reader import RunFolder
 
 ARMS = {
     "short": {"method": "task_arithmetic", "coefficients": 0.5},

@@ -20,7 +20,7 @@ from cl_lora.reporting.figures import (
     robustness_curves,
     write_figures,
 )
-from cl_lora.reporting.run_folder import RunFolder
+from cl_lora.run_folder.reader import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -206,4 +206,4 @@ def test_coefficients_with_groups_are_averaged(run_path):
     assert figure is not None
     line = next(x for x in figure.axes[0].get_lines() if len(x.get_xdata()) == 4)
     arm = frame[(frame["arm"] == "ta_adaptive_b3") & (frame["adapter"] == 0)]
-    np.testing.assert_allclose(line.get_ydata(), arm.groupby("trained")["value"].mean())
+    np.testing.assert_allclose(line.get_ydata(), arm.groupby("stage")["value"].mean())

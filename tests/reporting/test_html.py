@@ -4,10 +4,10 @@ from html.parser import HTMLParser
 import pytest
 from fabricate import ARMS, DOMAINS, REFERENCES, fabricate_run
 
-from cl_lora.errors import UserError
 from cl_lora.evaluation.scores import ScoreTable
 from cl_lora.reporting.html import render_html, write_html
-from cl_lora.reporting.run_folder import RunFolder
+from cl_lora.run_folder.reader import RunFolder
+from cl_lora.support.errors import UserError
 
 VOID = {"meta", "link", "br", "img"}
 
@@ -90,7 +90,7 @@ def test_every_score_and_coefficient_is_there(run, parsed):
             s.arm,
             s.seed,
             s.metric,
-            "–" if s.trained < 0 else DOMAINS[s.trained],
+            "–" if s.stage < 0 else DOMAINS[s.stage],
             DOMAINS[s.evaluated],
             f"{s.value:.4f}",
         )

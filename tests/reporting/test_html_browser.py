@@ -10,7 +10,7 @@ from chromium import CHROMIUM
 from fabricate import ARMS, fabricate_run, many_arms
 
 from cl_lora.reporting.html import write_html
-from cl_lora.reporting.run_folder import RunFolder
+from cl_lora.run_folder.reader import RunFolder
 
 FLAGS = (
     "--headless",

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from cl_lora.errors import UserError
 from cl_lora.evaluation.scores import Score, ScoreTable
 from cl_lora.reporting.tables import RENDERERS, Column, ResultTable, result_table, shorten
+from cl_lora.support.errors import UserError
 
 
 def by_hand():

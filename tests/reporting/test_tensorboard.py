@@ -9,8 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import HISTOGRAMS, E
 from tensorboard.plugins.hparams import metadata
 
 from cl_lora.evaluation.continual import average_accuracy, forgetting
-from cl_lora.reporting.run_folder import RunFolder
 from cl_lora.reporting.tensorboard import write_tensorboard
+from cl_lora.run_folder.reader import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_coefficients(run):
     found = series(events, "coefficients/01-art_painting")
     frame = run.coefficients
     rows = frame[(frame.arm == "ta_adaptive_b3") & (frame.seed == 0) & (frame.adapter == 1)]
-    assert found == pytest.approx({t + 1: v for t, v in zip(rows.trained, rows.value, strict=True)})
+    assert found == pytest.approx({t + 1: v for t, v in zip(rows.stage, rows.value, strict=True)})
 
 
 def test_coefficients_of_groups_have_a_histogram(tmp_path):

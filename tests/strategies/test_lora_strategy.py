@@ -10,10 +10,10 @@ import torch
 from cl_lora.adapters.injection import LoRAConfig
 from cl_lora.benchmarks.core import DomainBenchmark
 from cl_lora.benchmarks.stream import avalanche_benchmark, joint_benchmark
-from cl_lora.errors import UserError
 from cl_lora.models.backbones import Backbone
 from cl_lora.strategies.config import TrainingConfig, schedule
 from cl_lora.strategies.lora import LoRAStrategy
+from cl_lora.support.errors import UserError
 
 
 def strategy(backbone: Backbone, seed: int = 0, kind: str = "fresh", **training) -> LoRAStrategy:

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cl_lora import files
-from cl_lora.errors import UserError, unknown_name
+from cl_lora.support import files
+from cl_lora.support.errors import UserError, unknown_name
 
 MakeParser = Callable[[str, str], argparse.ArgumentParser]
 
@@ -24,8 +24,8 @@ def write_reports(folder: str | Path) -> tuple[Path, ...]:
     """
     from cl_lora.reporting.figures import write_figures
     from cl_lora.reporting.html import write_html
-    from cl_lora.reporting.run_folder import RunFolder
     from cl_lora.reporting.tensorboard import write_tensorboard
+    from cl_lora.run_folder.reader import RunFolder
 
     run = RunFolder.read(folder)
     # The page last: where it is newer than the scores, everything else is too.
@@ -71,7 +71,7 @@ def compare(given: list[str], make_parser: MakeParser) -> int:
     arguments = parser.parse_args(given)
 
     from cl_lora.reporting.compare import RENDERERS, compare_runs, require_poolable
-    from cl_lora.reporting.run_folder import RunFolder
+    from cl_lora.run_folder.reader import RunFolder
 
     if arguments.format not in ("table", *RENDERERS):
         raise unknown_name("format", arguments.format, ("table", *RENDERERS))

@@ -18,9 +18,9 @@ import yaml
 from PIL import Image
 from tiny_run import overrides
 
-from cl_lora import launch
 from cl_lora.adapters import Adapter
 from cl_lora.cli import main
+from cl_lora.configuration import launch
 
 
 def command(*arguments: str, columns: int = 80) -> subprocess.CompletedProcess[str]:
@@ -87,7 +87,7 @@ def test_run_folder_holds_what_it_promises(finished: tuple[Path, str]) -> None:
 
 def test_scores_cover_every_arm_experience_and_domain(finished: tuple[Path, str]) -> None:
     folder, _ = finished
-    found = {(r["arm"], int(r["trained"]), int(r["evaluated"]), r["metric"]) for r in rows(folder)}
+    found = {(r["arm"], int(r["stage"]), int(r["evaluated"]), r["metric"]) for r in rows(folder)}
     everything = {
         (arm, t, j, metric)
         for arm in ("half", "ties_learned", "base", "last", "oracle", "sequential", "joint")
@@ -105,7 +105,7 @@ def test_scores_cover_every_arm_experience_and_domain(finished: tuple[Path, str]
 def test_oracle_is_each_own_adapter(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     value = {
-        (r["arm"], int(r["trained"]), int(r["evaluated"])): r["value"]
+        (r["arm"], int(r["stage"]), int(r["evaluated"])): r["value"]
         for r in rows(folder)
         if r["metric"] == "accuracy"
     }
@@ -134,7 +134,7 @@ def test_second_run_trains_nothing_and_keeps_every_byte(finished: tuple[Path, st
     before, scores = stamps(folder), (folder / "scores.csv").read_bytes()
     again = command("run", *overrides(folder))
     assert again.returncode == 0
-    assert "trained" not in again.stderr
+    assert "stage" not in again.stderr
     assert stamps(folder) == before
     assert (folder / "scores.csv").read_bytes() == scores
 
@@ -193,7 +193,7 @@ def test_an_arm_that_diverges_stands_in_no_other_arms_way(copied: Path, capfd) -
     # With other settings it is an arm like any, and nothing is left of the first ones.
     assert main(["run", *overrides(copied, STEEP.format("0.1"))]) == 0
     assert "stopped" not in yaml.safe_load((copied / "config.yaml").read_text())
-    fresh = {r["trained"] for r in rows(copied) if r["arm"] == "steep"}
+    fresh = {r["stage"] for r in rows(copied) if r["arm"] == "steep"}
     assert fresh == {"-1", "0", "1", "2"}
     with (copied / "coefficients.csv").open() as file:
         assert "nan" not in file.read()
@@ -205,7 +205,7 @@ def test_an_arm_that_diverges_leaves_the_others_finished(tmp_path: Path, capfd) 
     given.insert(given.index("arms=none") + 1, given.pop())
     assert main(["run", *given]) == 2
     assert "'steep'" in capfd.readouterr().err
-    done = {r["arm"] for r in rows(tmp_path / "run") if r["trained"] == "2"}
+    done = {r["arm"] for r in rows(tmp_path / "run") if r["stage"] == "2"}
     assert done == {"half", "ties_learned", "base", "last", "oracle", "sequential", "joint"}
     assert main(["report", str(tmp_path / "run")]) == 0
 
@@ -217,7 +217,7 @@ def test_a_stopped_arm_of_other_settings_keeps_nothing_of_the_first(
     copied: Path, rate: str, option: str
 ) -> None:
     """Even if the run is killed before the arm is scored again."""
-    from cl_lora import pipeline
+    from cl_lora.experiment import pipeline
 
     assert main(["run", *overrides(copied, STEEP.format("1.0e+308"))]) == 2
     assert any(r["arm"] == "steep" for r in rows(copied))
@@ -257,7 +257,7 @@ def test_multirun_over_the_buffer_is_refused_before_training(tmp_path: Path, cap
     assert main(["run", "--multirun", *given]) == 2
     error = capfd.readouterr().err
     assert "'ties_learned' in several ways" in error
-    assert "trained" not in error
+    assert "stage" not in error
 
 
 def test_each_arm_is_recorded_with_every_default(finished: tuple[Path, str]) -> None:
@@ -607,7 +607,7 @@ def test_nan_loss_stops_with_the_place_and_keeps_what_is_finished(
     shutil.copytree(folder / "adapters" / "seed-0" / "00-photo", tmp_path / "00-photo")
     with pytest.MonkeyPatch.context() as patch:
         # Validation passes; the sound adapter is put in place when the folder has been opened.
-        from cl_lora import pipeline
+        from cl_lora.experiment import pipeline
 
         train = pipeline.train_banks
 
@@ -648,7 +648,7 @@ def test_run_dir_that_is_a_file_is_refused(tmp_path: Path, capfd) -> None:
 
 def test_full_disk_is_one_sentence(tmp_path: Path, capfd, monkeypatch) -> None:
     """The kernel's own 'no space left': every file that is written goes to /dev/full."""
-    from cl_lora import files
+    from cl_lora.support import files
 
     real = os.fdopen
 

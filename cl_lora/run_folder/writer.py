@@ -22,13 +22,14 @@ from typing import IO, Any
 import torch
 import yaml
 
-from cl_lora import __version__, files
-from cl_lora.arms import Arm, make_arms, settings_of
+from cl_lora import __version__
 from cl_lora.benchmarks.core import DomainBenchmark, Indices
-from cl_lora.comparison import Coefficient
-from cl_lora.errors import UserError
 from cl_lora.evaluation.scores import Score, ScoreTable
-from cl_lora.settings import FORMAT, Settings
+from cl_lora.experiment.arms import Arm, make_arms, settings_of
+from cl_lora.experiment.evaluator import Coefficient
+from cl_lora.experiment.settings import FORMAT, Settings
+from cl_lora.support import files
+from cl_lora.support.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ _LEFTOVERS = (
     *(f".{name}.*" for name in ("figures", "tensorboard")),
     *(f"{name}/.*" for name in ("adapters/*", "buffers", "figures", "tensorboard")),
 )
-_COEFFICIENT_COLUMNS = ("seed", "arm", "trained", "group", "adapter", "value")
+_COEFFICIENT_COLUMNS = ("seed", "arm", "stage", "group", "adapter", "value")
 
 
 class RunWriter:
@@ -282,11 +283,11 @@ class RunWriter:
         """Record one unit: an arm after an experience. Coefficients go first, scores seal it."""
         new = list(coefficients)
         if new:
-            unit = (new[0].seed, new[0].arm, new[0].trained)
-            kept = [c for c in self._coefficients if (c.seed, c.arm, c.trained) != unit]
+            unit = (new[0].seed, new[0].arm, new[0].stage)
+            kept = [c for c in self._coefficients if (c.seed, c.arm, c.stage) != unit]
             order = {name: i for i, name in enumerate(self.arms)}
             self._coefficients = sorted(
-                [*kept, *new], key=lambda c: (c.seed, order.get(c.arm, len(order)), c.trained)
+                [*kept, *new], key=lambda c: (c.seed, order.get(c.arm, len(order)), c.stage)
             )
             files.write_text(self.folder / "coefficients.csv", self._coefficients_csv())
         self.scores.append(scores)
@@ -297,7 +298,7 @@ class RunWriter:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(_COEFFICIENT_COLUMNS)
         for c in self._coefficients:
-            writer.writerow([c.seed, c.arm, c.trained, c.group, c.adapter, repr(c.value)])
+            writer.writerow([c.seed, c.arm, c.stage, c.group, c.adapter, repr(c.value)])
         return text.getvalue()
 
     def _read_coefficients(self) -> list[Coefficient]:
@@ -310,7 +311,7 @@ class RunWriter:
                     Coefficient(
                         int(r["seed"]),
                         r["arm"],
-                        int(r["trained"]),
+                        int(r["stage"]),
                         r["group"],
                         int(r["adapter"]),
                         float(r["value"]),

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from cl_lora.errors import UserError, unknown_name
+from cl_lora.support.errors import UserError, unknown_name
 
 C = TypeVar("C")
 

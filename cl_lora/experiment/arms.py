@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cl_lora.errors import UserError, unknown_name
 from cl_lora.merging import CoefficientRule, get_method, is_linear, make_rule, validate_method
 from cl_lora.merging.spaces import SPACES
 from cl_lora.models.heads import HEAD_POLICIES
+from cl_lora.support.errors import UserError, unknown_name
 
 REFERENCES: Mapping[str, str] = {
     "base": "no adapter: the pre-trained backbone under the current head",

@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 
 import cl_lora.benchmarks.stream
-import cl_lora.pipeline
+import cl_lora.experiment.pipeline
 import cl_lora.strategies.lora  # noqa: F401
 from cl_lora.cli import main
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_run import overrides
 
 STAGES = (

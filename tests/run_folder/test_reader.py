@@ -6,9 +6,9 @@ import pytest
 import yaml
 from fabricate import ARMS, DOMAINS, REFERENCES, fabricate_run
 
-from cl_lora.errors import UserError
 from cl_lora.evaluation.scores import ScoreTable
-from cl_lora.reporting.run_folder import COEFFICIENT_COLUMNS, RunFolder
+from cl_lora.run_folder.reader import COEFFICIENT_COLUMNS, RunFolder
+from cl_lora.support.errors import UserError
 
 
 def test_everything_is_read(run_path):
@@ -91,7 +91,7 @@ def test_another_version(run_path):
 
 def test_unfinished_says_what_is_there_and_what_is_missing(run_path):
     whole = RunFolder.read(run_path).scores
-    part = [s for s in whole if not (s.seed == 1 and s.trained == 3 and s.arm != "last")]
+    part = [s for s in whole if not (s.seed == 1 and s.stage == 3 and s.arm != "last")]
     ScoreTable(part).write(run_path / "scores.csv")
     text = message(run_path)
     # base was scored before training and needs no more; last is complete.
@@ -119,7 +119,7 @@ def test_unfinished_before_any_score(run_path):
         ("stream.json", "[]", "expected an object but got list"),
         ("stream.json", "{}", "'name' is missing"),
         ("environment.json", "{", "environment.json is damaged"),
-        ("coefficients.csv", "seed,arm\n0,a\n", "missing columns trained, group, adapter, value"),
+        ("coefficients.csv", "seed,arm\n0,a\n", "missing columns stage, group, adapter, value"),
         (
             "coefficients.csv",
             ",".join(COEFFICIENT_COLUMNS) + "\n0,a,0,all,0,high\n",

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from cl_lora.adapters.injection import LoRAConfig
-from cl_lora.arms import Arm, check_references, make_arms
-from cl_lora.config import build
-from cl_lora.errors import UserError, unknown_name
-from cl_lora.files import digest
+from cl_lora.configuration.build import build
+from cl_lora.experiment.arms import Arm, check_references, make_arms
 from cl_lora.models.backbones import ModelConfig
 from cl_lora.strategies.config import TrainingConfig
+from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.files import digest
 
-FORMAT = 1
+FORMAT = 2
 """Version of the run folder; a folder of another version is refused."""
 
 _CPU_BF16 = ("avx512_bf16", "amx_tile")
@@ -88,7 +88,7 @@ class Settings:
         """Build and validate arms; what they leave open is the run's.
 
         Raises:
-            UserError: as :func:`cl_lora.arms.make_arm`.
+            UserError: as :func:`cl_lora.experiment.arms.make_arm`.
         """
         return make_arms(raw, spc=self.spc, buffer_batch_size=self.buffer_batch_size)
 

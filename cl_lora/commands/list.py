@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from cl_lora.cli import config_names
+from cl_lora.configuration.choices import config_names, config_text, config_values
 
 Rows = Sequence[Mapping[str, str]]
 
@@ -16,16 +13,14 @@ Rows = Sequence[Mapping[str, str]]
 def _configs(group: str, describe: Callable[[Mapping[str, Any]], str]) -> Rows:
     rows = []
     for name in config_names(group):
-        text = (Path(__file__).parent / "configs" / group / f"{name}.yaml").read_text()
-        rows.append({"name": name, "what": describe(yaml.safe_load(text) or {})})
+        rows.append({"name": name, "what": describe(config_values(group, name))})
     return rows
 
 
 def _comment(group: str, line: int = 0) -> Rows:
     rows = []
     for name in config_names(group):
-        text = (Path(__file__).parent / "configs" / group / f"{name}.yaml").read_text()
-        comments = [part for part in text.splitlines() if "#" in part]
+        comments = [part for part in config_text(group, name).splitlines() if "#" in part]
         what = comments[line].split("#", 1)[1].strip() if len(comments) > line else ""
         rows.append({"name": name, "what": what})
     return rows

@@ -17,11 +17,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cl_lora.cli import config_names
-from cl_lora.errors import UserError, unknown_name
+from cl_lora.configuration.choices import CONFIG_MODULE, GROUPS, config_names, config_values
+from cl_lora.support.errors import UserError, unknown_name
 
-CONFIG_MODULE = "cl_lora.configs"
-GROUPS = ("benchmark", "model", "strategy", "arms", "experiment")
 _MULTIRUN = ("-m", "--multirun")
 
 
@@ -39,7 +37,7 @@ def launch(arguments: Sequence[str]) -> int:
             raise unknown_name("flag", argument, (*_MULTIRUN, "--help"))
     jobs = expand(overrides, multirun=len(overrides) < len(arguments))
     configs = [compose_config(job) for job in jobs]
-    from cl_lora.show import present
+    from cl_lora.commands.run import present
 
     if len(jobs) > 1:
         _check_all(configs)
@@ -52,7 +50,7 @@ def launch(arguments: Sequence[str]) -> int:
 
 def _check_all(configs: Sequence[Mapping[str, Any]]) -> None:
     """Check every job before the first is trained, and that no two differ in one folder."""
-    from cl_lora.pipeline import check
+    from cl_lora.experiment.pipeline import check
 
     identities: dict[Path, Mapping[str, Any]] = {}
     variants: dict[tuple[Path, str], Mapping[str, Any]] = {}
@@ -165,10 +163,7 @@ def _check_arms_once(overrides: Sequence[Override]) -> None:
 
 
 def _arms_of(group: str) -> dict[str, Any]:
-    path = Path(__file__).parent / "configs" / "arms" / f"{group}.yaml"
-    arms = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(arms, dict)
-    return {str(name): arm for name, arm in arms.items()}
+    return {str(name): arm for name, arm in config_values("arms", group).items()}
 
 
 def _explain(error: Exception, groups: Sequence[str]) -> UserError:

@@ -6,9 +6,9 @@ import torch
 
 from cl_lora.adapters import LoRAFactors
 from cl_lora.adapters.injection import applied
-from cl_lora.inference import Compute
 from cl_lora.merging import Update
 from cl_lora.models.backbones import EMBEDDED, ModelConfig, load_backbone
+from cl_lora.models.compute import Compute
 
 
 def test_merged_features_follow_the_backbone_not_the_update() -> None:

@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cl_lora import progress
 from cl_lora.adapters.injection import split_qkv, target_modules
-from cl_lora.arms import Arm, check_references, check_weights
 from cl_lora.benchmarks import make_benchmark, validate_benchmark_config
 from cl_lora.benchmarks.core import DomainBenchmark, Indices, draw_buffer
-from cl_lora.comparison import ArmEvaluator
-from cl_lora.errors import DivergedError
-from cl_lora.inference import Compute
+from cl_lora.experiment.arms import Arm, check_references, check_weights
+from cl_lora.experiment.banks import train_banks
+from cl_lora.experiment.evaluator import ArmEvaluator
+from cl_lora.experiment.settings import Settings, read_settings, set_threads
 from cl_lora.models.backbones import Backbone, image_size, load_backbone
-from cl_lora.runs import RunWriter
-from cl_lora.settings import Settings, read_settings, set_threads
-from cl_lora.training import train_banks
+from cl_lora.models.compute import Compute
+from cl_lora.run_folder.writer import RunWriter
+from cl_lora.support import progress
+from cl_lora.support.errors import DivergedError
 
 log = logging.getLogger(__name__)
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 
 from cl_lora import __version__
 from cl_lora.benchmarks import found
 from cl_lora.benchmarks.cache import cache_folder
-from cl_lora.cli import config_names
-from cl_lora.errors import UserError
-from cl_lora.runs import cpu, package_versions
-from cl_lora.settings import has_fast_bf16, pick_device
+from cl_lora.configuration.choices import config_names, config_values
+from cl_lora.experiment.settings import has_fast_bf16, pick_device
+from cl_lora.run_folder.writer import cpu, package_versions
+from cl_lora.support.errors import UserError
 
 _PACKAGES = (
     "torch",
@@ -63,8 +60,7 @@ def examine() -> int:
 
 
 def _found(name: str) -> str:
-    path = Path(__file__).parent / "configs" / "benchmark" / f"{name}.yaml"
-    config: dict[str, Any] = yaml.safe_load(path.read_text())
+    config = config_values("benchmark", name)
     # A root for each real benchmark can be told through the environment, e.g. CL_LORA_PACS.
     variable = f"CL_LORA_{name.upper()}"
     if variable in os.environ:

@@ -11,18 +11,18 @@ from torch.nn import functional as F
 
 from cl_lora.adapters import Adapter, LoRAFactors
 from cl_lora.adapters.injection import SupportsDelta, applied
-from cl_lora.arms import Arm
 from cl_lora.benchmarks.batches import batches, to_tensor
 from cl_lora.benchmarks.core import DomainBenchmark, Indices
-from cl_lora.errors import DivergedError, UserError
 from cl_lora.evaluation.classification import ClassificationCounts
 from cl_lora.evaluation.scores import UNTRAINED, Score
-from cl_lora.inference import Batch, Compute, freeze
+from cl_lora.experiment.arms import Arm
+from cl_lora.experiment.banks import Banks
 from cl_lora.merging import Plan, Update, learn, module_groups, prepare
 from cl_lora.models.backbones import Backbone
+from cl_lora.models.compute import Batch, Compute, freeze
 from cl_lora.models.heads import PrototypeHead, linear_head, merge_heads, new_linear_head
-from cl_lora.seeding import torch_generator
-from cl_lora.training import Banks
+from cl_lora.support.errors import DivergedError, UserError
+from cl_lora.support.seeding import torch_generator
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Coefficient:
 
     seed: int
     arm: str
-    trained: int
+    stage: int
     group: str
     adapter: int
     value: float

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cl_lora.errors import UserError
+from cl_lora.support.errors import UserError
 
 
 @contextlib.contextmanager

@@ -10,8 +10,8 @@ from typing import Any
 
 from cl_lora.adapters import Adapter, AdapterBank
 from cl_lora.benchmarks.core import DomainBenchmark
+from cl_lora.experiment.settings import Settings
 from cl_lora.models.backbones import Backbone
-from cl_lora.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from cl_lora.errors import UserError
 from cl_lora.evaluation.scores import BASE_ARM, UNTRAINED, ScoreTable
+from cl_lora.support.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 """The format of run folders that this version reads, written in config.yaml."""
 
 CONFIG_FILE = "config.yaml"
@@ -27,7 +27,7 @@ COEFFICIENTS_FILE = "coefficients.csv"
 ADAPTERS_FOLDER = "adapters"
 TRAINING_FILE = "training.json"
 
-COEFFICIENT_COLUMNS = ("seed", "arm", "trained", "group", "adapter", "value")
+COEFFICIENT_COLUMNS = ("seed", "arm", "stage", "group", "adapter", "value")
 
 OWN = "own"
 """The bank of the adapters trained one per experience; others are named by their suffix."""
@@ -92,7 +92,7 @@ class RunFolder:
         environment: contents of ``environment.json``.
         stream: what was trained and scored on.
         scores: contents of ``scores.csv``.
-        coefficients: contents of ``coefficients.csv``: seed, arm, trained, group, adapter, value.
+        coefficients: contents of ``coefficients.csv``: seed, arm, stage, group, adapter, value.
         curves: training curves of every adapter, by seed, bank and experience.
     """
 
@@ -299,7 +299,7 @@ def _read_stream(path: Path) -> Stream:
 
 
 def _read_coefficients(path: Path, domains: int) -> pd.DataFrame:
-    kinds = {"seed": int, "arm": str, "trained": int, "group": str, "adapter": int, "value": float}
+    kinds = {"seed": int, "arm": str, "stage": int, "group": str, "adapter": int, "value": float}
     if not path.is_file():
         return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
     try:
@@ -318,7 +318,7 @@ def _read_coefficients(path: Path, domains: int) -> pd.DataFrame:
             f"{path} is damaged: its last line is cut off; delete it and {SCORES_FILE} and run the "
             "command again: both are computed from the adapters"
         )
-    if not frame[["trained", "adapter"]].isin(range(domains)).all(axis=None):
+    if not frame[["stage", "adapter"]].isin(range(domains)).all(axis=None):
         raise _damaged(path, f"it has rows of other experiences than the {domains} domains")
     return frame[list(COEFFICIENT_COLUMNS)]
 

@@ -6,8 +6,8 @@ import pytest
 from fabricate import ARMS, fabricate_run
 from PIL import Image
 
-from cl_lora.errors import UserError
-from cl_lora.reporting.command import compare, report, write_reports
+from cl_lora.commands.reports import compare, report, write_reports
+from cl_lora.support.errors import UserError
 
 
 def make_parser(command, description):

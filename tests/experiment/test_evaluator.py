@@ -11,16 +11,16 @@ import torch
 
 from cl_lora.adapters import Adapter
 from cl_lora.adapters.injection import LoRAConfig, applied, inject, target_modules
-from cl_lora.arms import make_arm
 from cl_lora.benchmarks.batches import batches
 from cl_lora.benchmarks.core import DomainBenchmark, draw_buffer
-from cl_lora.comparison import ArmEvaluator
-from cl_lora.errors import UserError
-from cl_lora.inference import Compute
+from cl_lora.experiment.arms import make_arm
+from cl_lora.experiment.banks import Banks
+from cl_lora.experiment.evaluator import ArmEvaluator
 from cl_lora.models.backbones import Backbone
+from cl_lora.models.compute import Compute
 from cl_lora.models.heads import PrototypeHead, linear_head, new_linear_head
-from cl_lora.seeding import torch_generator
-from cl_lora.training import Banks
+from cl_lora.support.errors import UserError
+from cl_lora.support.seeding import torch_generator
 
 CPU = Compute(torch.device("cpu"), bf16=False)
 LORA = LoRAConfig(rank=2, lora_alpha=4, targets=("qkv", "fc1"), dropout=0.0)

@@ -10,8 +10,8 @@ from typing import Any
 
 def present(config: Mapping[str, Any]) -> Path:
     """Execute a configuration, make its reports, print the table, and return the folder."""
-    from cl_lora.pipeline import execute
-    from cl_lora.reporting.command import write_reports
+    from cl_lora.commands.reports import write_reports
+    from cl_lora.experiment.pipeline import execute
 
     folder = execute(config)
     if config["report"] and _is_older(folder / "report.html", folder / "scores.csv"):
@@ -32,8 +32,8 @@ def print_table(folder: Path) -> None:
     """Print the comparison of all arms of a run at the terminal's width."""
     from rich.console import Console
 
-    from cl_lora.reporting.run_folder import RunFolder
     from cl_lora.reporting.tables import result_table
+    from cl_lora.run_folder.reader import RunFolder
 
     run = RunFolder.read(folder)
     console = Console()

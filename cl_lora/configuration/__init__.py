@@ -1,0 +1,1 @@
+"""Configuration: where the YAML lies, composing it, and one builder of typed settings."""

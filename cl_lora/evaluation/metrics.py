@@ -1,0 +1,117 @@
+"""The registry of metrics: what a score is called, its unit, its range and which way is better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cl_lora.support.errors import UserError, unknown_name
+
+PERCENT = "%"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a column of scores means; recorded with every run, so that reports need no registry.
+
+    Attributes:
+        name: as in ``scores.csv``.
+        title: in headings.
+        unit: ``%`` for values in [0, 1] that are shown in percent, any other text for values that
+            are shown as they are, empty for none.
+        higher_is_better: the direction.
+        low: the smallest possible value.
+        high: the largest possible value.
+    """
+
+    name: str
+    title: str
+    unit: str = ""
+    higher_is_better: bool = True
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def percent(self) -> bool:
+        """Whether values are shown times 100."""
+        return self.unit == PERCENT
+
+    @property
+    def scale(self) -> float:
+        """The factor between a value and what is shown of it."""
+        return 100.0 if self.percent else 1.0
+
+    @property
+    def points(self) -> str:
+        """The unit of a difference of two values: points for percent, else the unit itself."""
+        return "points" if self.percent else self.unit
+
+    def record(self) -> dict[str, Any]:
+        """Return the metric as plain JSON; infinite limits become null."""
+        limits = {k: v if math.isfinite(v) else None for k, v in self._limits.items()}
+        return {
+            "name": self.name,
+            "title": self.title,
+            "unit": self.unit,
+            "higher_is_better": self.higher_is_better,
+            **limits,
+        }
+
+    @property
+    def _limits(self) -> dict[str, float]:
+        return {"low": self.low, "high": self.high}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Metric:
+        """Return the metric of :meth:`record`.
+
+        Raises:
+            KeyError: if a field is missing.
+            TypeError: if a field is of another type.
+        """
+        fields = {"name": str, "title": str, "unit": str, "higher_is_better": bool}
+        for key, kind in fields.items():
+            if not isinstance(record[key], kind):
+                raise TypeError(f"{key} is {record[key]!r}")
+        low, high = record["low"], record["high"]
+        return cls(
+            **{key: record[key] for key in fields},
+            low=-math.inf if low is None else float(low),
+            high=math.inf if high is None else float(high),
+        )
+
+
+METRICS: dict[str, Metric] = {}
+"""Every registered metric by name."""
+
+
+def register_metric(metric: Metric) -> Metric:
+    """Register a metric and return it.
+
+    Raises:
+        UserError: if another metric has its name.
+    """
+    if METRICS.get(metric.name, metric) != metric:
+        raise UserError(
+            f"The metric {metric.name!r} is registered already as {METRICS[metric.name].title!r}; "
+            "choose another name"
+        )
+    METRICS[metric.name] = metric
+    return metric
+
+
+def get_metric(name: str) -> Metric:
+    """Return the metric called ``name``.
+
+    Raises:
+        UserError: if there is none, naming the nearest known.
+    """
+    if name not in METRICS:
+        raise unknown_name("metric", name, METRICS)
+    return METRICS[name]
+
+
+ACCURACY = register_metric(Metric("accuracy", "Accuracy", PERCENT, True, 0.0, 1.0))
+F1 = register_metric(Metric("f1", "Macro F1", PERCENT, True, 0.0, 1.0))

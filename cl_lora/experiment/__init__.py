@@ -1,0 +1,1 @@
+"""The trunk: from a configuration to a finished run folder."""

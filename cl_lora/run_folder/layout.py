@@ -1,0 +1,50 @@
+"""What a run folder holds: names, columns and the version of the format, said once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FORMAT = 2
+"""Version of the run folder; a folder of another version is refused."""
+
+CONFIG_FILE = "config.yaml"
+STREAM_FILE = "stream.json"
+ENVIRONMENT_FILE = "environment.json"
+SCORES_FILE = "scores.csv"
+COEFFICIENTS_FILE = "coefficients.csv"
+REPORT_FILE = "report.html"
+LOG_FILE = "log.txt"
+LOCK_FILE = ".lock"
+ADAPTERS = "adapters"
+BUFFERS = "buffers"
+HITS = "hits"
+FIGURES = "figures"
+TENSORBOARD = "tensorboard"
+
+COEFFICIENT_COLUMNS = ("seed", "arm", "stage", "group", "adapter", "value")
+
+FRESH = "fresh"
+"""The bank with one new adapter an experience: its folder carries the seed alone."""
+
+# Names that a killed process may leave: a dot, the final name, a random end.
+LEFTOVERS = (
+    *(f".{name}.*" for name in (CONFIG_FILE, ENVIRONMENT_FILE, STREAM_FILE)),
+    *(f".{name}.*" for name in (SCORES_FILE, COEFFICIENTS_FILE, REPORT_FILE)),
+    *(f".{name}.*" for name in (FIGURES, TENSORBOARD)),
+    *(f"{name}/.*" for name in (f"{ADAPTERS}/*", BUFFERS, f"{HITS}/*", FIGURES, TENSORBOARD)),
+)
+
+
+def bank_folder(run: Path, seed: int, kind: str) -> Path:
+    """Return where a run keeps the adapters of one seed and kind of bank."""
+    return run / ADAPTERS / (f"seed-{seed}" if kind == FRESH else f"seed-{seed}-{kind}")
+
+
+def buffer_file(run: Path, seed: int, spc: int) -> Path:
+    """Return where a run keeps the indices of the buffer with ``spc`` samples a class."""
+    return run / BUFFERS / f"seed-{seed}-spc-{spc}.json"
+
+
+def hits_file(run: Path, seed: int, arm: str) -> Path:
+    """Return where a run keeps which test samples an arm served right."""
+    return run / HITS / f"seed-{seed}" / f"{arm}.npz"

@@ -1,0 +1,186 @@
+"""The records of a run folder as plain, frozen types, to JSON and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from cl_lora.evaluation.metrics import Metric
+
+
+@dataclass(frozen=True)
+class Coefficient:
+    """One row of ``coefficients.csv``: the coefficient of one adapter in one group of modules."""
+
+    seed: int
+    arm: str
+    stage: int
+    group: str
+    adapter: int
+    value: float
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """A task: its name, its kind, its labels (class names) and the metrics it is scored by."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    metrics: tuple[Metric, ...]
+
+
+@dataclass(frozen=True)
+class ExperienceRecord:
+    """An experience: its name, the name of its task, and how many samples each part has."""
+
+    name: str
+    task: str
+    train: int
+    val: int
+    test: int
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A stage: which adapters are merged, and which experiences are scored then.
+
+    Attributes:
+        index: as in the column ``stage``; -1 before any training.
+        name: for tables and axes.
+        members: indices of the merged adapters.
+        evaluated: indices of the experiences that are scored.
+        support: experiences whose support samples learned coefficients and heads may see.
+        x: where the stage lies on the axis of its protocol (K of a few-shot run), or None.
+    """
+
+    index: int
+    name: str
+    members: tuple[int, ...]
+    evaluated: tuple[int, ...]
+    support: tuple[int, ...]
+    x: float | None = None
+
+
+@dataclass(frozen=True)
+class StreamRecord:
+    """What was trained and scored on (``stream.json``).
+
+    Attributes:
+        name: name of the benchmark.
+        experiences: in order.
+        tasks: every task of the experiences.
+        fingerprint: digest of the data and its splits; scores compare only where it is the same.
+        protocol: name of the protocol that made the stages.
+        ordered: whether stages follow one another in time: forgetting and transfer exist only
+            then.
+        stages: every stage, -1 (before any training) first where it is scored.
+        backbone: fingerprint of the weights, input size, normalisation.
+    """
+
+    name: str
+    experiences: tuple[ExperienceRecord, ...]
+    tasks: tuple[TaskRecord, ...]
+    fingerprint: str
+    protocol: str
+    ordered: bool
+    stages: tuple[StageRecord, ...]
+    backbone: Mapping[str, Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the experiences, in order."""
+        return tuple(experience.name for experience in self.experiences)
+
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        """Every metric of every task by name, the primary metric of the first task first."""
+        return {metric.name: metric for task in self.tasks for metric in task.metrics}
+
+    @property
+    def trained_stages(self) -> tuple[StageRecord, ...]:
+        """The stages after training, in order."""
+        return tuple(stage for stage in self.stages if stage.index >= 0)
+
+    def record(self) -> dict[str, Any]:
+        """Return plain JSON that :meth:`from_record` reads."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "protocol": {"name": self.protocol, "ordered": self.ordered},
+            "experiences": [vars(e) for e in self.experiences],
+            "tasks": [
+                {**vars(t), "labels": list(t.labels), "metrics": [m.record() for m in t.metrics]}
+                for t in self.tasks
+            ],
+            "stages": [
+                {
+                    **vars(s),
+                    "members": list(s.members),
+                    "evaluated": list(s.evaluated),
+                    "support": list(s.support),
+                }
+                for s in self.stages
+            ],
+            "backbone": dict(self.backbone),
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> StreamRecord:
+        """Return the stream of :meth:`record`.
+
+        Raises:
+            KeyError: if a field is missing.
+            TypeError: if a field is of another type.
+            ValueError: if the fields contradict one another.
+        """
+        tasks = tuple(
+            TaskRecord(
+                str(t["name"]),
+                str(t["kind"]),
+                tuple(map(str, t["labels"])),
+                tuple(map(Metric.from_record, t["metrics"])),
+            )
+            for t in record["tasks"]
+        )
+        experiences = tuple(
+            ExperienceRecord(
+                str(e["name"]), str(e["task"]), int(e["train"]), int(e["val"]), int(e["test"])
+            )
+            for e in record["experiences"]
+        )
+        stages = tuple(
+            StageRecord(
+                int(s["index"]),
+                str(s["name"]),
+                tuple(map(int, s["members"])),
+                tuple(map(int, s["evaluated"])),
+                tuple(map(int, s["support"])),
+                None if s["x"] is None else float(s["x"]),
+            )
+            for s in record["stages"]
+        )
+        if not experiences:
+            raise ValueError("it lists no experiences")
+        if not all(s.index >= -1 and set(s.evaluated) <= set(range(len(experiences))) for s in stages):
+            raise ValueError("it lists stages of other experiences")
+        if not any(s.index >= 0 for s in stages):
+            raise ValueError("it lists no stages")
+        if {e.task for e in experiences} - {t.name for t in tasks}:
+            raise ValueError("it lists experiences of unknown tasks")
+        if not isinstance(record["protocol"]["ordered"], bool):
+            raise TypeError("ordered is neither true nor false")
+        if not isinstance(record["backbone"], Mapping):
+            raise TypeError("backbone is no object")
+        return cls(
+            name=str(record["name"]),
+            experiences=experiences,
+            tasks=tasks,
+            fingerprint=str(record["fingerprint"]),
+            protocol=str(record["protocol"]["name"]),
+            ordered=record["protocol"]["ordered"],
+            stages=stages,
+            backbone=record["backbone"],
+        )
