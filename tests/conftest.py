@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 # Before torch is imported: two threads that wait for each other collapse on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from fabricate import fabricate_run
 
 from cl_lora.benchmarks import make_benchmark
 from cl_lora.benchmarks.core import DomainBenchmark
@@ -54,3 +56,9 @@ def benchmark_16(tmp_path_factory: pytest.TempPathFactory) -> DomainBenchmark:
         },
         image_size=16,
     )
+
+
+@pytest.fixture
+def run_path(tmp_path: Path) -> Path:
+    """A small finished run folder: 3 arms, 5 references, 4 domains, 2 seeds."""
+    return fabricate_run(tmp_path / "runs" / "pacs_trial")

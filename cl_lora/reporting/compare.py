@@ -52,7 +52,7 @@ class Condition:
     @property
     def domains(self) -> tuple[str, ...]:
         """Names of the experiences, in order."""
-        return self.runs[0].domains
+        return self.runs[0].experiences
 
     @property
     def fingerprint(self) -> str:
@@ -367,18 +367,16 @@ def _difference(a: RunFolder, b: RunFolder, names: tuple[str, str] = ("one", "th
 def _reasons(a: RunFolder, b: RunFolder, names: tuple[str, str]) -> Iterator[str]:
     if a.stream.name != b.stream.name:
         yield f"their benchmarks are {a.stream.name!r} and {b.stream.name!r}"
-    if a.domains != b.domains:
-        yield f"their domains are {', '.join(a.domains)} and {', '.join(b.domains)}"
+    if a.experiences != b.experiences:
+        yield f"their domains are {', '.join(a.experiences)} and {', '.join(b.experiences)}"
     elif a.stream.fingerprint != b.stream.fingerprint:
         yield (
             "their data or its splits differ "
             f"(fingerprints {a.stream.fingerprint[:8]} and {b.stream.fingerprint[:8]})"
         )
-    if a.stream.backbone != b.stream.backbone:
-        yield (
-            "the weights of their backbones differ "
-            f"(fingerprints {a.stream.backbone[:8]} and {b.stream.backbone[:8]})"
-        )
+    x, y = (str(run.stream.backbone.get("fingerprint", "")) for run in (a, b))
+    if x != y:
+        yield f"the weights of their backbones differ (fingerprints {x[:8]} and {y[:8]})"
     for part in _PARTS:
         yield from _changes(_identity(a, part), _identity(b, part), names, part)
 

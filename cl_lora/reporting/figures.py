@@ -87,7 +87,7 @@ def final_scores(run: RunFolder, metric: str = "accuracy") -> Figure:
             ax.barh(y, x, height=0.72, color=color, zorder=2)
             if not math.isnan(spread):
                 ax.errorbar(x, y, xerr=spread, color="black", capsize=2, lw=1, zorder=4)
-            for j in range(len(run.domains)):
+            for j in range(len(run.experiences)):
                 ax.plot(
                     scale * numbers[(arm, FINAL, j)].mean,
                     y,
@@ -119,7 +119,7 @@ def final_scores(run: RunFolder, metric: str = "accuracy") -> Figure:
             ls="",
             label=name,
         )
-        for j, name in enumerate(run.domains)
+        for j, name in enumerate(run.experiences)
     ]
     fig.legend(handles=handles, loc="outside upper left", ncols=min(5, len(handles)))
     return fig
@@ -130,7 +130,7 @@ def score_matrices(run: RunFolder, metric: str = "accuracy") -> Figure:
     arms = [a for a in (*run.arms, *run.references) if a in run.scores.arms]
     columns = min(5, len(arms))
     rows = -(-len(arms) // columns)
-    T = len(run.domains)
+    T = len(run.experiences)
     side = 1.5 if T <= 6 else 2.2
     fig = Figure(figsize=(columns * side + 0.9, rows * (side + 0.28) + 0.7), layout="constrained")
     axes = np.atleast_1d(np.array(fig.subplots(rows, columns, squeeze=False))).ravel()
@@ -144,7 +144,7 @@ def score_matrices(run: RunFolder, metric: str = "accuracy") -> Figure:
         image = draw_matrix(
             ax,
             mean_matrix(run, arms[i], metric),
-            run.domains,
+            run.experiences,
             metric,
             left=i % columns == 0,
             bottom=lowest,
@@ -187,7 +187,7 @@ def score_over_time(run: RunFolder, metric: str = "accuracy") -> Figure:
     height = 2.5 + 0.14 * -(-lines_max // 2)
     fig = Figure(figsize=(3.9 * columns, rows * height + 0.5), layout="constrained")
     axes = np.array(fig.subplots(rows, columns, squeeze=False, sharey=True)).ravel()
-    x = np.arange(1.0, len(run.domains) + 1)
+    x = np.arange(1.0, len(run.experiences) + 1)
     scale = _scale(metric)
     below = -0.12 if len(x) <= 5 else -0.34
     for ax, (title, arms) in zip(axes, panels.items(), strict=False):
@@ -212,7 +212,7 @@ def score_over_time(run: RunFolder, metric: str = "accuracy") -> Figure:
             )
             _draw_spread(ax, x, scale * mean, scale * spread, color)
         ax.set_title(title)
-        _domain_ticks(ax, run.domains, 9)
+        _domain_ticks(ax, run.experiences, 9)
         if arms:
             ax.legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=2, handlelength=2.6)
     for ax in axes[len(panels) :]:
@@ -253,7 +253,7 @@ def coefficients_over_time(run: RunFolder, metric: str = "accuracy") -> Figure |
     rows = -(-len(arms) // columns)
     fig = Figure(figsize=(2.6 * columns + 0.5, 2.1 * rows + 0.8), layout="constrained")
     axes = np.array(fig.subplots(rows, columns, squeeze=False)).ravel()
-    T = len(run.domains)
+    T = len(run.experiences)
     for i, ax in enumerate(axes):
         if i >= len(arms):
             ax.set_visible(False)
@@ -269,11 +269,11 @@ def coefficients_over_time(run: RunFolder, metric: str = "accuracy") -> Figure |
             ax.plot(x, mean, color=color, marker=MARKERS[j % len(MARKERS)], lw=1.4, zorder=3)
             _draw_spread(ax, x, mean, spread, color)
         ax.set_title(shorten(arms, 30)[i], fontsize=8, weight="normal")
-        _domain_ticks(ax, run.domains, 8)
+        _domain_ticks(ax, run.experiences, 8)
         ax.set_ylim(bottom=min(0.0, float(of_arm["value"].min())))
     handles = [
         Line2D([], [], color=OKABE_ITO[j % 8], marker=MARKERS[j % 8], lw=1.4, label=name)
-        for j, name in enumerate(run.domains)
+        for j, name in enumerate(run.experiences)
     ]
     fig.legend(
         handles=handles,
@@ -495,7 +495,7 @@ def draw_matrix(
 
 def mean_matrix(run: RunFolder, arm: str, metric: str) -> FloatArray:
     """Return R (T, T) of ``arm``, mean over seeds; NaN where a seed has no score."""
-    T = len(run.domains)
+    T = len(run.experiences)
     seeds = [s for s in run.seeds if s in run.scores.seeds]
     stacked = np.array([run.scores.matrix(s, arm, metric, T).values for s in seeds])
     mean: FloatArray = stacked.mean(axis=0)
@@ -504,7 +504,7 @@ def mean_matrix(run: RunFolder, arm: str, metric: str) -> FloatArray:
 
 def _seen(run: RunFolder, arm: str, metric: str) -> tuple[FloatArray, FloatArray]:
     """Return mean and deviation over seeds of seen_average, (T,) each."""
-    T = len(run.domains)
+    T = len(run.experiences)
     if arm not in run.scores.arms:
         return np.full(T, np.nan), np.full(T, np.nan)
     seeds = [s for s in run.seeds if s in run.scores.seeds]
@@ -514,7 +514,7 @@ def _seen(run: RunFolder, arm: str, metric: str) -> tuple[FloatArray, FloatArray
 
 
 def _estimates(run: RunFolder, metric: str) -> dict[tuple[str, str, int], Estimate]:
-    return estimates(run.scores, metric, len(run.domains))
+    return estimates(run.scores, metric, len(run.experiences))
 
 
 def _by_average(numbers: Mapping[tuple[str, str, int], Estimate], arms: Sequence[str]) -> list[str]:

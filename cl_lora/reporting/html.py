@@ -66,7 +66,7 @@ def render_html(run: RunFolder) -> str:
     run.check_finished()
     metric = run.scores.metrics[0]
     tables = [
-        result_table(run.scores, run.domains, run.references, m, run.arms)
+        result_table(run.scores, run.experiences, run.references, m, run.arms)
         for m in run.scores.metrics
     ]
     reference = next((r for r in COMPARED_WITH if r in run.scores.arms), None)
@@ -126,12 +126,11 @@ def _lead(table: ResultTable, metric: str) -> str:
 
 def _facts(run: RunFolder) -> list[tuple[str, str]]:
     stream = run.stream
-    sizes = zip(stream.domains, stream.train_sizes, stream.test_sizes, strict=True)
-    domains = ", ".join(f"{n} ({a} train, {b} test)" for n, a, b in sizes)
+    domains = ", ".join(f"{e.name} ({e.train} train, {e.test} test)" for e in stream.experiences)
     model = run.config.get("model") or {}
     strategy = run.config.get("strategy") or {}
     return [
-        ("Benchmark", f"{stream.name}, {len(stream.classes)} classes"),
+        ("Benchmark", f"{stream.name}, {len(stream.tasks[0].labels)} classes"),
         ("Domains in order", domains),
         ("Model", str(model.get("name", MISSING))),
         ("Adapters", ", ".join(f"{k} {_plain(v)}" for k, v in strategy.items() if v is not None)),
@@ -193,7 +192,7 @@ def _source(figure: Figure) -> str:
 
 
 def _differences(run: RunFolder, reference: str, metric: str) -> list[dict[str, Any]]:
-    frame = differences(run.scores, reference, metric, experiences=len(run.domains))
+    frame = differences(run.scores, reference, metric, experiences=len(run.experiences))
     column = Column("", "", "", percent=metric in PERCENT_METRICS, signed=True)
     rows = []
     for arm, mean, low, high, pairs in zip(
@@ -242,8 +241,8 @@ def _scores(run: RunFolder) -> Iterator[dict[str, Any]]:
             "seed": seed,
             "metric": metric,
             "stage": stage,
-            "after": MISSING if stage == UNTRAINED else run.domains[stage],
-            "cells": _number_cells(values, len(run.domains)),
+            "after": MISSING if stage == UNTRAINED else run.experiences[stage],
+            "cells": _number_cells(values, len(run.experiences)),
         }
 
 
@@ -257,9 +256,9 @@ def _coefficients(run: RunFolder) -> Iterator[dict[str, Any]]:
             "arm": arm,
             "seed": seed,
             "stage": stage,
-            "after": run.domains[stage],
+            "after": run.experiences[stage],
             "group": group,
-            "cells": _number_cells(values, len(run.domains)),
+            "cells": _number_cells(values, len(run.experiences)),
         }
 
 

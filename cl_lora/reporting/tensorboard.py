@@ -91,7 +91,7 @@ def _write_arm(
     results = {tag: value for tag, value in results.items() if math.isfinite(value)}
     with _writer(folder) as writer:
         _add(writer, mean)
-        _add(writer, {(tag, len(run.domains)): value for tag, value in results.items()})
+        _add(writer, {(tag, len(run.experiences)): value for tag, value in results.items()})
         for metric in run.scores.metrics:
             _add_matrix(writer, run, arm, metric)
         for step, values in _by_group(run, arm):
@@ -119,10 +119,10 @@ def _write_training(run: RunFolder, folder: Path) -> None:
 
 def _scalars(run: RunFolder, arm: str, seed: int) -> Scalars:
     scalars: Scalars = {}
-    T = len(run.domains)
+    T = len(run.experiences)
     for metric in run.scores.metrics:
         matrix = run.scores.matrix(seed, arm, metric, T)
-        for j, name in enumerate(run.domains):
+        for j, name in enumerate(run.experiences):
             scalars[(f"{metric}/{name}", 0)] = float(matrix.baseline[j])
             for t in range(T):
                 scalars[(f"{metric}/{name}", t + 1)] = float(matrix.values[t, j])
@@ -133,7 +133,7 @@ def _scalars(run: RunFolder, arm: str, seed: int) -> Scalars:
             scalars[(f"forgetting/{metric}", t + 1)] = lost
     rows = run.coefficients
     rows = rows[(rows["arm"] == arm) & (rows["seed"] == seed)]
-    for adapter, name in enumerate(run.domains):
+    for adapter, name in enumerate(run.experiences):
         for t in range(T):
             values = rows[(rows["adapter"] == adapter) & (rows["stage"] == t)]["value"]
             scalars[(f"coefficients/{adapter:02d}-{name}", t + 1)] = float(values.mean())
@@ -150,7 +150,7 @@ def _by_group(run: RunFolder, arm: str) -> Iterator[tuple[int, Any]]:
 
 def _measure(run: RunFolder, arm: str, seed: int, name: str) -> float:
     metric = run.scores.metrics[0]
-    return MEASURES[name].compute(run.scores.matrix(seed, arm, metric, len(run.domains)))
+    return MEASURES[name].compute(run.scores.matrix(seed, arm, metric, len(run.experiences)))
 
 
 def _hparams(run: RunFolder, arm: str) -> dict[str, str | float]:
@@ -213,9 +213,9 @@ def _add_matrix(writer: SummaryWriter, run: RunFolder, arm: str, metric: str) ->
     from PIL import Image
 
     with mpl.rc_context(dict(STYLE)):
-        figure = matrix_figure(mean_matrix(run, arm, metric), run.domains, metric, arm)
+        figure = matrix_figure(mean_matrix(run, arm, metric), run.experiences, metric, arm)
     pixels = np.asarray(Image.open(io.BytesIO(render(figure, "png"))).convert("RGB"))
-    writer.add_image(f"scores/{metric}", pixels, len(run.domains), dataformats="HWC")
+    writer.add_image(f"scores/{metric}", pixels, len(run.experiences), dataformats="HWC")
 
 
 def _add(writer: SummaryWriter, scalars: Mapping[tuple[str, int], float]) -> None:

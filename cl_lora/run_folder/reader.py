@@ -13,50 +13,24 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from cl_lora.evaluation.scores import BASE_ARM, UNTRAINED, ScoreTable
+from cl_lora.evaluation.scores import ScoreTable
+from cl_lora.run_folder import layout
+from cl_lora.run_folder.layout import (
+    ADAPTERS,
+    COEFFICIENT_COLUMNS,
+    COEFFICIENTS_FILE,
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    FORMAT,
+    SCORES_FILE,
+    STREAM_FILE,
+)
+from cl_lora.run_folder.records import StreamRecord
 from cl_lora.support.errors import UserError
 
-FORMAT = 2
-"""The format of run folders that this version reads, written in config.yaml."""
-
-CONFIG_FILE = "config.yaml"
-STREAM_FILE = "stream.json"
-ENVIRONMENT_FILE = "environment.json"
-SCORES_FILE = "scores.csv"
-COEFFICIENTS_FILE = "coefficients.csv"
-ADAPTERS_FOLDER = "adapters"
-TRAINING_FILE = "training.json"
-
-COEFFICIENT_COLUMNS = ("seed", "arm", "stage", "group", "adapter", "value")
-
-OWN = "own"
-"""The bank of the adapters trained one per experience; others are named by their suffix."""
-
+_TRAINING_FILE = "training.json"
 _BANK = re.compile(r"^seed-(?P<seed>-?\d+)(?:-(?P<bank>.+))?$")
 _ADAPTER = re.compile(r"^(?P<index>\d{2,})-(?P<name>.+)$")
-
-
-@dataclass(frozen=True)
-class Stream:
-    """What was trained and scored on (``stream.json``).
-
-    Attributes:
-        name: name of the benchmark.
-        domains: names of the experiences, in order.
-        classes: names of the classes.
-        fingerprint: digest of the data and its splits; scores compare only where it is the same.
-        train_sizes: training samples of each experience.
-        test_sizes: test samples of each experience.
-        backbone: digest of the backbone's weights; empty where it was not recorded.
-    """
-
-    name: str
-    domains: tuple[str, ...]
-    classes: tuple[str, ...]
-    fingerprint: str
-    train_sizes: tuple[int, ...]
-    test_sizes: tuple[int, ...]
-    backbone: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,7 +39,7 @@ class TrainingCurve:
 
     Attributes:
         seed: the run's seed.
-        bank: ``own``, ``sequential``, ``joint``, ...
+        bank: ``fresh``, ``sequential``, ``joint``, ...
         experience: index in the bank, from 0.
         name: name of the experience.
         epochs: (E,) epoch numbers.
@@ -99,7 +73,7 @@ class RunFolder:
     path: Path
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
-    stream: Stream
+    stream: StreamRecord
     scores: ScoreTable
     coefficients: pd.DataFrame
     curves: tuple[TrainingCurve, ...]
@@ -125,9 +99,9 @@ class RunFolder:
         return tuple(self.config["references"])
 
     @property
-    def domains(self) -> tuple[str, ...]:
+    def experiences(self) -> tuple[str, ...]:
         """Names of the experiences, in order."""
-        return self.stream.domains
+        return self.stream.names
 
     def settings(self, arm: str) -> Mapping[str, Any]:
         """Return the settings of ``arm``; empty for a reference row."""
@@ -176,16 +150,16 @@ class RunFolder:
         stream = _read_stream(path / STREAM_FILE)
         has_scores = (path / SCORES_FILE).is_file()
         scores = ScoreTable.read(path / SCORES_FILE) if has_scores else ScoreTable()
-        if scores.experiences > len(stream.domains):
+        if scores.experiences > len(stream.names):
             raise UserError(
                 f"{path / SCORES_FILE} has scores on {scores.experiences} experiences but "
-                f"{STREAM_FILE} lists {len(stream.domains)} domains; they belong to two runs: "
+                f"{STREAM_FILE} lists {len(stream.names)} experiences; they belong to two runs: "
                 f"delete {SCORES_FILE} and run the command again"
             )
         # What was scored of an arm that was stopped stays in the file, and out of every report.
         rows = {*config["arms"], *config["references"]}
         scores = ScoreTable(score for score in scores if score.arm in rows)
-        coefficients = _read_coefficients(path / COEFFICIENTS_FILE, len(stream.domains))
+        coefficients = _read_coefficients(path / COEFFICIENTS_FILE, len(stream.names))
         coefficients = coefficients[coefficients["arm"].isin(rows)].reset_index(drop=True)
         environment = path / ENVIRONMENT_FILE
         run = cls(
@@ -195,24 +169,20 @@ class RunFolder:
             stream=stream,
             scores=scores,
             coefficients=coefficients,
-            curves=_read_curves(path / ADAPTERS_FOLDER),
+            curves=_read_curves(path / ADAPTERS),
         )
         if not allow_unfinished:
             run.check_finished()
         return run
 
     def missing(self) -> tuple[tuple[int, str], ...]:
-        """Return the (seed, arm) without a score after the last experience.
-
-        The base model needs none where it was scored before training, as it never changes.
-        """
-        last = len(self.domains) - 1
+        """Return the (seed, arm) without a score at the last stage."""
+        last = self.stream.stages[-1].index
         return tuple(
             (seed, arm)
             for seed in self.seeds
             for arm in (*self.arms, *self.references)
             if not self.scores.done(seed, arm, last)
-            and not (arm == BASE_ARM and self.scores.done(seed, arm, UNTRAINED))
         )
 
     def check_finished(self) -> None:
@@ -225,11 +195,11 @@ class RunFolder:
         if not missing:
             return
         total = len(self.seeds) * len({*self.arms, *self.references})
-        adapters = len([c for c in self.curves if c.bank == OWN])
+        adapters = len([c for c in self.curves if c.bank == layout.FRESH])
         names = [f"{arm!r} of seed {seed}" for seed, arm in missing[:3]]
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(
-            f"{self.path} is unfinished: {adapters} of {len(self.seeds) * len(self.domains)} "
+            f"{self.path} is unfinished: {adapters} of {len(self.seeds) * len(self.experiences)} "
             f"adapters are trained and {total - len(missing)} of {total} arms are scored, missing "
             f"{', '.join(names)}{more}; run the same command again to finish it"
         )
@@ -277,25 +247,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_stream(path: Path) -> Stream:
+def _read_stream(path: Path) -> StreamRecord:
     data = _read_json(path)
     try:
-        stream = Stream(
-            name=str(data["name"]),
-            domains=tuple(map(str, data["domains"])),
-            classes=tuple(map(str, data["classes"])),
-            fingerprint=str(data["fingerprint"]),
-            train_sizes=tuple(map(int, data["train_sizes"])),
-            test_sizes=tuple(map(int, data["test_sizes"])),
-            backbone=str(data.get("backbone", {}).get("fingerprint", "")),
-        )
+        return StreamRecord.from_record(data)
     except KeyError as error:
         raise _damaged(path, f"{error} is missing") from None
     except (TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, str(error)) from error
-    if not stream.domains:
-        raise _damaged(path, "it lists no domains")
-    return stream
 
 
 def _read_coefficients(path: Path, domains: int) -> pd.DataFrame:
@@ -319,7 +278,7 @@ def _read_coefficients(path: Path, domains: int) -> pd.DataFrame:
             "command again: both are computed from the adapters"
         )
     if not frame[["stage", "adapter"]].isin(range(domains)).all(axis=None):
-        raise _damaged(path, f"it has rows of other experiences than the {domains} domains")
+        raise _damaged(path, f"it has rows of other experiences than the {domains} of the stream")
     return frame[list(COEFFICIENT_COLUMNS)]
 
 
@@ -333,13 +292,15 @@ def _read_curves(folder: Path) -> tuple[TrainingCurve, ...]:
             continue
         for adapter in bank.iterdir():
             named = _ADAPTER.match(adapter.name)
-            path = adapter / TRAINING_FILE
+            path = adapter / _TRAINING_FILE
             if named is None or not path.is_file():
                 continue
-            place = (int(matched["seed"]), matched["bank"] or OWN, int(named["index"]))
+            place = (int(matched["seed"]), matched["bank"] or layout.FRESH, int(named["index"]))
             curves.append(_read_curve(path, *place, named["name"]))
     # The bank of own adapters first; the others by name.
-    return tuple(sorted(curves, key=lambda c: (c.seed, c.bank != OWN, c.bank, c.experience)))
+    return tuple(
+        sorted(curves, key=lambda c: (c.seed, c.bank != layout.FRESH, c.bank, c.experience))
+    )
 
 
 def _read_curve(path: Path, seed: int, bank: str, experience: int, name: str) -> TrainingCurve:

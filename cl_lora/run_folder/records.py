@@ -164,7 +164,8 @@ class StreamRecord:
         )
         if not experiences:
             raise ValueError("it lists no experiences")
-        if not all(s.index >= -1 and set(s.evaluated) <= set(range(len(experiences))) for s in stages):
+        known = set(range(len(experiences)))
+        if not all(s.index >= -1 and set(s.evaluated) <= known for s in stages):
             raise ValueError("it lists stages of other experiences")
         if not any(s.index >= 0 for s in stages):
             raise ValueError("it lists no stages")

@@ -150,4 +150,4 @@ def test_an_arm_called_training_keeps_its_folder(tmp_path):
     write_tensorboard(run)
     assert "accuracy/photo" in read(run, "training").Tags()["scalars"]
     assert (path / "tensorboard" / "training_" / "seed-0" / "own" / "00-photo").is_dir()
-    assert run.domains == DOMAINS
+    assert run.experiences == DOMAINS

@@ -17,7 +17,7 @@ def test_everything_is_read(run_path):
     assert run.seeds == (0, 1)
     assert run.arms == tuple(ARMS)
     assert run.references == REFERENCES
-    assert run.domains == DOMAINS
+    assert run.experiences == DOMAINS
     assert run.stream.test_sizes == (300,) * 4
     assert run.settings("ties_w1")["density"] == 0.2
     assert run.settings("joint") == {}

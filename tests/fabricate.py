@@ -9,9 +9,18 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from cl_lora.evaluation.metrics import ACCURACY, F1
 from cl_lora.evaluation.scores import Score, ScoreTable
+from cl_lora.run_folder.layout import FORMAT
+from cl_lora.run_folder.records import (
+    ExperienceRecord,
+    StageRecord,
+    StreamRecord,
+    TaskRecord,
+)
 
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
+CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 REFERENCES = ("base", "last", "oracle", "sequential", "joint")
 ARMS = {
     "ta_w1": {"method": "task_arithmetic", "coefficients": 1},
@@ -75,7 +84,7 @@ def fabricate_run(
     folder.mkdir(parents=True, exist_ok=True)
     T = len(domains)
     config = {
-        "format": 1,
+        "format": FORMAT,
         "name": name,
         "seeds": list(seeds),
         "arms": arms,
@@ -88,15 +97,23 @@ def fabricate_run(
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     environment = {"python": "3.11", "torch": "2.13.0", "git_commit": "abc123", "cpu": "x"}
     (folder / "environment.json").write_text(json.dumps(environment))
-    stream = {
-        "name": "pacs",
-        "domains": list(domains),
-        "classes": ["dog", "elephant", "giraffe", "guitar", "horse", "house", "person"],
-        "fingerprint": fingerprint,
-        "train_sizes": [1000] * T,
-        "test_sizes": [300] * T,
-    }
-    (folder / "stream.json").write_text(json.dumps(stream))
+    everything = tuple(range(T))
+    stages = [StageRecord(-1, "untrained", (), everything, ())]
+    stages += [
+        StageRecord(t, domains[t], everything[: t + 1], everything, everything[: t + 1])
+        for t in range(T)
+    ]
+    stream = StreamRecord(
+        name="pacs",
+        experiences=tuple(ExperienceRecord(n, "pacs", 1000, 0, 300) for n in domains),
+        tasks=(TaskRecord("pacs", "class", CLASSES, (ACCURACY, F1)),),
+        fingerprint=fingerprint,
+        protocol="prefixes",
+        ordered=True,
+        stages=tuple(stages),
+        backbone={"fingerprint": "beef"},
+    )
+    (folder / "stream.json").write_text(json.dumps(stream.record()))
     fabricate_scores(arms, references, domains, seeds).write(folder / "scores.csv", list(arms))
     fabricate_coefficients(arms, T, seeds).to_csv(folder / "coefficients.csv", index=False)
     for s in seeds:
