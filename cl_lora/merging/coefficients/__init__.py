@@ -1,0 +1,40 @@
+"""Coefficients of a merge: given, or learned from samples; a file a rule."""
+
+# Importing a rule registers it.
+from cl_lora.merging.coefficients import fixed, softmax, uniform
+from cl_lora.merging.coefficients.adaptive import adaptive_alpha
+from cl_lora.merging.coefficients.groups import module_groups
+from cl_lora.merging.coefficients.learning import Learned, Step, learn, learning_options
+from cl_lora.merging.coefficients.registry import (
+    RULES,
+    CoefficientRule,
+    RuleInfo,
+    get_rule,
+    make_rule,
+    register_rule,
+    rule_names,
+    rules_table,
+)
+from cl_lora.merging.coefficients.state import CoefficientState, Given
+
+__all__ = [
+    "RULES",
+    "CoefficientRule",
+    "CoefficientState",
+    "Given",
+    "Learned",
+    "RuleInfo",
+    "Step",
+    "adaptive_alpha",
+    "fixed",
+    "get_rule",
+    "learn",
+    "learning_options",
+    "make_rule",
+    "module_groups",
+    "register_rule",
+    "rule_names",
+    "rules_table",
+    "softmax",
+    "uniform",
+]

@@ -1,0 +1,137 @@
+"""Learning the coefficients of a plan by gradient steps on a loss of the merged update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cl_lora.merging.coefficients.registry import CoefficientRule
+from cl_lora.merging.plan import Plan, require_linear
+from cl_lora.merging.registry import OptionSpec, choice, is_count, is_number
+from cl_lora.merging.update import Update
+from cl_lora.support.errors import UserError
+
+
+def learning_options(steps: int, lr: float, granularity: tuple[str, ...]) -> dict[str, OptionSpec]:
+    """Return the options of a rule learned by :func:`learn`, with these defaults.
+
+    Args:
+        steps: how many steps.
+        lr: the learning rate.
+        granularity: the granularities the rule has, the default first.
+    """
+    return {
+        "granularity": choice(
+            *granularity, help="which modules share coefficients: all, those of a block, none"
+        ),
+        "steps": OptionSpec(steps, is_count, "an integer of at least 1", "how many steps of Adam"),
+        "lr": OptionSpec(
+            lr,
+            lambda v: is_number(v) and v > 0,
+            "a finite number above 0",
+            "the learning rate of Adam",
+        ),
+    }
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of learning: the coefficients before it, and their loss."""
+
+    step: int
+    alpha: Tensor
+    loss: float
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Learned coefficients.
+
+    Attributes:
+        alpha: the final coefficients, float64 (n,) or (M, n).
+        trace: every step, in order.
+        parameters: the final parameters of the rule by name.
+    """
+
+    alpha: Tensor
+    trace: tuple[Step, ...]
+    parameters: dict[str, Tensor]
+
+
+def learn(
+    rule: CoefficientRule,
+    plan: Plan,
+    loss: Callable[[Update, int], Tensor],
+    *,
+    extra_parameters: Iterable[Tensor] = (),
+    extra_lr: float | None = None,
+) -> Learned:
+    """Learn the coefficients of a plan by Adam on a loss of the merged update.
+
+    The plan is materialised, so that a step costs a weighted sum and not a new merge.
+
+    Args:
+        rule: a learned rule; its ``steps`` and ``lr`` are used.
+        plan: a plan that is linear in its coefficients.
+        loss: called with the update and the step from 0; returns a scalar that depends on the
+            update. Which samples it sees is the caller's choice.
+        extra_parameters: further tensors to train along, e.g. of a head.
+        extra_lr: their learning rate; None takes the rule's.
+
+    Raises:
+        UserError: if the rule has nothing to learn, the plan is not linear, ``extra_lr`` is not
+            above 0, a loss is not finite or not connected to the coefficients, or the coefficients
+            end not finite.
+    """
+    if not rule.learned:
+        raise UserError(
+            f"Expected a learned coefficient rule but {rule.name!r} has nothing to learn; "
+            "take its state's alpha() instead"
+        )
+    require_linear(plan)
+    lr = rule.options["lr"]
+    extra_lr = lr if extra_lr is None else extra_lr
+    if not (is_number(extra_lr) and extra_lr > 0):
+        raise UserError(f"Expected extra_lr to be a finite number above 0 but got {extra_lr}")
+    plan = plan.materialise()
+    state = rule.state(plan.n, plan.modules)
+    groups = [{"params": list(state.parameters.values()), "lr": lr}]
+    extra = list(extra_parameters)
+    if extra:
+        groups.append({"params": extra, "lr": extra_lr})
+    optimizer = torch.optim.Adam(groups)
+    trace = []
+    for step in range(rule.options["steps"]):
+        alpha = state.alpha()
+        value = loss(plan.combine(alpha), step)
+        trace.append(Step(step, alpha.detach().clone(), _check_loss(value, step, lr)))
+        optimizer.zero_grad()
+        torch.autograd.backward([value])
+        optimizer.step()
+    final = {name: tensor.detach().clone() for name, tensor in state.parameters.items()}
+    alpha = state.alpha().detach().clone()
+    if not alpha.isfinite().all():
+        raise UserError(
+            f"Learning ended in coefficients that are not finite; lower its learning rate (lr, now "
+            f"{lr:g}) or b_max"
+        )
+    return Learned(alpha, tuple(trace), final)
+
+
+def _check_loss(value: Tensor, step: int, lr: float) -> float:
+    if not value.requires_grad:
+        raise UserError(
+            f"Expected a loss that depends on the merged update but at step {step} it has no "
+            "gradient; compute it from the update it is given"
+        )
+    number = float(value.detach())
+    if not math.isfinite(number):
+        raise UserError(
+            f"The loss is {number} at step {step} of learning coefficients; lower their learning "
+            f"rate (lr, now {lr:g}) or b_max, and check the samples for values that are not finite"
+        )
+    return number

@@ -1,0 +1,147 @@
+"""The registry of coefficient rules: what each is called, computes and accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cl_lora.merging.coefficients.state import CoefficientState
+from cl_lora.merging.registry import OptionSpec, check_options, options_text
+from cl_lora.support.errors import UserError, unknown_name
+
+
+@dataclass(frozen=True)
+class RuleInfo:
+    """A coefficient rule and what it declares about itself.
+
+    Attributes:
+        name: the name it is chosen by.
+        formula: the coefficients.
+        paper: where it comes from.
+        learned: whether it has parameters to learn.
+        options: option name -> its specification.
+        start: makes the initial state for n adapters and the modules of a plan.
+    """
+
+    name: str
+    formula: str
+    paper: str
+    learned: bool
+    options: Mapping[str, OptionSpec]
+    start: Callable[[Mapping[str, Any], int, Sequence[str]], CoefficientState]
+
+
+@dataclass(frozen=True)
+class CoefficientRule:
+    """A rule with its options, checked: made by :func:`make_rule`.
+
+    Attributes:
+        info: what the rule is.
+        options: its complete options.
+    """
+
+    info: RuleInfo
+    options: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name of the rule."""
+        return self.info.name
+
+    @property
+    def learned(self) -> bool:
+        """Whether the rule has parameters to learn."""
+        return self.info.learned
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The name and the complete options: :func:`make_rule` makes the same rule of it."""
+        return {"name": self.name, **self.options}
+
+    def state(self, n: int, modules: Sequence[str]) -> CoefficientState:
+        """Return fresh coefficients of ``n`` adapters over ``modules``, at their initial values.
+
+        Raises:
+            UserError: if n is below 1, or a list of fixed values has another length.
+        """
+        if n < 1:
+            raise UserError(f"Expected at least one adapter to weigh but got {n}")
+        return self.info.start(self.options, n, modules)
+
+
+RULES: dict[str, RuleInfo] = {}
+"""Every registered coefficient rule by name."""
+
+Start = Callable[[Mapping[str, Any], int, Sequence[str]], CoefficientState]
+
+
+def register_rule(
+    name: str,
+    *,
+    formula: str,
+    paper: str,
+    learned: bool,
+    options: Mapping[str, OptionSpec] | None = None,
+) -> Callable[[Start], Start]:
+    """Register the decorated ``start(options, n, modules) -> state`` as a coefficient rule."""
+
+    def decorate(start: Start) -> Start:
+        RULES[name] = RuleInfo(name, formula, paper, learned, options or {}, start)
+        return start
+
+    return decorate
+
+
+def rule_names() -> tuple[str, ...]:
+    """Return the names of all coefficient rules, sorted."""
+    return tuple(sorted(RULES))
+
+
+def get_rule(name: str) -> RuleInfo:
+    """Return the coefficient rule called ``name``.
+
+    Raises:
+        UserError: if there is none, naming the nearest known.
+    """
+    if name not in RULES:
+        raise unknown_name("coefficient rule", name, RULES)
+    return RULES[name]
+
+
+def rules_table() -> list[dict[str, str]]:
+    """Return a row per rule, sorted by name: name, formula, learned, options, paper."""
+    return [
+        {
+            "name": info.name,
+            "formula": info.formula,
+            "learned": "yes" if info.learned else "no",
+            "options": options_text(info.options),
+            "paper": info.paper,
+        }
+        for info in map(get_rule, rule_names())
+    ]
+
+
+def make_rule(config: Mapping[str, Any]) -> CoefficientRule:
+    """Return the rule that ``config`` describes, everything checked.
+
+    >>> make_rule({"name": "adaptive", "b_max": 3}).options["granularity"]
+    'adapter'
+
+    Args:
+        config: ``name`` of the rule, and its options.
+
+    Raises:
+        UserError: if the name is missing or unknown, an option unknown, or a value not accepted.
+    """
+    if "name" not in config:
+        raise UserError(
+            f"Expected a coefficient rule with a name but got {dict(config)!r}; "
+            f"name one of {', '.join(rule_names())}"
+        )
+    info = get_rule(str(config["name"]))
+    given = {key: value for key, value in config.items() if key != "name"}
+    return CoefficientRule(
+        info, check_options(f"coefficient rule {info.name!r}", info.options, given)
+    )
