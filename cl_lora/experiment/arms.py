@@ -120,7 +120,8 @@ def make_arm(name: str, settings: Mapping[str, Any], *, spc: int, buffer_batch_s
                 "coefficients or another variant"
             )
         if rule.learned:
-            rule.state(1, ("",))  # options that do not go together show here, not after training
+            # Options that do not go together show here, not after training.
+            rule.state(1, ("blocks.0",))
         samples = _count(settings, "spc", spc)
         batch = _count(settings, "buffer_batch_size", buffer_batch_size)
         head, tune = _head(settings, rule)

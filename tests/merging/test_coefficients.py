@@ -84,6 +84,37 @@ def test_layers_are_the_numbers_of_blocks():
 
 
 @pytest.mark.parametrize(
+    ("module", "group"),
+    [
+        ("model.layers.3.self_attn.q_proj", "layers.3"),
+        ("layer.3.fc", "layer.3"),
+        ("net.block.3", "block.3"),
+        ("transformer.h.3.attn.c_attn", "h.3"),
+        ("vit.encoder.layer.3.attention.query", "encoder.layer.3"),
+        ("model.encoder.layers.3.fc1", "encoder.layers.3"),
+        ("model.decoder.layers.3.fc1", "decoder.layers.3"),
+        ("decoder.block.3.layer.0.SelfAttention.q", "decoder.block.3"),
+        ("visual.transformer.resblocks.3.mlp.c_fc", "resblocks.3"),
+        ("layers.0.blocks.1.attn.qkv", "layers.0.blocks.1"),
+        ("layers.0.downsample.reduction", "layers.0"),
+        ("stages.2.blocks.1.mlp.fc1", "stages.2.blocks.1"),
+        ("Blocks.3.fc", "outside"),
+        ("blocks.fc", "outside"),
+        ("blocks.3b.fc", "outside"),
+    ],
+)
+def test_the_layer_is_found_in_any_dotted_name(module, group):
+    assert module_groups("layer", [module, "blocks.0.fc"]) == [group, "blocks.0"]
+
+
+@pytest.mark.parametrize("name", ["adaptive", "softmax"])
+def test_layers_are_refused_where_no_module_has_one(name):
+    rule = make_rule({"name": name, "granularity": "layer"})
+    with pytest.raises(UserError, match=r"none of these has a layer's index: fc, head; use gran"):
+        rule.state(2, ("fc", "head"))
+
+
+@pytest.mark.parametrize(
     ("config", "alpha"),
     [
         ({"name": "adaptive", "b_max": 3}, [0.3, 1.7, 0.9]),

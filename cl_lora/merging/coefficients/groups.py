@@ -9,9 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cl_lora.support.errors import unknown_name
+from cl_lora.support.errors import UserError, unknown_name
 
-_BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+# The lists of layers in the usual models; a layer of a stage (Swin) carries the stage's number too,
+# and one of two towers (T5, BART) its tower, because layer 3 of the encoder is not the decoder's.
+_LAYER = re.compile(
+    r"(?:^|\.)((?:(?:encoder|decoder)\.)?(?:(?:stages|layers)\.\d+\.)?"
+    r"(?:blocks|block|layers|layer|resblocks|h|stages)\.\d+)(?:\.|$)"
+)
+OUTSIDE = "outside"
+"""The group of the modules that lie in no layer."""
 
 
 def _by_adapter(module: str) -> str:
@@ -19,8 +26,8 @@ def _by_adapter(module: str) -> str:
 
 
 def _by_layer(module: str) -> str:
-    block = _BLOCK.search(module)
-    return f"blocks.{block[1]}" if block else "outside"
+    layer = _LAYER.search(module)
+    return layer[1] if layer else OUTSIDE
 
 
 def _by_module(module: str) -> str:
@@ -37,17 +44,29 @@ _GROUPINGS: Mapping[str, Callable[[str], str]] = {
 def module_groups(granularity: str, modules: Iterable[str]) -> list[str]:
     """Return for each module the name of the group that shares coefficients.
 
+    >>> module_groups("layer", ["blocks.3.attn.q", "bert.encoder.layer.11.output.dense", "head"])
+    ['blocks.3', 'encoder.layer.11', 'outside']
+
     Args:
-        granularity: ``adapter`` (one group), ``layer`` (by the N of ``blocks.N.``; all modules
-            outside a block form the group ``outside``) or ``module`` (each its own).
+        granularity: ``adapter`` (one group), ``layer`` (by the index in a list of layers, such as
+            ``blocks.3.``, ``layers.3.``, ``h.3.`` or ``encoder.layer.3.`` in a module's name; all
+            modules outside a layer form the group ``outside``) or ``module`` (each its own).
         modules: module names.
 
     Raises:
-        UserError: for an unknown granularity.
+        UserError: for an unknown granularity, or for ``layer`` if no module lies in a layer.
     """
     if granularity not in _GROUPINGS:
         raise unknown_name("granularity", granularity, _GROUPINGS)
-    return [_GROUPINGS[granularity](module) for module in modules]
+    names = list(modules)
+    groups = [_GROUPINGS[granularity](module) for module in names]
+    if granularity == "layer" and set(groups) <= {OUTSIDE}:
+        raise UserError(
+            "Expected modules that lie in layers, as blocks.3.fc or encoder.layer.3.fc, for "
+            f"granularity 'layer' but none of these has a layer's index: {', '.join(names[:3])}; "
+            "use granularity adapter or module"
+        )
+    return groups
 
 
 @dataclass(frozen=True)
