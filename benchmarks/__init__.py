@@ -1,6 +1,6 @@
 """Benchmarks: from a config to decoded images with a split for every domain. Knows no model.
 
-``cl_lora.benchmarks.stream`` turns a benchmark into Avalanche streams; it is not imported here
+``cl_lora.benchmarks.avalanche`` turns a benchmark into Avalanche streams; it is not imported here
 because importing Avalanche takes seconds.
 """
 
@@ -17,11 +17,13 @@ from cl_lora.benchmarks.config import (
     read_config,
     require_integer,
 )
-from cl_lora.benchmarks.core import DomainBenchmark, draw_buffer
+from cl_lora.benchmarks.core import Benchmark, Experience
+from cl_lora.benchmarks.draw import draw_buffer
 
 __all__ = [
     "KINDS",
-    "DomainBenchmark",
+    "Benchmark",
+    "Experience",
     "draw_buffer",
     "found",
     "make_benchmark",
@@ -29,7 +31,7 @@ __all__ = [
 ]
 
 
-def make_benchmark(config: Mapping[str, Any], image_size: int) -> DomainBenchmark:
+def make_benchmark(config: Mapping[str, Any], image_size: int) -> Benchmark:
     """Load the benchmark that a config describes.
 
     Args:

@@ -1,26 +1,32 @@
-"""Plain batches of a benchmark, for evaluation without Avalanche."""
+"""Plain batches of an experience, for evaluation without Avalanche."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from cl_lora.benchmarks.cache import Pixels
-from cl_lora.benchmarks.core import DomainBenchmark, Indices
+from cl_lora.benchmarks.core import Experience
+from cl_lora.benchmarks.splits import Indices
 from cl_lora.support.errors import UserError
+
+Encode = Callable[[npt.NDArray[Any]], Tensor]
+"""Turns one sample, or a batch of them, into a model's input; belongs to the model."""
 
 
 def batches(
-    benchmark: DomainBenchmark, indices: Indices, batch_size: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield images uint8 (B, 3, H, W) and labels int64 (B,) in the order of ``indices``.
+    experience: Experience, indices: Indices, batch_size: int, encode: Encode
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a model's inputs (B, ...) and targets (B, ...) in the order of ``indices``.
 
     Args:
-        benchmark: where to read.
-        indices: int64 (N,) into ``benchmark.images``.
+        experience: where to read.
+        indices: int64 (N,) into the experience's inputs and targets.
         batch_size: B; the last batch may be smaller.
+        encode: what turns samples into a model's input.
 
     Raises:
         UserError: ``batch_size`` is below 1.
@@ -29,9 +35,10 @@ def batches(
         raise UserError(f"Expected batch_size to be at least 1 but got {batch_size!r}")
     for start in range(0, len(indices), batch_size):
         chosen = indices[start : start + batch_size]
-        yield to_tensor(benchmark.images[chosen]), torch.from_numpy(benchmark.labels[chosen])
+        yield encode(experience.inputs[chosen]), target_tensor(experience, chosen)
 
 
-def to_tensor(pixels: Pixels) -> torch.Tensor:
-    """Copy channels-last pixels out of the memory map into a contiguous channels-first tensor."""
-    return torch.from_numpy(np.moveaxis(pixels, -1, -3).copy())
+def target_tensor(experience: Experience, indices: Indices) -> Tensor:
+    """Return the targets of some samples as a tensor of the dtype that the task's kind asks for."""
+    targets = torch.from_numpy(experience.targets[indices])
+    return targets.to(experience.task.kind.target_dtype)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from cl_lora.benchmarks.core import DomainBenchmark
+from cl_lora.benchmarks.core import Benchmark
 from cl_lora.benchmarks.splits import SplitSettings
 from cl_lora.support.errors import UserError, unknown_name
 
@@ -20,7 +20,7 @@ class BenchmarkConfig(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
-    def build(self, image_size: int) -> DomainBenchmark:
+    def build(self, image_size: int) -> Benchmark:
         """Load the benchmark with square images of ``image_size`` pixels."""
         ...
 
@@ -109,6 +109,8 @@ class SplitConfig:
         split_seed: the split and the caps are drawn with it.
         samples_per_class: at most so many train samples per class and domain; None for all.
         test_samples_per_class: the same for test samples.
+        val_fraction: share of the train samples of each class and domain that is held out to
+            choose by.
         cache_dir: where decoded images are kept; None for the user's cache folder.
     """
 
@@ -118,6 +120,7 @@ class SplitConfig:
     split_seed: int = 0
     samples_per_class: int | None = None
     test_samples_per_class: int | None = None
+    val_fraction: float = 0.0
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -129,6 +132,7 @@ class SplitConfig:
                 "Expected benchmark.test_fraction to be a number between 0 and 1 "
                 f"but got {fraction!r}"
             )
+        require_share("val_fraction", self.val_fraction)
         require_integer("split_seed", self.split_seed, 0)
         require_integer("samples_per_class", self.samples_per_class, 1, optional=True)
         require_integer("test_samples_per_class", self.test_samples_per_class, 1, optional=True)
@@ -138,7 +142,11 @@ class SplitConfig:
     def splitting(self) -> SplitSettings:
         """The part that says how to split."""
         return SplitSettings(
-            self.test_fraction, self.split_seed, self.samples_per_class, self.test_samples_per_class
+            self.test_fraction,
+            self.split_seed,
+            self.samples_per_class,
+            self.test_samples_per_class,
+            self.val_fraction,
         )
 
 
@@ -150,6 +158,14 @@ def require_integer(name: str, value: object, least: int, *, optional: bool = Fa
         raise UserError(
             f"Expected benchmark.{name} to be an integer of at least {least}"
             f"{' or null' if optional else ''} but got {value!r}"
+        )
+
+
+def require_share(name: str, value: object) -> None:
+    """Raise ``UserError`` unless ``value`` is a number of at least 0 and below 1."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
+        raise UserError(
+            f"Expected benchmark.{name} to be a number of at least 0 and below 1 but got {value!r}"
         )
 
 

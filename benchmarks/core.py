@@ -1,56 +1,79 @@
-"""What a benchmark is after loading: decoded images, labels, and a split for every domain."""
+"""What a benchmark is after loading: experiences, each with a task, inputs, targets and a split."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cl_lora.benchmarks.cache import (
     ImageSource,
-    Pixels,
     cache_folder,
     cache_key,
     cached_images,
 )
-from cl_lora.support.errors import UserError
+from cl_lora.benchmarks.splits import Indices, Splits
 from cl_lora.support.files import digest
-from cl_lora.support.seeding import numpy_generator
-
-Indices = npt.NDArray[np.int64]
+from cl_lora.tasks import CLASS, Task
 
 
-@dataclass(frozen=True)
-class DomainBenchmark:
-    """One set of classes seen through several domains, one domain an experience.
+@dataclass(frozen=True, eq=False)
+class Experience:
+    """One step of a stream: a task on some data.
 
     Attributes:
         name: for reports and folder names.
-        classes: class names; a label is an index into them.
-        domains: domain names in stream order.
-        images: uint8 (N, H, W, 3), a read-only memory map; its order is not the stream order.
-        labels: int64 (N,).
-        train: for each domain the indices into ``images`` to learn from, int64, sorted.
-        test: for each domain the indices to be tested on, int64, sorted, disjoint from ``train``.
-        fingerprint: digest over pixels, labels, names, domain order and split; two benchmarks
-            with the same fingerprint give every experience the same data.
-        annotations: further arrays (N, ...) by name; only the shapes benchmark has any.
+        task: what is asked; several experiences may share one.
+        inputs: (N, ...), what a model's ``encode`` takes; for images uint8 (N, H, W, 3), a
+            read-only memory map. Several experiences may share one array, or have one each.
+        targets: (N, ...), aligned with ``inputs``.
+        train: indices into both to learn from, int64, sorted.
+        val: indices to choose by, disjoint from ``train``; mostly none.
+        test: indices to be tested on, disjoint from both.
     """
 
     name: str
-    classes: tuple[str, ...]
-    domains: tuple[str, ...]
-    images: Pixels
-    labels: Indices
-    train: tuple[Indices, ...]
-    test: tuple[Indices, ...]
+    task: Task
+    inputs: npt.NDArray[Any]
+    targets: npt.NDArray[Any]
+    train: Indices
+    val: Indices
+    test: Indices
+
+
+@dataclass(frozen=True, eq=False)
+class Benchmark:
+    """Experiences in the order of a stream.
+
+    Attributes:
+        name: for reports and folder names.
+        experiences: what is learned, one after the other.
+        fingerprint: digest over inputs, targets, names, order and splits; two benchmarks with the
+            same fingerprint give every experience the same data.
+        annotations: further arrays (N, ...) by name, aligned with the inputs of the experiences;
+            only the shapes benchmark has any.
+    """
+
+    name: str
+    experiences: tuple[Experience, ...]
     fingerprint: str
     annotations: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the experiences."""
+        return tuple(experience.name for experience in self.experiences)
 
-def decoded(
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The different tasks, in the order in which they first occur."""
+        return tuple(dict.fromkeys(experience.task for experience in self.experiences))
+
+
+def domain_benchmark(
     source: ImageSource,
     image_size: int,
     cache_dir: str | None,
@@ -59,39 +82,38 @@ def decoded(
     classes: tuple[str, ...],
     domains: tuple[str, ...],
     labels: Indices,
-    train: tuple[Indices, ...],
-    test: tuple[Indices, ...],
+    splits: Sequence[Splits],
     annotations: Mapping[str, npt.NDArray[np.generic]] | None = None,
-) -> DomainBenchmark:
-    """Return the benchmark whose images ``source`` gives, decoded into the cache.
+) -> Benchmark:
+    """Return one set of classes seen through several domains, one domain an experience.
+
+    All experiences share one task, the images and the labels.
 
     Args:
         source: the images, in the order of ``labels``.
         image_size: side of the square images in pixels.
         cache_dir: where decoded images are kept; None for the user's cache folder.
-        name: as in :class:`DomainBenchmark`, like all that follow.
-        classes: class names.
+        name: of the benchmark and of its task.
+        classes: class names; a label is an index into them.
         domains: domain names in stream order.
         labels: int64 (N,).
-        train: train indices by domain.
-        test: test indices by domain.
+        splits: for each domain its parts.
         annotations: further arrays (N, ...) by name.
     """
-    return DomainBenchmark(
+    task = Task(name, CLASS, classes)
+    images = cached_images(source, image_size, cache_folder(cache_dir))
+    return Benchmark(
         name=name,
-        classes=classes,
-        domains=domains,
-        images=cached_images(source, image_size, cache_folder(cache_dir)),
-        labels=labels,
-        train=train,
-        test=test,
+        experiences=tuple(
+            Experience(domain, task, images, labels, parts.train, parts.val, parts.test)
+            for domain, parts in zip(domains, splits, strict=True)
+        ),
         fingerprint=fingerprint(
             cache_key(source, image_size),
             classes=classes,
             domains=domains,
             labels=labels,
-            train=train,
-            test=test,
+            splits=splits,
         ),
         annotations=annotations or {},
     )
@@ -103,8 +125,7 @@ def fingerprint(
     classes: Sequence[str],
     domains: Sequence[str],
     labels: Indices,
-    train: Sequence[Indices],
-    test: Sequence[Indices],
+    splits: Sequence[Splits],
 ) -> str:
     """Return a hex digest that changes with anything an experience's data depends on.
 
@@ -113,54 +134,11 @@ def fingerprint(
         classes: class names.
         domains: domain names in stream order.
         labels: int64 (N,).
-        train: train indices by domain.
-        test: test indices by domain.
+        splits: for each domain its parts.
     """
-    arrays = [labels, *train, *test]
+    parts = [labels, *(s.train for s in splits), *(s.test for s in splits)]
+    if any(len(s.val) for s in splits):  # else as it was before there were validation parts
+        parts += [s.val for s in splits]
     # A fixed byte order: a digest must not depend on the machine.
-    parts = [np.ascontiguousarray(array, dtype="<i8").tobytes() for array in arrays]
-    return digest(content, list(classes), list(domains), *parts)
-
-
-def draw_buffer(
-    benchmark: DomainBenchmark, samples_per_class: int, seed: int
-) -> tuple[Indices, ...]:
-    """Draw the buffer of every domain from its train data.
-
-    A class's samples are the first ``samples_per_class`` of a permutation that depends only on
-    the seed and the names of domain and class: buffers of growing size are nested.
-
-    Args:
-        benchmark: where to draw from.
-        samples_per_class: samples for each class and domain, at least 1.
-        seed: of the run.
-
-    Returns:
-        For each domain int64 (samples_per_class * classes,) indices into ``benchmark.images``.
-
-    Raises:
-        UserError: ``samples_per_class`` is not an integer of at least 1, or more than a class of
-            a domain has.
-    """
-    is_count = isinstance(samples_per_class, int) and not isinstance(samples_per_class, bool)
-    if not is_count or samples_per_class < 1:
-        raise UserError(
-            "Expected the buffer's samples_per_class to be an integer of at least 1 "
-            f"but got {samples_per_class!r}"
-        )
-    buffers = []
-    for domain, indices in zip(benchmark.domains, benchmark.train, strict=True):
-        labels = benchmark.labels[indices]
-        drawn = []
-        for label, name in enumerate(benchmark.classes):
-            candidates = indices[labels == label]
-            if samples_per_class > len(candidates):
-                raise UserError(
-                    f"Expected the buffer's samples_per_class to be at most {len(candidates)}, the "
-                    f"train samples of class {name!r} in domain {domain!r}, "
-                    f"but got {samples_per_class}; take a smaller buffer"
-                )
-            generator = numpy_generator(seed, "buffer", domain, name)
-            drawn.append(generator.permutation(candidates)[:samples_per_class])
-        buffers.append(np.concatenate(drawn))
-    return tuple(buffers)
+    data = [np.ascontiguousarray(part, dtype="<i8").tobytes() for part in parts]
+    return digest(content, list(classes), list(domains), *data)

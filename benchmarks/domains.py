@@ -18,8 +18,8 @@ from cl_lora.benchmarks.cache import (
     shortened,
 )
 from cl_lora.benchmarks.config import SplitConfig, benchmark_kind, require_text, required
-from cl_lora.benchmarks.core import DomainBenchmark, decoded
-from cl_lora.benchmarks.splits import Indices, Split, class_problems, split_domains
+from cl_lora.benchmarks.core import Benchmark, domain_benchmark
+from cl_lora.benchmarks.splits import Indices, Split, Splits, class_problems, split_domains
 from cl_lora.support.errors import UserError, unknown_name
 from cl_lora.support.files import digest
 
@@ -71,7 +71,7 @@ class DomainsConfig(SplitConfig):
             f"domains {', '.join(tree.domains)}"
         )
 
-    def build(self, image_size: int) -> DomainBenchmark:
+    def build(self, image_size: int) -> Benchmark:
         """Load the benchmark, decoding its images if no earlier run has."""
         return _build(self, image_size)
 
@@ -205,16 +205,16 @@ def tree_content(tree: ImageTree) -> str:
         return digest(list(pool.map(identify, tree.paths)))
 
 
-def _build(config: DomainsConfig, image_size: int) -> DomainBenchmark:
+def _build(config: DomainsConfig, image_size: int) -> Benchmark:
     tree = scan(config)
-    train, test = _split(config, tree)
+    splits = _split(config, tree)
 
     def read(index: int, size: int) -> Pixels:
         path = tree.root / tree.paths[index]
         return decode_image(path, size, path)
 
     source = ImageSource(tree_content(tree), len(tree.paths), read)
-    return decoded(
+    return domain_benchmark(
         source,
         image_size,
         config.cache_dir,
@@ -222,14 +222,11 @@ def _build(config: DomainsConfig, image_size: int) -> DomainBenchmark:
         classes=tree.classes,
         domains=tree.domains,
         labels=tree.labels,
-        train=train,
-        test=test,
+        splits=splits,
     )
 
 
-def _split(
-    config: DomainsConfig, tree: ImageTree
-) -> tuple[tuple[Indices, ...], tuple[Indices, ...]]:
+def _split(config: DomainsConfig, tree: ImageTree) -> tuple[Splits, ...]:
     given = None
     if config.split_lists is not None:
         given = read_split_lists(Path(config.split_lists).expanduser(), tree)

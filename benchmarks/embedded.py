@@ -13,9 +13,10 @@ from cl_lora.benchmarks.config import (
     benchmark_kind,
     require_integer,
     require_names,
+    require_share,
     require_text,
 )
-from cl_lora.benchmarks.core import DomainBenchmark, decoded
+from cl_lora.benchmarks.core import Benchmark, domain_benchmark
 from cl_lora.benchmarks.shapes import (
     ShapeAnnotation,
     ShapesSpec,
@@ -23,6 +24,7 @@ from cl_lora.benchmarks.shapes import (
     describe_sample,
     render_sample,
 )
+from cl_lora.benchmarks.splits import Splits, hold_out_validation
 from cl_lora.support.files import digest
 
 # Test samples are numbered from here on, so that asking for more train samples changes no test
@@ -42,6 +44,8 @@ class ShapesConfig:
         styles: the domains, in stream order.
         samples_per_class: train samples per class and domain.
         test_samples_per_class: test samples per class and domain.
+        val_fraction: share of the train samples of each class and domain that is held out to
+            choose by.
         first_class: number of the first outline; disjoint ranges share no class.
         split_seed: another seed draws other pictures of the same classes.
         cache_dir: where drawn images are kept; None for the user's cache folder.
@@ -52,6 +56,7 @@ class ShapesConfig:
     styles: tuple[str, ...] = ("photo", "cartoon", "sketch", "painting")
     samples_per_class: int = 30
     test_samples_per_class: int = 20
+    val_fraction: float = 0.0
     first_class: int = 0
     split_seed: int = 0
     cache_dir: str | None = None
@@ -62,6 +67,7 @@ class ShapesConfig:
         require_names("styles", self.styles)
         require_integer("samples_per_class", self.samples_per_class, 1)
         require_integer("test_samples_per_class", self.test_samples_per_class, 1)
+        require_share("val_fraction", self.val_fraction)
         require_integer("first_class", self.first_class, 0)
         require_integer("split_seed", self.split_seed, 0)
         require_text("cache_dir", self.cache_dir, optional=True)
@@ -85,7 +91,7 @@ class ShapesConfig:
         """Say that nothing is needed."""
         return "embedded, drawn when first used"
 
-    def build(self, image_size: int) -> DomainBenchmark:
+    def build(self, image_size: int) -> Benchmark:
         """Draw the benchmark, or open it if it was drawn before."""
         return _build(self, image_size)
 
@@ -93,7 +99,7 @@ class ShapesConfig:
 _Sample = tuple[str, int, int]  # style, label, index
 
 
-def _build(config: ShapesConfig, image_size: int) -> DomainBenchmark:
+def _build(config: ShapesConfig, image_size: int) -> Benchmark:
     spec = config.spec(image_size)
     train_numbers = range(config.samples_per_class)
     test_numbers = range(_FIRST_TEST_SAMPLE, _FIRST_TEST_SAMPLE + config.test_samples_per_class)
@@ -118,11 +124,20 @@ def _build(config: ShapesConfig, image_size: int) -> DomainBenchmark:
     labels = np.array([label for _, label, _ in samples], dtype=np.int64)
     styles = np.array([config.styles.index(style) for style, _, _ in samples], dtype=np.int64)
     is_test = np.array([number >= _FIRST_TEST_SAMPLE for _, _, number in samples])
-    domains = range(len(config.styles))
-    train = tuple(np.flatnonzero((styles == number) & ~is_test) for number in domains)
-    test = tuple(np.flatnonzero((styles == number) & is_test) for number in domains)
     classes = class_names(spec)
-    return decoded(
+    splits = []
+    for number, style in enumerate(config.styles):
+        train = np.flatnonzero((styles == number) & ~is_test)
+        train, val = hold_out_validation(
+            train,
+            labels[train],
+            config.val_fraction,
+            config.split_seed,
+            domain=style,
+            classes=classes,
+        )
+        splits.append(Splits(train, val, np.flatnonzero((styles == number) & is_test)))
+    return domain_benchmark(
         source,
         image_size,
         config.cache_dir,
@@ -130,8 +145,7 @@ def _build(config: ShapesConfig, image_size: int) -> DomainBenchmark:
         classes=classes,
         domains=config.styles,
         labels=labels,
-        train=train,
-        test=test,
+        splits=splits,
         annotations=_annotations(notes, styles),
     )
 

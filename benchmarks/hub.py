@@ -22,8 +22,8 @@ from cl_lora.benchmarks.cache import (
     shortened,
 )
 from cl_lora.benchmarks.config import SplitConfig, benchmark_kind, require_text, required
-from cl_lora.benchmarks.core import DomainBenchmark, decoded
-from cl_lora.benchmarks.splits import Indices, class_problems, split_domains
+from cl_lora.benchmarks.core import Benchmark, domain_benchmark
+from cl_lora.benchmarks.splits import Indices, Splits, class_problems, split_domains
 from cl_lora.support.errors import UserError, unknown_name
 from cl_lora.support.files import digest
 
@@ -72,7 +72,7 @@ class HubConfig(SplitConfig):
         cached = Path(_library().config.HF_DATASETS_CACHE) / self.path.replace("/", "___")
         return f"downloaded to {cached}" if cached.is_dir() else None
 
-    def build(self, image_size: int) -> DomainBenchmark:
+    def build(self, image_size: int) -> Benchmark:
         """Load the benchmark, decoding its images if no earlier run has."""
         return _build(self, image_size)
 
@@ -181,15 +181,15 @@ def _library() -> Any:
     return datasets
 
 
-def _build(config: HubConfig, image_size: int) -> DomainBenchmark:
+def _build(config: HubConfig, image_size: int) -> Benchmark:
     table = load(config)
-    train, test = _split(config, table)
+    splits = _split(config, table)
 
     def read(index: int, size: int) -> Pixels:
         return decode_image(io.BytesIO(table.encoded(index)), size, f"row {index}")
 
     source = ImageSource(_content(table), len(table.labels), read)
-    return decoded(
+    return domain_benchmark(
         source,
         image_size,
         config.cache_dir,
@@ -197,12 +197,11 @@ def _build(config: HubConfig, image_size: int) -> DomainBenchmark:
         classes=table.classes,
         domains=table.domains,
         labels=table.labels,
-        train=train,
-        test=test,
+        splits=splits,
     )
 
 
-def _split(config: HubConfig, table: ImageTable) -> tuple[tuple[Indices, ...], tuple[Indices, ...]]:
+def _split(config: HubConfig, table: ImageTable) -> tuple[Splits, ...]:
     return split_domains(
         table.labels, table.domain_of, table.domains, table.classes, settings=config.splitting
     )

@@ -15,6 +15,21 @@ Indices = npt.NDArray[np.int64]
 Split = tuple[Indices, Indices]
 
 
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """The parts of one domain: indices, int64, sorted, disjoint.
+
+    Attributes:
+        train: to learn from.
+        val: to choose by; mostly none.
+        test: to be tested on.
+    """
+
+    train: Indices
+    val: Indices
+    test: Indices
+
+
 @dataclass(frozen=True)
 class SplitSettings:
     """How to split; every draw depends on ``split_seed``, never on the seed of a run.
@@ -24,12 +39,15 @@ class SplitSettings:
         split_seed: all draws are derived from it.
         samples_per_class: at most so many train samples per class and domain; None for all.
         test_samples_per_class: the same for test samples.
+        val_fraction: share of the train samples of each class and domain that is held out to
+            choose by, at least 0 and below 1.
     """
 
     test_fraction: float
     split_seed: int
     samples_per_class: int | None = None
     test_samples_per_class: int | None = None
+    val_fraction: float = 0.0
 
 
 def stratified_split(
@@ -55,20 +73,68 @@ def stratified_split(
     Raises:
         UserError: a class has fewer than two samples.
     """
-    train, test = [], []
     for label, name in enumerate(classes):
-        positions = np.flatnonzero(labels == label)
-        count = len(positions)
+        count = int((labels == label).sum())
         if count < 2:
             raise UserError(
                 f"Expected at least 2 samples of class {name!r} in domain {domain!r}, one to train "
                 f"and one to test on, but got {count}; add samples or leave the class out"
             )
-        held_out = min(max(round(count * test_fraction), 1), count - 1)
-        shuffled = generator.permutation(positions)
-        test.append(shuffled[:held_out])
-        train.append(shuffled[held_out:])
-    return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
+    return _hold_out(labels, test_fraction, generator, len(classes))
+
+
+def hold_out_validation(
+    train: Indices,
+    labels: Indices,
+    val_fraction: float,
+    split_seed: int,
+    *,
+    domain: str,
+    classes: Sequence[str],
+) -> Split:
+    """Take a share of each class of a domain's train part away from it, to choose by.
+
+    Args:
+        train: int64 (N,), sorted: what the domain has to train on, after any cap.
+        labels: int64 (N,), the label of each of them.
+        val_fraction: share of each class to hold out; rounded, but never none and never all. With
+            0 nothing is held out and nothing is drawn.
+        split_seed: what to draw with, together with the domain's name.
+        domain: the domain's name.
+        classes: class names.
+
+    Returns:
+        The rest and what is held out: int64, sorted, disjoint, together ``train``.
+
+    Raises:
+        UserError: a class has fewer than two train samples.
+    """
+    if val_fraction == 0:
+        return train, np.array([], dtype=np.int64)
+    for label, name in enumerate(classes):
+        count = int((labels == label).sum())
+        if count < 2:
+            raise UserError(
+                f"Expected at least 2 train samples of class {name!r} in domain {domain!r}, one to "
+                f"train on and one to validate on, but got {count}; add samples or give "
+                "benchmark.val_fraction=0"
+            )
+    generator = numpy_generator(split_seed, "val", domain)
+    rest, held_out = _hold_out(labels, val_fraction, generator, len(classes))
+    return train[rest], train[held_out]
+
+
+def _hold_out(
+    labels: Indices, fraction: float, generator: np.random.Generator, classes: int
+) -> Split:
+    """Return the positions that stay and those held out, a share of each class, both sorted."""
+    stay, held_out = [], []
+    for label in range(classes):
+        shuffled = generator.permutation(np.flatnonzero(labels == label))
+        count = min(max(round(len(shuffled) * fraction), 1), len(shuffled) - 1)
+        held_out.append(shuffled[:count])
+        stay.append(shuffled[count:])
+    return np.sort(np.concatenate(stay)), np.sort(np.concatenate(held_out))
 
 
 def cap_per_class(
@@ -100,8 +166,11 @@ def split_domains(
     *,
     settings: SplitSettings,
     given: Mapping[str, Split] | None = None,
-) -> tuple[tuple[Indices, ...], tuple[Indices, ...]]:
+) -> tuple[Splits, ...]:
     """Split every domain, then cap: a cap never moves a sample from test to train.
+
+    The validation part is taken last, from what the caps left: training and validation part
+    together are the train part that there is without one.
 
     Args:
         labels: int64 (N,), indices into ``classes``.
@@ -112,14 +181,14 @@ def split_domains(
         given: ready-made (train, test) indices by domain, used instead of a draw.
 
     Returns:
-        Train and test indices, each a tuple with int64 (M,) for every domain.
+        The parts of every domain.
 
     Raises:
-        UserError: a class of a domain would be left without a train or without a test sample.
+        UserError: a class of a domain would be left without a train, a test or a wanted
+            validation sample.
     """
     seed = settings.split_seed
-    trains: list[Indices] = []
-    tests: list[Indices] = []
+    splits = []
     for number, domain in enumerate(domains):
         if given is None:
             members = np.flatnonzero(domain_of == number)
@@ -135,13 +204,18 @@ def split_domains(
             train, test = given[domain]
             _require_every_class(labels[train], "train", domain, classes)
             _require_every_class(labels[test], "test", domain, classes)
-        for side, indices, cap, into in (
-            ("train", train, settings.samples_per_class, trains),
-            ("test", test, settings.test_samples_per_class, tests),
-        ):
-            generator = numpy_generator(seed, "cap", side, domain)
-            into.append(cap_per_class(indices, labels[indices], cap, generator))
-    return tuple(trains), tuple(tests)
+        train, test = (
+            cap_per_class(part, labels[part], cap, numpy_generator(seed, "cap", side, domain))
+            for side, part, cap in (
+                ("train", train, settings.samples_per_class),
+                ("test", test, settings.test_samples_per_class),
+            )
+        )
+        train, val = hold_out_validation(
+            train, labels[train], settings.val_fraction, seed, domain=domain, classes=classes
+        )
+        splits.append(Splits(train, val, test))
+    return tuple(splits)
 
 
 def class_problems(classes_of: Mapping[str, set[str]]) -> list[str]:

@@ -10,6 +10,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -86,6 +88,14 @@ class Backbone(nn.Module):
         # Folded constants: (x / 255 - mean) / std = x * scale + shift, one pass over the batch.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    @staticmethod
+    def encode(samples: npt.NDArray[Any]) -> Tensor:
+        """Return images uint8 (..., H, W, 3) as a new contiguous tensor uint8 (..., 3, H, W).
+
+        A copy: what comes out of a memory map can then be written to.
+        """
+        return torch.from_numpy(np.moveaxis(samples, -1, -3).copy())
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return float images ``(x / 255 - mean) / std`` of uint8 images (batch, 3, H, W)."""

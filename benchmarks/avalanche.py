@@ -1,0 +1,94 @@
+"""Benchmarks as Avalanche streams; the only module here that imports Avalanche (seconds)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from avalanche.benchmarks import CLScenario, benchmark_from_datasets
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, as_classification_dataset
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cl_lora.benchmarks.batches import Encode, target_tensor
+from cl_lora.benchmarks.core import Benchmark, Experience
+from cl_lora.benchmarks.splits import Indices
+from cl_lora.support.errors import UserError
+
+Part = tuple[Experience, Indices]
+
+
+class IndexedSamples(Dataset[tuple[Tensor, Any]]):
+    """Some samples of one or more experiences; an item is (model input, target).
+
+    A target that is one whole number is given as an int, which collates to int64; any other one
+    as a tensor of its kind's dtype.
+
+    Attributes:
+        targets: the targets, in order; Avalanche asks for this name.
+        whole: whether targets are ints.
+    """
+
+    def __init__(self, parts: Sequence[Part], encode: Encode) -> None:
+        self._experiences = [experience for experience, _ in parts]
+        self._encode = encode
+        sizes = [len(indices) for _, indices in parts]
+        self._part_of = np.repeat(np.arange(len(parts)), sizes)
+        self._indices = np.concatenate([indices for _, indices in parts])
+        tensors = [target_tensor(experience, indices) for experience, indices in parts]
+        self.whole = all(t.ndim == 1 and not t.is_floating_point() for t in tensors)
+        self.targets: list[Any] = [
+            target for t in tensors for target in (t.tolist() if self.whole else t.unbind())
+        ]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, Any]:
+        experience = self._experiences[self._part_of[item]]
+        return self._encode(experience.inputs[self._indices[item]]), self.targets[item]
+
+
+def avalanche_benchmark(benchmark: Benchmark, encode: Encode) -> CLScenario:
+    """Return the stream of a benchmark's experiences, without task labels.
+
+    Args:
+        benchmark: what to stream.
+        encode: what turns one sample into the model's input.
+    """
+    return benchmark_from_datasets(
+        train=[_dataset([(e, e.train)], encode) for e in benchmark.experiences],
+        test=[_dataset([(e, e.test)], encode) for e in benchmark.experiences],
+    )
+
+
+def joint_benchmark(benchmark: Benchmark, encode: Encode) -> CLScenario:
+    """Return the stream of joint training: one train experience with the data of all.
+
+    The test stream still has an experience for each of the benchmark's.
+
+    Args:
+        benchmark: what to stream; its experiences share one task.
+        encode: what turns one sample into the model's input.
+
+    Raises:
+        UserError: the experiences have different tasks.
+    """
+    tasks = benchmark.tasks
+    if len(tasks) > 1:
+        raise UserError(
+            f"Expected the experiences of {benchmark.name!r} to share one task for joint training "
+            f"but got {', '.join(repr(task.name) for task in tasks)}; leave joint training out"
+        )
+    return benchmark_from_datasets(
+        train=[_dataset([(e, e.train) for e in benchmark.experiences], encode)],
+        test=[_dataset([(e, e.test)], encode) for e in benchmark.experiences],
+    )
+
+
+def _dataset(parts: Sequence[Part], encode: Encode) -> AvalancheDataset:
+    samples = IndexedSamples(parts, encode)
+    if samples.whole:
+        return as_classification_dataset(samples)
+    return AvalancheDataset([samples], data_attributes=[DataAttribute(samples.targets, "targets")])

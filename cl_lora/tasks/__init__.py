@@ -1,0 +1,9 @@
+"""Tasks: what is asked of a model, and how an answer is scored. Knows no data and no model."""
+
+from __future__ import annotations
+
+# Importing a kind's module registers it.
+from cl_lora.tasks.classes import CLASS
+from cl_lora.tasks.core import KINDS, Accumulator, Task, TaskKind, get_kind, register_kind
+
+__all__ = ["CLASS", "KINDS", "Accumulator", "Task", "TaskKind", "get_kind", "register_kind"]

@@ -1,0 +1,56 @@
+"""The kind ``class``: one of several labels for every sample."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cl_lora.evaluation.classification import ClassificationCounts
+from cl_lora.evaluation.metrics import ACCURACY, F1, Metric
+from cl_lora.tasks.core import Accumulator, Task, TaskKind, get_kind, register_kind
+
+
+@register_kind
+class ClassKind(TaskKind):
+    """One of ``task.labels``: cross-entropy; accuracy and macro F1; a draw balances the labels."""
+
+    name: ClassVar[str] = "class"
+    summary: ClassVar[str] = "one of several labels"
+    metrics: ClassVar[tuple[Metric, ...]] = (ACCURACY, F1)
+    target_dtype: ClassVar[torch.dtype] = torch.int64
+
+    def outputs(self, task: Task) -> int:
+        """Return the number of labels: one logit each."""
+        return len(task.labels)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy ``mean_n(logsumexp(z_n) - z_n[y_n])``.
+
+        Args:
+            outputs: logits z (batch, labels).
+            targets: int64 (batch,), indices y into the labels.
+        """
+        return F.cross_entropy(outputs, targets)
+
+    def accumulator(self, task: Task) -> Accumulator:
+        """Return an empty confusion matrix."""
+        return ClassificationCounts(len(task.labels))
+
+    def strata(
+        self, task: Task, targets: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+        """Return the labels themselves and their names."""
+        return targets.astype(np.int64, copy=False), task.labels
+
+    def hits(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return where the largest logit is the target's, bool (batch,)."""
+        return outputs.argmax(dim=1) == targets
+
+
+CLASS = get_kind(ClassKind.name)
+"""The kind of classification, which every benchmark of classes uses."""
