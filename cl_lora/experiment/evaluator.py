@@ -17,7 +17,7 @@ from cl_lora.evaluation.classification import ClassificationCounts
 from cl_lora.evaluation.scores import UNTRAINED, Score
 from cl_lora.experiment.arms import Arm
 from cl_lora.experiment.banks import Banks
-from cl_lora.merging import Plan, Update, learn, module_groups, prepare
+from cl_lora.merging import Plan, Update, coefficient_rows, learn, prepare
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.compute import Batch, Compute, freeze
 from cl_lora.models.heads import PrototypeHead, linear_head, merge_heads, new_linear_head
@@ -122,10 +122,8 @@ class ArmEvaluator:
             head = linear_head(merged)
         elif policy == "prototypes":
             head = self._prototypes(update, arm.spc, t)
-        granularity = arm.rule.options.get("granularity", "adapter")
-        groups = module_groups(granularity, plan.modules)
-        rows = tuple(self._rows(arm.name, t, alpha, groups))
-        return Served(update, freeze(head), rows)
+        rows = coefficient_rows(arm.rule, alpha, plan.modules)
+        return Served(update, freeze(head), tuple(self._rows(arm.name, t, rows)))
 
     def _head_policy(self, arm: Arm) -> str:
         return arm.head or self.head_policy
@@ -195,12 +193,8 @@ class ArmEvaluator:
         pixels = to_tensor(self.benchmark.images[chosen])
         return pixels, torch.from_numpy(self.benchmark.labels[chosen])
 
-    def _rows(
-        self, arm: str, t: int, alpha: Tensor, groups: Sequence[str]
-    ) -> Iterator[Coefficient]:
-        rows = alpha.expand(len(groups), -1) if alpha.ndim == 1 else alpha
-        per_group = dict(zip(groups, rows, strict=True))
-        for group, values in per_group.items():
+    def _rows(self, arm: str, t: int, rows: Sequence[tuple[str, Tensor]]) -> Iterator[Coefficient]:
+        for group, values in rows:
             for i, value in enumerate(values.tolist()):
                 yield Coefficient(self.seed, arm, t, group, i, value)
 

@@ -8,8 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from merge_reference import SHAPES, toy_adapters
 
-from cl_lora.merging import learn, make_rule, module_groups, prepare, rule_names, rules_table
-from cl_lora.merging.coefficients import adaptive_alpha
+from cl_lora.merging import (
+    RULES,
+    coefficient_rows,
+    learn,
+    make_rule,
+    module_groups,
+    prepare,
+    rule_names,
+    rules_table,
+)
+from cl_lora.merging.coefficients import Given, adaptive_alpha, register_rule
+from cl_lora.merging.registry import choice
 from cl_lora.support.errors import UserError
 
 MODULES = tuple(SHAPES)
@@ -105,6 +115,46 @@ def test_layers_are_the_numbers_of_blocks():
 )
 def test_the_layer_is_found_in_any_dotted_name(module, group):
     assert module_groups("layer", [module, "blocks.0.fc"]) == [group, "blocks.0"]
+
+
+def _as_lists(rows):
+    return [(group, values.tolist()) for group, values in rows]
+
+
+def test_coefficients_of_whole_adapters_are_one_row():
+    rule = make_rule({"name": "uniform"})
+    alpha = rule.state(2, MODULES).alpha()
+    assert _as_lists(coefficient_rows(rule, alpha, MODULES)) == [("all", [0.5, 0.5])]
+
+
+@pytest.mark.parametrize(
+    ("granularity", "groups"),
+    [("layer", ["blocks.0", "blocks.1", "outside"]), ("module", list(MODULES))],
+)
+def test_a_rule_by_groups_has_a_row_for_each(granularity, groups):
+    rule = make_rule({"name": "softmax", "granularity": granularity})
+    state = rule.state(2, MODULES)
+    with torch.no_grad():
+        state.parameters["v"][:, 0] = torch.arange(len(groups)).log()
+    rows = coefficient_rows(rule, state.alpha().detach(), MODULES)
+    assert [group for group, _ in rows] == groups
+    for g, (_, values) in enumerate(rows):
+        _close(values, [g / (g + 1), 1 / (g + 1)])
+
+
+@pytest.mark.parametrize("options", [{}, {"granularity": choice("layer", help="")}])
+def test_a_rule_with_a_row_per_module_loses_none(options, monkeypatch):
+    monkeypatch.delitem(RULES, "by_module", raising=False)
+
+    @register_rule("by_module", formula="row / 10", paper="none", learned=False, options=options)
+    def _by_module(options, n, modules):
+        return Given(torch.arange(len(modules) * n).view(-1, n) / 10)
+
+    rule = make_rule({"name": "by_module"})
+    del RULES["by_module"]
+    alpha = rule.state(2, MODULES).alpha()
+    rows = coefficient_rows(rule, alpha, MODULES)
+    assert _as_lists(rows) == list(zip(MODULES, alpha.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("name", ["adaptive", "softmax"])

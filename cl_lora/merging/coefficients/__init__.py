@@ -15,6 +15,7 @@ from cl_lora.merging.coefficients.registry import (
     rule_names,
     rules_table,
 )
+from cl_lora.merging.coefficients.rows import coefficient_rows
 from cl_lora.merging.coefficients.state import CoefficientState, Given
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "RuleInfo",
     "Step",
     "adaptive_alpha",
+    "coefficient_rows",
     "fixed",
     "get_rule",
     "learn",

@@ -17,12 +17,14 @@ _LAYER = re.compile(
     r"(?:^|\.)((?:(?:encoder|decoder)\.)?(?:(?:stages|layers)\.\d+\.)?"
     r"(?:blocks|block|layers|layer|resblocks|h|stages)\.\d+)(?:\.|$)"
 )
+ALL = "all"
+"""The group of all modules, where coefficients are those of whole adapters."""
 OUTSIDE = "outside"
 """The group of the modules that lie in no layer."""
 
 
 def _by_adapter(module: str) -> str:
-    return "all"
+    return ALL
 
 
 def _by_layer(module: str) -> str:
@@ -34,7 +36,7 @@ def _by_module(module: str) -> str:
     return module
 
 
-_GROUPINGS: Mapping[str, Callable[[str], str]] = {
+GRANULARITIES: Mapping[str, Callable[[str], str]] = {
     "adapter": _by_adapter,
     "layer": _by_layer,
     "module": _by_module,
@@ -56,10 +58,10 @@ def module_groups(granularity: str, modules: Iterable[str]) -> list[str]:
     Raises:
         UserError: for an unknown granularity, or for ``layer`` if no module lies in a layer.
     """
-    if granularity not in _GROUPINGS:
-        raise unknown_name("granularity", granularity, _GROUPINGS)
+    if granularity not in GRANULARITIES:
+        raise unknown_name("granularity", granularity, GRANULARITIES)
     names = list(modules)
-    groups = [_GROUPINGS[granularity](module) for module in names]
+    groups = [GRANULARITIES[granularity](module) for module in names]
     if granularity == "layer" and set(groups) <= {OUTSIDE}:
         raise UserError(
             "Expected modules that lie in layers, as blocks.3.fc or encoder.layer.3.fc, for "

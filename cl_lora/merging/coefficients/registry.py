@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cl_lora.merging.coefficients.groups import GRANULARITIES, module_groups
 from cl_lora.merging.coefficients.state import CoefficientState
 from cl_lora.merging.registry import OptionSpec, check_options, options_text
 from cl_lora.support.errors import UserError, unknown_name
@@ -58,6 +59,17 @@ class CoefficientRule:
     def config(self) -> dict[str, Any]:
         """The name and the complete options: :func:`make_rule` makes the same rule of it."""
         return {"name": self.name, **self.options}
+
+    def groups(self, modules: Sequence[str]) -> list[str]:
+        """Return for each module the name of the group that it shares coefficients with.
+
+        As the option ``granularity`` says; each module is its own group under a rule without.
+
+        Raises:
+            UserError: as :func:`~cl_lora.merging.coefficients.module_groups`.
+        """
+        granularity = str(self.options.get("granularity"))
+        return module_groups(granularity if granularity in GRANULARITIES else "module", modules)
 
     def state(self, n: int, modules: Sequence[str]) -> CoefficientState:
         """Return fresh coefficients of ``n`` adapters over ``modules``, at their initial values.
