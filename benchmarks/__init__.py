@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# Importing a kind's module registers it.
-from cl_lora.benchmarks import domains, embedded, hub  # noqa: F401
 from cl_lora.benchmarks.config import (
     KINDS,
     missing_settings,
@@ -19,6 +17,10 @@ from cl_lora.benchmarks.config import (
 )
 from cl_lora.benchmarks.core import Benchmark, Experience
 from cl_lora.benchmarks.draw import draw_buffer
+
+# Importing a kind's module registers it.
+from cl_lora.benchmarks.sources import hub, tree  # noqa: F401
+from cl_lora.benchmarks.sources.shapes import benchmark  # noqa: F401
 
 __all__ = [
     "KINDS",

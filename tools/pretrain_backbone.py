@@ -35,7 +35,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cl_lora.benchmarks import shapes
+from cl_lora.benchmarks.sources import shapes
 from cl_lora.support import files
 from cl_lora.support.progress import track
 from cl_lora.support.seeding import seed_everything, torch_generator

@@ -58,8 +58,8 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         raise AssertionError("an image was decoded although the cache has it")
 
     def arm() -> None:
-        for module in ("domains", "hub"):
-            monkeypatch.setattr(f"cl_lora.benchmarks.{module}.decode_image", refuse)
+        for module in ("tree", "hub"):
+            monkeypatch.setattr(f"cl_lora.benchmarks.sources.{module}.decode_image", refuse)
         monkeypatch.setattr(
             "cl_lora.benchmarks.cache._build", refuse
         )  # whatever the kind of benchmark

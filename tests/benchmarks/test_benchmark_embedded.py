@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cl_lora.benchmarks import found, make_benchmark, validate_benchmark_config
-from cl_lora.benchmarks.shapes import ShapesSpec, class_names, describe_sample, render_sample
+from cl_lora.benchmarks.sources.shapes import ShapesSpec, class_names, describe_sample, render_sample
 from cl_lora.support.errors import UserError
 
 CONFIG = {
@@ -103,7 +103,7 @@ def test_a_renderer_that_draws_differently_is_noticed(monkeypatch):
             sample.keypoints,
         )
 
-    monkeypatch.setattr("cl_lora.benchmarks.embedded.render_sample", inverted)
+    monkeypatch.setattr("cl_lora.benchmarks.sources.shapes.benchmark.render_sample", inverted)
     other = make_benchmark(CONFIG, 16)
     np.testing.assert_array_equal(other.images, 255 - data.images)
     assert other.fingerprint != data.fingerprint

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cl_lora.benchmarks import shapes
-from cl_lora.benchmarks.shapes import STYLES, ShapesSpec
+from cl_lora.benchmarks.sources import shapes
+from cl_lora.benchmarks.sources.shapes import STYLES, ShapesSpec
 from cl_lora.support.errors import UserError
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "cl_lora" / "models" / "embedded"

@@ -17,7 +17,7 @@ from cl_lora.benchmarks.config import (
     require_text,
 )
 from cl_lora.benchmarks.core import Benchmark, domain_benchmark
-from cl_lora.benchmarks.shapes import (
+from cl_lora.benchmarks.sources.shapes import (
     ShapeAnnotation,
     ShapesSpec,
     class_names,
