@@ -11,7 +11,7 @@ from cl_lora.benchmarks import found
 from cl_lora.benchmarks.cache import cache_folder
 from cl_lora.configuration.choices import config_names, config_values
 from cl_lora.experiment.settings import has_fast_bf16, pick_device
-from cl_lora.run_folder.writer import cpu, package_versions
+from cl_lora.run_folder.environment import device_name, package_versions
 from cl_lora.support.errors import UserError
 
 _PACKAGES = (
@@ -43,7 +43,7 @@ def examine() -> int:
         )
         console.print(f"  {name:14} {number or absent}")
     device = pick_device("auto")
-    where = torch.cuda.get_device_name() if device.type == "cuda" else cpu()
+    where = device_name(device)
     console.print(
         f"\ndevice      {device} ({where}); {torch.get_num_threads()} of "
         f"{os.cpu_count()} CPU threads"

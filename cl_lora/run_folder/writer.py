@@ -7,33 +7,24 @@ import fcntl
 import io
 import json
 import logging
-import os
-import platform
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import IO, Any
 
-import torch
 import yaml
 
-from cl_lora import __version__
 from cl_lora.benchmarks.core import DomainBenchmark, Indices
 from cl_lora.evaluation.scores import Score, ScoreTable
 from cl_lora.experiment.arms import Arm, make_arms, settings_of
 from cl_lora.experiment.evaluator import Coefficient
 from cl_lora.experiment.settings import FORMAT, Settings
+from cl_lora.run_folder.environment import device_name, environment
 from cl_lora.support import files
 from cl_lora.support.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_RECORDED = ("torch", "torchvision", "avalanche-lib", "timm", "peft", "hydra-core", "numpy")
 # Names that a killed process may leave in a run folder: a dot, the final name, a random end.
 _LEFTOVERS = (
     *(f".{name}.*" for name in ("config.yaml", "environment.json", "stream.json")),
@@ -168,7 +159,13 @@ class RunWriter:
     def _write_environment(self) -> None:
         """Write where this command runs; where earlier ones ran stays below ``earlier``."""
         path = self.folder / "environment.json"
-        here = environment(self.settings)
+        device = self.settings.device
+        here = environment(
+            device=str(device),
+            device_name=device_name(device),
+            precision="bf16" if self.settings.bf16 else "fp32",
+            seeds=self.settings.seeds,
+        )
         earlier: list[dict[str, Any]] = []
         if path.exists():
             with suppress(ValueError):  # a damaged file is replaced: nothing is computed from it
@@ -346,62 +343,6 @@ def _close(handler: logging.Handler) -> None:
     # sentence that says so.
     with suppress(OSError):
         handler.close()
-
-
-def environment(settings: Settings) -> dict[str, Any]:
-    """Return what the results may depend on beside the configuration."""
-    return {
-        "cl-lora": __version__,
-        "git_commit": git_commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": package_versions(),
-        "device": str(settings.device),
-        "device_name": torch.cuda.get_device_name() if settings.device.type == "cuda" else cpu(),
-        "precision": "bf16" if settings.bf16 else "fp32",
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "seeds": list(settings.seeds),
-        "command": sys.argv,
-        "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def package_versions(names: Sequence[str] = _RECORDED) -> dict[str, str | None]:
-    """Return the installed version of each package, None where it is missing."""
-    found: dict[str, str | None] = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def cpu() -> str:
-    """Return the processor's name as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"
-
-
-def git_commit() -> str | None:
-    """Return the commit of the checkout this package runs from, None outside of one."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).resolve().parent,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
 
 
 def _first_difference(
