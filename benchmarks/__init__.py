@@ -13,14 +13,14 @@ from cl_lora.benchmarks.config import (
     KINDS,
     missing_settings,
     read_config,
-    require_integer,
 )
 from cl_lora.benchmarks.core import Benchmark, Experience
 from cl_lora.benchmarks.draw import draw_buffer
 
 # Importing a kind's module registers it.
 from cl_lora.benchmarks.sources import hub, tree  # noqa: F401
-from cl_lora.benchmarks.sources.shapes import benchmark  # noqa: F401
+from cl_lora.benchmarks.sources.shapes import benchmark as shapes  # noqa: F401
+from cl_lora.support.errors import UserError
 
 __all__ = [
     "KINDS",
@@ -44,7 +44,10 @@ def make_benchmark(config: Mapping[str, Any], image_size: int) -> Benchmark:
         UserError: anything wrong with the config or the data; the checks that need no decoding
             come first.
     """
-    require_integer("image_size", image_size, 1)
+    if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1:
+        raise UserError(
+            f"Expected image_size to be an integer of at least 1 but got {image_size!r}"
+        )
     return read_config(config).build(image_size)
 
 

@@ -1,18 +1,16 @@
-"""From a plain mapping to a typed, checked benchmark config; the registry of benchmark kinds."""
+"""The registry of benchmark kinds, and from a plain mapping to a typed, checked config."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from cl_lora.benchmarks.core import Benchmark
-from cl_lora.benchmarks.splits import SplitSettings
+from cl_lora.configuration.build import build, missing_options
 from cl_lora.support.errors import UserError, unknown_name
 
-MISSING = "???"  # what Hydra writes for a value that the user must give
+WHERE = "benchmark"  # prefix of the settings in messages, as on the command line
 
 
 class BenchmarkConfig(Protocol):
@@ -34,22 +32,28 @@ class BenchmarkConfig(Protocol):
 
 
 KINDS: dict[str, type[BenchmarkConfig]] = {}
+"""Every registered kind by the name that a config gives as ``kind``."""
+
 ConfigType = TypeVar("ConfigType", bound=type[BenchmarkConfig])
 
 
 def benchmark_kind(kind: str) -> Callable[[ConfigType], ConfigType]:
-    """Register a config class under the ``kind`` that a config file names."""
+    """Register a config class, a dataclass, under the ``kind`` that a config file names.
+
+    Raises:
+        UserError: another class has the name.
+    """
 
     def register(config: ConfigType) -> ConfigType:
+        if kind in KINDS:
+            raise UserError(
+                f"The benchmark kind {kind!r} is registered already by "
+                f"{KINDS[kind].__module__}.{KINDS[kind].__qualname__}; choose another name"
+            )
         KINDS[kind] = config
         return config
 
     return register
-
-
-def required(meaning: str, example: str) -> Any:
-    """Return a dataclass field without default, described for the error when it is missing."""
-    return dataclasses.field(metadata={"meaning": meaning, "example": example})
 
 
 def kind_of(config: Mapping[str, Any]) -> type[BenchmarkConfig]:
@@ -66,14 +70,7 @@ def kind_of(config: Mapping[str, Any]) -> type[BenchmarkConfig]:
 
 def missing_settings(config: Mapping[str, Any]) -> list[str]:
     """Return the names of the settings that must be given and are not."""
-    fields = dataclasses.fields(kind_of(config))
-    needed = {field.name for field in fields if "meaning" in field.metadata}
-    return [
-        field.name
-        for field in fields
-        if config.get(field.name) == MISSING
-        or (field.name in needed and config.get(field.name) is None)
-    ]
+    return missing_options(kind_of(config), config)
 
 
 def read_config(config: Mapping[str, Any]) -> BenchmarkConfig:
@@ -83,120 +80,4 @@ def read_config(config: Mapping[str, Any]) -> BenchmarkConfig:
         UserError: unknown kind or setting, a missing required setting, or a bad value.
     """
     cls = kind_of(config)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    given = {str(name): value for name, value in config.items() if name != "kind"}
-    for name in given:
-        if name not in fields:
-            raise unknown_name(f"setting of benchmark kind {config['kind']!r}", name, fields)
-    for name in missing_settings(config):
-        meaning = fields[name].metadata.get("meaning", "a value")
-        example = fields[name].metadata.get("example", "VALUE")
-        raise UserError(
-            f"Expected benchmark.{name}, {meaning}, but it is not given; "
-            f"add benchmark.{name}={example}"
-        )
-    return cls(**{name: _frozen(value) for name, value in given.items()})
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitConfig:
-    """The settings that all benchmarks on existing images share.
-
-    Attributes:
-        name: of the benchmark, for reports.
-        domains: which domains, in stream order; None for all, sorted.
-        test_fraction: share of each class and domain that is held out, between 0 and 1.
-        split_seed: the split and the caps are drawn with it.
-        samples_per_class: at most so many train samples per class and domain; None for all.
-        test_samples_per_class: the same for test samples.
-        val_fraction: share of the train samples of each class and domain that is held out to
-            choose by.
-        cache_dir: where decoded images are kept; None for the user's cache folder.
-    """
-
-    name: str
-    domains: tuple[str, ...] | None = None
-    test_fraction: float = 0.2
-    split_seed: int = 0
-    samples_per_class: int | None = None
-    test_samples_per_class: int | None = None
-    val_fraction: float = 0.0
-    cache_dir: str | None = None
-
-    def __post_init__(self) -> None:
-        require_text("name", self.name)
-        require_names("domains", self.domains, optional=True)
-        fraction = self.test_fraction
-        if not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
-            raise UserError(
-                "Expected benchmark.test_fraction to be a number between 0 and 1 "
-                f"but got {fraction!r}"
-            )
-        require_share("val_fraction", self.val_fraction)
-        require_integer("split_seed", self.split_seed, 0)
-        require_integer("samples_per_class", self.samples_per_class, 1, optional=True)
-        require_integer("test_samples_per_class", self.test_samples_per_class, 1, optional=True)
-        require_text("cache_dir", self.cache_dir, optional=True)
-
-    @property
-    def splitting(self) -> SplitSettings:
-        """The part that says how to split."""
-        return SplitSettings(
-            self.test_fraction,
-            self.split_seed,
-            self.samples_per_class,
-            self.test_samples_per_class,
-            self.val_fraction,
-        )
-
-
-def require_integer(name: str, value: object, least: int, *, optional: bool = False) -> None:
-    """Raise ``UserError`` unless ``value`` is an integer of at least ``least`` (or None)."""
-    if optional and value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(
-            f"Expected benchmark.{name} to be an integer of at least {least}"
-            f"{' or null' if optional else ''} but got {value!r}"
-        )
-
-
-def require_share(name: str, value: object) -> None:
-    """Raise ``UserError`` unless ``value`` is a number of at least 0 and below 1."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
-        raise UserError(
-            f"Expected benchmark.{name} to be a number of at least 0 and below 1 but got {value!r}"
-        )
-
-
-def require_text(name: str, value: object, *, optional: bool = False) -> None:
-    """Raise ``UserError`` unless ``value`` is a string that is not empty (or None)."""
-    if optional and value is None:
-        return
-    if not isinstance(value, str) or not value:
-        raise UserError(
-            f"Expected benchmark.{name} to be a text{' or null' if optional else ''} "
-            f"but got {value!r}"
-        )
-
-
-def require_names(name: str, value: object, *, optional: bool = False) -> None:
-    """Raise ``UserError`` unless ``value`` is a tuple of different strings, at least one."""
-    if optional and value is None:
-        return
-    if (
-        not isinstance(value, tuple)
-        or not value
-        or not all(isinstance(item, str) for item in value)
-        or len(set(value)) != len(value)
-    ):
-        received = list(value) if isinstance(value, tuple) else value
-        raise UserError(
-            f"Expected benchmark.{name} to be a list of different names but got {received!r}"
-        )
-
-
-def _frozen(value: Any) -> Any:
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return tuple(value) if isinstance(value, list) else value
+    return build(cls, {k: v for k, v in config.items() if k != "kind"}, WHERE)

@@ -21,9 +21,11 @@ from cl_lora.benchmarks.cache import (
     decode_image,
     shortened,
 )
-from cl_lora.benchmarks.config import SplitConfig, benchmark_kind, require_text, required
+from cl_lora.benchmarks.config import benchmark_kind
 from cl_lora.benchmarks.core import Benchmark, domain_benchmark
+from cl_lora.benchmarks.sources.settings import SplitConfig, require_text
 from cl_lora.benchmarks.splits import Indices, Splits, class_problems, split_domains
+from cl_lora.configuration.build import required
 from cl_lora.support.errors import UserError, unknown_name
 from cl_lora.support.files import digest
 
@@ -54,10 +56,16 @@ class HubConfig(SplitConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("path", "split", "image_column", "label_column", "domain_column"):
+        for name in (
+            "path",
+            "split",
+            "image_column",
+            "label_column",
+            "domain_column",
+            "config_name",
+            "revision",
+        ):
             require_text(name, getattr(self, name))
-        require_text("config_name", self.config_name, optional=True)
-        require_text("revision", self.revision, optional=True)
 
     def check(self) -> None:
         """Check columns, classes and the split; downloads the data set if it is not there."""

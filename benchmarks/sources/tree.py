@@ -17,9 +17,11 @@ from cl_lora.benchmarks.cache import (
     decode_image,
     shortened,
 )
-from cl_lora.benchmarks.config import SplitConfig, benchmark_kind, require_text, required
+from cl_lora.benchmarks.config import benchmark_kind
 from cl_lora.benchmarks.core import Benchmark, domain_benchmark
+from cl_lora.benchmarks.sources.settings import SplitConfig, require_text
 from cl_lora.benchmarks.splits import Indices, Split, Splits, class_problems, split_domains
+from cl_lora.configuration.build import required
 from cl_lora.support.errors import UserError, unknown_name
 from cl_lora.support.files import digest
 
@@ -53,7 +55,7 @@ class DomainsConfig(SplitConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_text("root", self.root)
-        require_text("split_lists", self.split_lists, optional=True)
+        require_text("split_lists", self.split_lists)
 
     def check(self) -> None:
         """Check folders, classes and the split; read no image."""

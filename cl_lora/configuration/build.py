@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,28 @@ from typing import Any, TypeVar
 from cl_lora.support.errors import UserError, unknown_name
 
 C = TypeVar("C")
+
+MISSING = "???"
+"""What Hydra writes for a value that the user must give."""
+
+
+def required(meaning: str, example: str) -> Any:
+    """Return a dataclass field without default, described for the error when it is missing.
+
+    Args:
+        meaning: what the option is, e.g. ``the folder of the images``.
+        example: what a value looks like, e.g. ``DIR``.
+    """
+    return dataclasses.field(metadata={"meaning": meaning, "example": example})
+
+
+def missing_options(cls: type, values: Mapping[str, Any]) -> list[str]:
+    """Return the options of the dataclass ``cls`` that must be given and are not in ``values``."""
+    return [
+        f.name
+        for f in dataclasses.fields(cls)
+        if values.get(f.name) == MISSING or (_needed(f) and values.get(f.name) is None)
+    ]
 
 
 def build(cls: type[C], values: Mapping[str, Any], where: str) -> C:
@@ -29,21 +52,25 @@ def build(cls: type[C], values: Mapping[str, Any], where: str) -> C:
     for name in values:
         if name not in fields:
             raise unknown_name(f"{where} option", name, fields)
-    missing = [
-        f.name
-        for f in fields.values()
-        if f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-        and values.get(f.name) is None
-    ]
-    if missing:
-        raise UserError(f"The option {where}.{missing[0]} is missing; give it a value")
+    for name in missing_options(cls, values):
+        about = fields[name].metadata
+        if "meaning" in about:
+            raise UserError(
+                f"Expected {where}.{name}, {about['meaning']}, but it is not given; "
+                f"add {where}.{name}={about['example']}"
+            )
+        raise UserError(f"The option {where}.{name} is missing; give it a value")
     given = {name: _convert(v, hints[name], f"{where}.{name}") for name, v in values.items()}
     return cls(**given)
 
 
+def _needed(field: dataclasses.Field[Any]) -> bool:
+    """Return whether a field has no default."""
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    """Return ``value`` as the type ``hint``; ints pass as floats, lists as tuples."""
+    """Return ``value`` as the type ``hint``; lists pass as tuples."""
     origin = typing.get_origin(hint)
     if hint is Any:
         return value
@@ -58,6 +85,13 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise _wrong(value, "a mapping", where)
         return dict(value)
+    return _convert_scalar(value, hint, where)
+
+
+def _convert_scalar(value: Any, hint: Any, where: str) -> Any:
+    """Return ``value`` as the plain type ``hint``; ints pass as floats, paths as texts."""
+    if hint is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from cl_lora.benchmarks.cache import ImageSource, Pixels
-from cl_lora.benchmarks.config import (
-    benchmark_kind,
-    require_integer,
+from cl_lora.benchmarks.config import benchmark_kind
+from cl_lora.benchmarks.core import Benchmark, domain_benchmark
+from cl_lora.benchmarks.sources.settings import (
+    require_least,
     require_names,
     require_share,
     require_text,
 )
-from cl_lora.benchmarks.core import Benchmark, domain_benchmark
 from cl_lora.benchmarks.sources.shapes import (
     ShapeAnnotation,
     ShapesSpec,
@@ -63,14 +63,14 @@ class ShapesConfig:
 
     def __post_init__(self) -> None:
         require_text("name", self.name)
-        require_integer("classes", self.classes, 1)
+        require_least("classes", self.classes, 1)
         require_names("styles", self.styles)
-        require_integer("samples_per_class", self.samples_per_class, 1)
-        require_integer("test_samples_per_class", self.test_samples_per_class, 1)
+        require_least("samples_per_class", self.samples_per_class, 1)
+        require_least("test_samples_per_class", self.test_samples_per_class, 1)
         require_share("val_fraction", self.val_fraction)
-        require_integer("first_class", self.first_class, 0)
-        require_integer("split_seed", self.split_seed, 0)
-        require_text("cache_dir", self.cache_dir, optional=True)
+        require_least("first_class", self.first_class, 0)
+        require_least("split_seed", self.split_seed, 0)
+        require_text("cache_dir", self.cache_dir)
         self.spec(_SMALLEST_IMAGE)  # knows which styles there are
 
     def spec(self, image_size: int) -> ShapesSpec:

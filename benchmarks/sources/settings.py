@@ -1,0 +1,93 @@
+"""The settings that several sources share, and the checks of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cl_lora.benchmarks.splits import SplitSettings
+from cl_lora.support.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """The settings that all benchmarks on existing images share.
+
+    Attributes:
+        name: of the benchmark, for reports.
+        domains: which domains, in stream order; None for all, sorted.
+        test_fraction: share of each class and domain that is held out, between 0 and 1.
+        split_seed: the splits and the caps are drawn with it.
+        samples_per_class: at most so many train samples per class and domain; None for all.
+        test_samples_per_class: the same for test samples.
+        val_fraction: share of the train samples of each class and domain that is held out to
+            choose by.
+        cache_dir: where decoded images are kept; None for the user's cache folder.
+    """
+
+    name: str
+    domains: tuple[str, ...] | None = None
+    test_fraction: float = 0.2
+    split_seed: int = 0
+    samples_per_class: int | None = None
+    test_samples_per_class: int | None = None
+    val_fraction: float = 0.0
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        require_text("name", self.name)
+        require_names("domains", self.domains)
+        if not 0 < self.test_fraction < 1:
+            raise UserError(
+                "Expected benchmark.test_fraction to be a number between 0 and 1 "
+                f"but got {self.test_fraction!r}"
+            )
+        require_share("val_fraction", self.val_fraction)
+        require_least("split_seed", self.split_seed, 0)
+        require_least("samples_per_class", self.samples_per_class, 1)
+        require_least("test_samples_per_class", self.test_samples_per_class, 1)
+        require_text("cache_dir", self.cache_dir)
+
+    @property
+    def splitting(self) -> SplitSettings:
+        """The part that says how to split."""
+        return SplitSettings(
+            self.test_fraction,
+            self.split_seed,
+            self.samples_per_class,
+            self.test_samples_per_class,
+            self.val_fraction,
+        )
+
+
+# Types are the builder's to check; None has passed there only where it is allowed.
+
+
+def require_least(name: str, value: int | None, least: int) -> None:
+    """Raise ``UserError`` if ``value`` is below ``least``."""
+    if value is not None and value < least:
+        raise UserError(
+            f"Expected benchmark.{name} to be an integer of at least {least} but got {value!r}"
+        )
+
+
+def require_share(name: str, value: float) -> None:
+    """Raise ``UserError`` unless ``value`` is at least 0 and below 1."""
+    if not 0 <= value < 1:
+        raise UserError(
+            f"Expected benchmark.{name} to be a number of at least 0 and below 1 but got {value!r}"
+        )
+
+
+def require_text(name: str, value: str | None) -> None:
+    """Raise ``UserError`` if ``value`` is empty."""
+    if value == "":
+        raise UserError(f"Expected benchmark.{name} to be a text but got ''")
+
+
+def require_names(name: str, value: Sequence[str] | None) -> None:
+    """Raise ``UserError`` unless the names in ``value`` are different, at least one."""
+    if value is not None and (not value or len(set(value)) != len(value)):
+        raise UserError(
+            f"Expected benchmark.{name} to be a list of different names but got {list(value)!r}"
+        )
