@@ -28,8 +28,10 @@ records with every default.
 ## Merge methods
 
 *Variant by default* is what the options are if none is given; each is explained below the table.
-*Linear* says when the merged update is linear in the coefficients, which is what a learned rule
-needs; with `rank` set it never is. *Data* are samples that the merge itself needs beyond the
+*Coefficients can be learned* says how a rule that learns by gradient gets its gradient. Where the
+merged update is linear in the coefficients, each step is a weighted sum of tensors made once (the
+linear fast path); where it is only differentiable, each step merges again; with `rank` set neither
+holds, because the gradient through an SVD is not to be trusted. *Data* are samples that the merge itself needs beyond the
 adapters; *task* is whether the task of an image must be known when it is classified.
 
 """
@@ -45,8 +47,9 @@ _RULES = """
 ## Coefficient rules
 
 *Learned* rules need a buffer (`spc` samples per class and domain, from train images only) and a
-method that is linear in the coefficients. By granularity `adapter` a coefficient holds for a whole
-adapter, by `layer` for a block of the Vision Transformer, by `module` for one weight.
+method whose coefficients can be learned. By granularity `adapter` a coefficient holds for a whole
+adapter, by `layer` for a layer of the model (its index is found in names such as `blocks.3.`, `h.3.` or
+`encoder.layer.3.`), by `module` for one weight.
 
 """
 
@@ -54,13 +57,22 @@ adapter, by `layer` for a block of the Vision Transformer, by `module` for one w
 def page() -> str:
     """Return the text of docs/methods.md."""
     methods = _table(
-        ("method", "update", "variant by default", "linear", "spaces", "data", "task", "paper"),
+        (
+            "method",
+            "update",
+            "variant by default",
+            "coefficients can be learned",
+            "spaces",
+            "data",
+            "task",
+            "paper",
+        ),
         [
             (
                 f"`{row['name']}`",
                 f"`{row['formula']}`",
                 f"`{row['options']}`",
-                row["linear"],
+                row["learned"],
                 row["spaces"],
                 row["data"],
                 row["task"],

@@ -7,18 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cl_lora.merging import CoefficientRule, get_method, is_linear, make_rule, validate_method
-from cl_lora.merging.spaces import SPACES
-from cl_lora.models.heads import HEAD_POLICIES
-from cl_lora.support.errors import UserError, unknown_name
+import torch
+from torch import Tensor
 
-REFERENCES: Mapping[str, str] = {
-    "base": "no adapter: the pre-trained backbone under the current head",
-    "last": "the adapter trained last, alone",
-    "oracle": "each experience served by its own adapter and head (needs to know the experience)",
-    "sequential": "one LoRA trained on from experience to experience",
-    "joint": "one LoRA trained on all experiences at once, scored at the end",
-}
+from cl_lora.merging import (
+    CoefficientRule,
+    get_method,
+    make_rule,
+    require_learnable,
+    validate_method,
+)
+from cl_lora.merging.spaces import SPACES
+from cl_lora.experiment.references import REFERENCES
+from cl_lora.models.head_policies import HEAD_POLICIES, HeadPolicy, get_head_policy
+from cl_lora.support.errors import UserError, unknown_name
 
 _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*")
 _OWN = (
@@ -45,8 +47,9 @@ class Arm:
         options: the method's options that differ from its defaults, e.g. ``density``.
         spc: buffer samples per class and domain, for learned coefficients and prototypes.
         buffer_batch_size: buffer images a step when coefficients are learned.
-        head: a head policy that overrides the run's; only ``prototypes`` can, because the
-            others decide how the adapters are trained.
+        head: the head policy that it asks for in place of the run's, by name; None where it does
+            not. Only policies that do not decide how adapters are trained can be asked for.
+        policy: the head policy that holds for it.
         tune_head: whether learning coefficients also trains the head on the buffer.
     """
 
@@ -54,11 +57,28 @@ class Arm:
     method: str
     space: str
     rule: CoefficientRule
+    policy: HeadPolicy
     options: Mapping[str, Any] = field(default_factory=dict)
     spc: int = 5
     buffer_batch_size: int = 32
     head: str | None = None
     tune_head: bool = False
+
+    @property
+    def needs_buffer(self) -> bool:
+        """Whether it sees samples of the buffer."""
+        return self.rule.learned or self.policy.needs_support
+
+    def given(self, members: Sequence[int], modules: Sequence[str]) -> Tensor:
+        """Return coefficients that are not learned, float64 (n,) for n merged adapters.
+
+        A list of fixed values has one for every experience of the stream; those of the members
+        are taken.
+        """
+        values = self.rule.options.get("value")
+        if isinstance(values, Sequence):
+            return torch.tensor([values[m] for m in members], dtype=torch.float64)
+        return self.rule.state(len(members), modules).alpha()
 
     @property
     def variant(self) -> dict[str, Any]:
@@ -69,7 +89,7 @@ class Arm:
             "scaling": SPACES[self.space].scaling,
             **validate_method(self.method, self.space, self.options),
             "coefficients": self.rule.config,
-            "spc": self.spc if self.rule.learned or self.head == "prototypes" else None,
+            "spc": self.spc if self.needs_buffer else None,
             "buffer_batch_size": self.buffer_batch_size if self.rule.learned else None,
             "head": self.head,
             "tune_head": self.tune_head,
@@ -81,29 +101,43 @@ def settings_of(variant: Mapping[str, Any]) -> dict[str, Any]:
     return {key: v for key, v in variant.items() if key != "scaling" and v is not None}
 
 
+@dataclass(frozen=True)
+class ArmDefaults:
+    """What holds for an arm that does not say.
+
+    Attributes:
+        spc: buffer samples per class and experience.
+        buffer_batch_size: buffer samples a step.
+        head: name of the run's head policy.
+    """
+
+    spc: int = 5
+    buffer_batch_size: int = 32
+    head: str = "shared"
+
+
 def make_arms(
-    settings: Mapping[str, Mapping[str, Any]], *, spc: int, buffer_batch_size: int
+    settings: Mapping[str, Mapping[str, Any]], defaults: ArmDefaults
 ) -> tuple[Arm, ...]:
     """Build and validate all arms, in order; arguments as in :func:`make_arm`."""
-    return tuple(
-        make_arm(str(name), arm, spc=spc, buffer_batch_size=buffer_batch_size)
-        for name, arm in settings.items()
-    )
+    return tuple(make_arm(str(name), arm, defaults) for name, arm in settings.items())
 
 
-def make_arm(name: str, settings: Mapping[str, Any], *, spc: int, buffer_batch_size: int) -> Arm:
+def make_arm(
+    name: str, settings: Mapping[str, Any], defaults: ArmDefaults | None = None
+) -> Arm:
     """Build and validate one arm of the configuration.
 
     Args:
         name: the arm's name.
         settings: ``method`` and, where wanted, ``coefficients``, ``space``, ``rank``, ``spc``,
             ``buffer_batch_size``, ``head``, ``tune_head`` and the method's own options.
-        spc: the run's buffer samples per class and domain, for an arm that does not say.
-        buffer_batch_size: the run's buffer images a step, likewise.
+        defaults: what holds where the settings do not say.
 
     Raises:
         UserError: for anything that could not be evaluated after training.
     """
+    defaults = defaults or ArmDefaults()
     try:
         _check_name(name)
         if not isinstance(settings, Mapping) or "method" not in settings:
@@ -113,21 +147,18 @@ def make_arm(name: str, settings: Mapping[str, Any], *, spc: int, buffer_batch_s
         options = _method_options(method, settings)
         validate_method(method, space, options)
         rule = make_rule(_rule_config(settings.get("coefficients", "uniform")))
-        if rule.learned and not is_linear(method, space, options):
-            raise UserError(
-                f"learned coefficients ({rule.name}) need a method that is linear in them, which "
-                f"{method!r} in space {space!r} with {options or 'its defaults'} is not; use fixed "
-                "coefficients or another variant"
-            )
         if rule.learned:
+            require_learnable(method, space, options)
             # Options that do not go together show here, not after training.
             rule.state(1, ("blocks.0",))
-        samples = _count(settings, "spc", spc)
-        batch = _count(settings, "buffer_batch_size", buffer_batch_size)
-        head, tune = _head(settings, rule)
+        samples = _count(settings, "spc", defaults.spc)
+        batch = _count(settings, "buffer_batch_size", defaults.buffer_batch_size)
+        head = _head(settings)
+        policy = get_head_policy(head or defaults.head)
+        tune = _tune_head(settings, rule, policy)
     except UserError as error:
         raise UserError(f"Arm {name!r}: {error}") from error
-    return Arm(name, method, space, rule, options, samples, batch, head, tune)
+    return Arm(name, method, space, rule, policy, options, samples, batch, head, tune)
 
 
 def check_weights(arms: Sequence[Arm], experiences: int) -> None:
@@ -143,20 +174,6 @@ def check_weights(arms: Sequence[Arm], experiences: int) -> None:
                 f"Arm {arm.name!r}: expected {experiences} fixed coefficients, one for each "
                 f"experience, but got {len(value)}: {list(value)}"
             )
-
-
-def check_references(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the reference rows asked for, in their usual order.
-
-    Raises:
-        UserError: for an unknown name.
-    """
-    if isinstance(names, str) or not isinstance(names, Sequence):
-        raise UserError(f"Expected references to be a list like [base,last] but got {names!r}")
-    for name in map(str, names):
-        if name not in REFERENCES:
-            raise unknown_name("reference row", name, REFERENCES)
-    return tuple(name for name in REFERENCES if name in names)
 
 
 def _count(settings: Mapping[str, Any], key: str, default: int) -> int:
@@ -193,20 +210,28 @@ def _rule_config(value: Any) -> Mapping[str, Any]:
     return {"name": "fixed", "value": value}
 
 
-def _head(settings: Mapping[str, Any], rule: CoefficientRule) -> tuple[str | None, bool]:
-    head, tune = settings.get("head"), settings.get("tune_head", False)
-    head = None if head is None else str(head)
-    if head is not None and head not in HEAD_POLICIES:
-        raise unknown_name("head policy", head, HEAD_POLICIES)
-    if head not in (None, "prototypes"):
+def _head(settings: Mapping[str, Any]) -> str | None:
+    if settings.get("head") is None:
+        return None
+    head = str(settings["head"])
+    if not get_head_policy(head).for_one_arm:
+        free = [name for name, policy in HEAD_POLICIES.items() if policy.for_one_arm]
         raise UserError(
             f"head={head!r} decides how adapters are trained, so it holds for the whole run; "
-            f"set strategy.head={head} (only 'prototypes' can be chosen for one arm)"
+            f"set strategy.head={head} (for one arm: {', '.join(free)})"
         )
+    return head
+
+
+def _tune_head(settings: Mapping[str, Any], rule: CoefficientRule, policy: HeadPolicy) -> bool:
+    tune = settings.get("tune_head", False)
     if not isinstance(tune, bool):
         raise UserError(f"expected tune_head to be true or false but got {tune!r}")
     if tune and not rule.learned:
         raise UserError("tune_head needs learned coefficients (adaptive or softmax)")
-    if tune and head == "prototypes":
-        raise UserError("tune_head cannot go with head=prototypes, which are class means")
-    return head, tune
+    if tune and not policy.tunable:
+        raise UserError(
+            f"tune_head cannot go with head={policy.name}: no trained head would be served "
+            f"({policy.summary}); leave tune_head out or choose another strategy.head"
+        )
+    return tune

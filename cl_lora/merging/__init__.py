@@ -1,8 +1,8 @@
 """Merging adapters: pure algebra on tensors, from adapters and coefficients to an update.
 
->>> from cl_lora.merging import is_linear, method_names
->>> "ties" in method_names(), is_linear("ties"), is_linear("ties", options={"sign": "weighted"})
-(True, True, False)
+>>> from cl_lora.merging import differentiability, method_names
+>>> "ties" in method_names(), differentiability("ties"), differentiability("ties", "factors")
+(True, 'linear', 'differentiable')
 """
 
 # Importing a family registers its methods.
@@ -21,11 +21,13 @@ from cl_lora.merging.coefficients import (
     rule_names,
     rules_table,
 )
-from cl_lora.merging.plan import Plan, merge, prepare, require_linear
+from cl_lora.merging.plan import Plan, merge, prepare, require_learnable
 from cl_lora.merging.registry import (
     METHODS,
+    Differentiability,
     MethodInfo,
     OptionSpec,
+    differentiability,
     get_method,
     is_linear,
     method_names,
@@ -40,6 +42,7 @@ __all__ = [
     "RULES",
     "CoefficientRule",
     "CoefficientState",
+    "Differentiability",
     "Learned",
     "MethodInfo",
     "OptionSpec",
@@ -48,6 +51,7 @@ __all__ = [
     "Update",
     "coefficient_rows",
     "dare",
+    "differentiability",
     "get_method",
     "get_rule",
     "is_linear",
@@ -61,7 +65,7 @@ __all__ = [
     "prepare",
     "pruning",
     "register",
-    "require_linear",
+    "require_learnable",
     "rule_names",
     "rules_table",
     "spectral",

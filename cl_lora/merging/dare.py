@@ -11,7 +11,7 @@ from torch import Tensor
 from cl_lora.merging.kernels import Pipeline, Sparsify
 from cl_lora.merging.registry import DENSITY, IN_DELTA, Kernel, OptionSpec, is_count, register
 from cl_lora.merging.spaces import SPACES, Sources
-from cl_lora.merging.ties import ELECTION, FIXED_ELECTION, disjoint
+from cl_lora.merging.ties import ELECTION, FIXED_ELECTION, disjoint, is_fixed
 from cl_lora.support.seeding import torch_generator
 
 DROP = {
@@ -59,9 +59,8 @@ def drop_and_rescale(density: float, mask_seed: int) -> Sparsify:
 )
 def _dare_linear(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
     """Prepare randomly sparsified tensors for their sum."""
-    return Pipeline(
-        SPACES[space](sources), drop_and_rescale(options["density"], options["mask_seed"])
-    )
+    drop = drop_and_rescale(options["density"], options["mask_seed"])
+    return Pipeline(SPACES[space](sources), drop, fixed=True)
 
 
 @register(
@@ -80,4 +79,5 @@ def _dare_ties(sources: Sources, space: str, options: Mapping[str, Any]) -> Kern
         drop_and_rescale(options["density"], options["mask_seed"]),
         disjoint(options),
         by_rows=True,
+        fixed=is_fixed(options),
     )

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from cl_lora.adapters import LoRAFactors, concatenate
-from cl_lora.merging.spaces import DeltaSpace, Sources, Space, sites
+from cl_lora.merging.registry import Kernel
+from cl_lora.merging.spaces import DeltaSpace, KeptStacks, Sources, Space, sites
 from cl_lora.merging.update import Entry
 
 Sparsify: TypeAlias = Callable[[Tensor, str, str], Tensor]
 """(stack (n, rows, columns), module, side) -> the stack with entries set to zero; may overwrite."""
 
 Spread: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(stack, weights (n,)) -> the basis (n, rows, columns) with merged = sum_i weights_i basis_i."""
+"""(stack, weights (n,)) -> the basis (n, rows, columns) with merged = sum_i weights_i basis_i.
+
+May overwrite the stack. A gradient that the basis carries flows to the weights.
+"""
 
 
 _BLOCK = 2**16
@@ -98,6 +102,8 @@ class Pipeline:
         space: where the stacks come from and where the result goes.
         sparsify: sets entries of a stack to zero.
         spread: makes the basis.
+        fixed: whether the basis is the same for all weights, so that it need be made only once
+            when coefficients are learned.
         by_rows: each row of the basis depends on that row of the stack alone, so that a few rows
             are spread at a time and masks stay in the cache.
     """
@@ -106,6 +112,7 @@ class Pipeline:
     sparsify: Sparsify = keep_all
     spread: Spread = plain_sum
     by_rows: bool = False
+    fixed: bool = False
 
     @property
     def scaling(self) -> str:
@@ -116,13 +123,14 @@ class Pipeline:
         """Return the merged tensors of one module as its update."""
         return self.space.assemble([self._merge(module, side, alpha) for side in self.space.sides])
 
-    def materialise(self) -> MaterialisedBasis:
-        """Return the weighted sum over bases computed once; right only if none needs weights."""
-        unused = torch.ones(self.space.sources.n)
-        return MaterialisedBasis(
-            self.space,
-            {site: self.spread(self._stack(*site), unused) for site in sites(self.space)},
-        )
+    def materialise(self) -> Kernel:
+        """Return the weighted sum over bases made once, or the same merge of stacks kept."""
+        if self.fixed:
+            unused = torch.ones(self.space.sources.n)
+            bases = {site: self.spread(self._stack(*site), unused) for site in sites(self.space)}
+            return MaterialisedBasis(self.space, bases)
+        stacks = {site: self._stack(*site) for site in sites(self.space)}
+        return replace(self, space=KeptStacks(self.space, stacks), sparsify=keep_all)
 
     def _stack(self, module: str, side: str) -> Tensor:
         return self.sparsify(self.space.stack(module, side), module, side)

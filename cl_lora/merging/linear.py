@@ -39,4 +39,4 @@ def _exact(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
 )
 def _sum(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
     """Prepare the sum; only in delta does it stay low-rank by stacking."""
-    return LowRankSum(sources) if space == "delta" else Pipeline(SPACES[space](sources))
+    return LowRankSum(sources) if space == "delta" else Pipeline(SPACES[space](sources), fixed=True)

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from cl_lora.adapters import Adapter, LoRAFactors
-from cl_lora.merging.registry import Kernel, get_method, is_linear, validate_method
+from cl_lora.merging.registry import (
+    Differentiability,
+    Kernel,
+    differentiability,
+    get_method,
+    validate_method,
+)
 from cl_lora.merging.spaces import Sources
 from cl_lora.merging.update import Entry, Update, truncate_entry
 from cl_lora.support.errors import UserError, unknown_name
@@ -26,16 +32,26 @@ class Plan:
     Attributes:
         modules: the names of the modules, in the order of the adapters.
         n: the number of adapters.
-        linear: whether the update is linear in the coefficients.
+        differentiability: how the update depends on the coefficients.
         variant: everything that defines the result beside adapters and coefficients: method,
             space, scaling, rank and the method's options.
     """
 
     modules: tuple[str, ...]
     n: int
-    linear: bool
+    differentiability: Differentiability
     variant: dict[str, Any]
     _kernel: Kernel = field(repr=False)
+
+    @property
+    def linear(self) -> bool:
+        """Whether the update is linear in the coefficients."""
+        return self.differentiability == "linear"
+
+    @property
+    def learnable(self) -> bool:
+        """Whether the update has a gradient in the coefficients, to learn them by."""
+        return self.differentiability != "no"
 
     def combine(self, alpha: Tensor) -> Update:
         """Return the update for the coefficients; a gradient flows from it to ``alpha``.
@@ -73,14 +89,12 @@ class Plan:
         return self._entry(module, alpha)
 
     def materialise(self) -> Plan:
-        """Return the same plan with each module's basis in memory: combining is a weighted sum.
+        """Return the same plan with all in memory that does not depend on the coefficients.
 
-        For learning coefficients; takes n dense deltas a module, or the stacked factors of a sum.
-
-        Raises:
-            UserError: if the plan is not linear in the coefficients, as there is no basis then.
+        For learning them. Combining a linear plan is then a weighted sum; in any other only
+        weights, signs elected after weighting and divisors are computed anew. Takes n dense deltas
+        a module in space delta, the n factors in space factors, and the stacked factors of a sum.
         """
-        require_linear(self)
         return replace(self, _kernel=self._kernel.materialise())
 
     def _entry(self, module: str, alpha: Tensor) -> Entry:
@@ -123,7 +137,7 @@ def prepare(
     return Plan(
         modules=tuple(sources.modules),
         n=sources.n,
-        linear=info.linear_in_coefficients(space, complete),
+        differentiability=info.linearity.of(space, complete),
         variant={"method": method, "space": space, "scaling": kernel.scaling, **complete},
         _kernel=kernel,
     )
@@ -168,10 +182,10 @@ def merge(
     return plan.combine(alpha)
 
 
-def require_linear(
+def require_learnable(
     target: Plan | str, space: str = "delta", options: Mapping[str, Any] | None = None
 ) -> None:
-    """Refuse to learn coefficients of a merge that is not linear in them.
+    """Refuse to learn coefficients by gradient of a merge that has none.
 
     Args:
         target: a plan, or a method's name together with ``space`` and ``options``, to ask before
@@ -180,18 +194,19 @@ def require_linear(
         options: the options, if ``target`` is a name.
 
     Raises:
-        UserError: if the merge is not linear; also as :func:`validate_method`.
+        UserError: if the merge is not differentiable; also as :func:`validate_method`.
     """
     if isinstance(target, Plan):
-        method, space, linear = target.variant["method"], target.variant["space"], target.linear
+        method, space = target.variant["method"], target.variant["space"]
+        learnable = target.learnable
     else:
-        method, linear = target, is_linear(target, space, options)
-    if not linear:
-        condition = get_method(method).linearity.text
+        method, learnable = target, differentiability(target, space, options) != "no"
+    if not learnable:
         raise UserError(
-            f"Expected a merge that is linear in its coefficients, to learn them, but method "
-            f"{method!r} in space {space!r} with these options is not (linear: {condition}; never "
-            "with rank); change the options or use fixed coefficients"
+            f"Expected a merge that is differentiable in its coefficients, to learn them, but "
+            f"method {method!r} in space {space!r} with these options is not (by gradient: "
+            f"{get_method(method).linearity.learned_how}; never with rank); change the options, or "
+            "use fixed coefficients"
         )
 
 

@@ -134,4 +134,4 @@ def _count_digits(magnitudes: Tensor, place: int, prefix: Tensor) -> Tensor:
 def _magnitude_prune(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
     """Prepare trimmed tensors for their sum."""
     view = SPACES[space](sources)
-    return Pipeline(view, trimming(view, options))
+    return Pipeline(view, trimming(view, options), fixed=True)

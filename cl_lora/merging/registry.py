@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
 from cl_lora.merging.spaces import SPACES, Sources
 from cl_lora.merging.update import Entry
 from cl_lora.support.errors import UserError, unknown_name
+
+Differentiability: TypeAlias = Literal["linear", "differentiable", "no"]
+"""How a merged update depends on its coefficients.
+
+``linear``: a weighted sum of fixed tensors. ``differentiable``: with a gradient almost everywhere
+that plain automatic differentiation finds. ``no``: without one, or with one not to be trusted.
+"""
 
 
 class Kernel(Protocol):
@@ -25,7 +32,7 @@ class Kernel(Protocol):
         """Return the update of one module for coefficients ``alpha`` (n,)."""
 
     def materialise(self) -> Kernel:
-        """Return a kernel with every basis in memory; called for linear methods only."""
+        """Return the same kernel with all in memory that does not depend on the coefficients."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +84,40 @@ RANK = OptionSpec(
 
 @dataclass(frozen=True)
 class Linearity:
-    """When the merged update is linear in the coefficients.
+    """When the merged update is linear in the coefficients, and what it is otherwise.
 
     Attributes:
         text: the condition in words.
         holds: tells it from the space and the complete options.
+        otherwise: ``differentiable`` or ``no``.
     """
 
     text: str
     holds: Callable[[str, Mapping[str, Any]], bool]
+    otherwise: Differentiability = "no"
+
+    def of(self, space: str, options: Mapping[str, Any]) -> Differentiability:
+        """Return how the update depends on alpha under these complete options.
+
+        A truncated one counts as ``no``: the gradient that torch gives an SVD divides by the
+        differences of squared singular values and by the roots of the values, and the many zeros
+        of a low-rank delta make both infinite.
+        """
+        if options["rank"] is not None:
+            return "no"
+        return "linear" if self.holds(space, options) else self.otherwise
+
+    @property
+    def learned_how(self) -> str:
+        """How coefficients are learned by gradient, in words for the table."""
+        if self.otherwise == "no":
+            return self.text
+        return f"linear fast path {self.text}; else by merging again"
 
 
-IN_DELTA = Linearity("in delta", lambda space, options: space == "delta")
-ALWAYS = Linearity("yes", lambda space, options: True)
+IN_DELTA = Linearity("in delta", lambda space, options: space == "delta", "differentiable")
+ALWAYS = Linearity("linear fast path", lambda space, options: True)
+DIFFERENTIABLE = Linearity("by merging again", lambda space, options: False, "differentiable")
 NEVER = Linearity("no", lambda space, options: False)
 
 
@@ -103,7 +131,7 @@ class MethodInfo:
         formula: the merged update for coefficients alpha.
         paper: where it comes from.
         prepare: settles what does not depend on the coefficients.
-        linearity: when the update is linear in the coefficients.
+        linearity: when the update is linear in the coefficients, and what it is otherwise.
         spaces: the spaces it works in.
         options: option name -> its specification; every method also has ``rank``.
         data_free: needs no samples beyond the adapters.
@@ -122,10 +150,6 @@ class MethodInfo:
     data_free: bool = True
     needs_task_id: bool = False
     default_rank: Callable[[Sources], int] | None = field(default=None)
-
-    def linear_in_coefficients(self, space: str, options: Mapping[str, Any]) -> bool:
-        """Return whether the update is linear in alpha under these complete options."""
-        return options["rank"] is None and self.linearity.holds(space, options)
 
 
 METHODS: dict[str, MethodInfo] = {}
@@ -223,30 +247,42 @@ def validate_method(
     return check_options(f"merge method {method!r}", info.options, options or {})
 
 
-def is_linear(method: str, space: str = "delta", options: Mapping[str, Any] | None = None) -> bool:
-    """Return whether the merged update is linear in the coefficients.
+def differentiability(
+    method: str, space: str = "delta", options: Mapping[str, Any] | None = None
+) -> Differentiability:
+    """Return how the merged update depends on the coefficients.
 
     Masks, signs and divisors that do not depend on the coefficients make the update a weighted
-    sum of fixed tensors; square roots of weights, signs elected after weighting, division by the
-    weight sum, and truncation do not.
+    sum of fixed tensors: ``linear``. Square roots of weights and division by the weight sum have
+    gradients, and so have signs elected after weighting, which are constants almost everywhere:
+    ``differentiable``. The root has none at a coefficient of exactly 0. Truncation by SVD: ``no``.
 
     Raises:
         UserError: as :func:`validate_method`.
     """
-    return get_method(method).linear_in_coefficients(space, validate_method(method, space, options))
+    return get_method(method).linearity.of(space, validate_method(method, space, options))
+
+
+def is_linear(method: str, space: str = "delta", options: Mapping[str, Any] | None = None) -> bool:
+    """Return whether the merged update is linear in the coefficients.
+
+    Raises:
+        UserError: as :func:`validate_method`.
+    """
+    return differentiability(method, space, options) == "linear"
 
 
 def methods_table() -> list[dict[str, str]]:
     """Return the rows of ``cl-lora list methods``, one per method, sorted by name.
 
-    Columns: name, summary, formula, linear, spaces, options, data, task, paper.
+    Columns: name, summary, formula, learned, spaces, options, data, task, paper.
     """
     return [
         {
             "name": info.name,
             "summary": info.summary,
             "formula": info.formula,
-            "linear": info.linearity.text,
+            "learned": info.linearity.learned_how,
             "spaces": ", ".join(info.spaces),
             "options": options_text(info.options),
             "data": "none" if info.data_free else "samples",

@@ -31,11 +31,13 @@ class Sources:
 class Space(Protocol):
     """One module of n adapters as stacks of n tensors, and back."""
 
-    scaling: ClassVar[str]
-    """How the coefficient alpha and the adapter's scaling s enter; recorded in the variant."""
+    @property
+    def scaling(self) -> str:
+        """How the coefficient alpha and the adapter's scaling s enter; recorded in the variant."""
 
-    sides: ClassVar[tuple[str, ...]]
-    """The stacks that a module has."""
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The stacks that a module has."""
 
     @property
     def sources(self) -> Sources:
@@ -84,7 +86,9 @@ class FactorSpace:
 
     A_i weighs ``sign(alpha_i s_i) sqrt|alpha_i s_i|`` and B_i ``sqrt|alpha_i s_i|``. The product of
     the two merged factors has cross terms B_i A_j, so it is neither the sum of the updates nor
-    linear in alpha: one adapter twice at weight 1 gives 4 dW.
+    linear in alpha: one adapter twice at weight 1 gives 4 dW. It is differentiable where no
+    alpha_i s_i is 0, the kink of the root: learned coefficients must start away from it, and the
+    sigmoids and the softmax of the learned rules never reach it.
 
     Raises:
         UserError: if the adapters of a module differ in rank.
@@ -118,6 +122,46 @@ class FactorSpace:
         """Return the merged factors with scaling 1."""
         A, B = tensors
         return LoRAFactors(A, B, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class KeptStacks:
+    """A space whose stacks are held in memory, for merging again and again.
+
+    Attributes:
+        space: the space.
+        stacks: (module, side) -> what its stack is.
+    """
+
+    space: Space
+    stacks: Mapping[tuple[str, str], Tensor]
+
+    @property
+    def sources(self) -> Sources:
+        """The adapters."""
+        return self.space.sources
+
+    @property
+    def scaling(self) -> str:
+        """As of the space."""
+        return self.space.scaling
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """As of the space."""
+        return self.space.sides
+
+    def stack(self, module: str, side: str) -> Tensor:
+        """Return a copy of the stack, because the caller may overwrite it."""
+        return self.stacks[module, side].clone()
+
+    def weights(self, module: str, side: str, alpha: Tensor) -> Tensor:
+        """Return the weights of the space."""
+        return self.space.weights(module, side, alpha)
+
+    def assemble(self, tensors: Sequence[Tensor]) -> Entry:
+        """Return the update of the space."""
+        return self.space.assemble(tensors)
 
 
 SPACES: Mapping[str, type[DeltaSpace | FactorSpace]] = {

@@ -33,11 +33,16 @@ ELECTION = {
     ),
 }
 
+
+def is_fixed(options: Mapping[str, Any]) -> bool:
+    """Return whether masks and divisors are the same for all weights."""
+    return bool(options["sign"] == "unweighted" and options["divisor"] != "weight_sum")
+
+
 FIXED_ELECTION = Linearity(
     "in delta, with sign=unweighted and divisor=count or none",
-    lambda space, options: (
-        space == "delta" and options["sign"] == "unweighted" and options["divisor"] != "weight_sum"
-    ),
+    lambda space, options: space == "delta" and is_fixed(options),
+    "differentiable",
 )
 
 _SMALLEST_DIVISOR = 1e-8
@@ -106,6 +111,8 @@ DIVISOR: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 def disjoint(options: Mapping[str, Any]) -> Spread:
     """Return the spread of a disjoint merge: basis_i = mask_i T_i / divisor.
 
+    Of the weights only those in a divisor carry a gradient: masks are constant almost everywhere.
+
     Args:
         options: ``sign``, ``elect`` and ``divisor``; see :data:`ELECTION`.
     """
@@ -133,4 +140,10 @@ def disjoint(options: Mapping[str, Any]) -> Spread:
 def _ties(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
     """Prepare trimmed tensors for their election."""
     view = SPACES[space](sources)
-    return Pipeline(view, trimming(view, options), disjoint(options), by_rows=True)
+    return Pipeline(
+        view,
+        trimming(view, options),
+        disjoint(options),
+        by_rows=True,
+        fixed=is_fixed(options),
+    )

@@ -187,6 +187,38 @@ def test_learning_recovers_known_coefficients(method, config, alpha):
     assert not learned.alpha.requires_grad
 
 
+@pytest.mark.parametrize(
+    ("method", "space", "options"),
+    [
+        ("task_arithmetic", "factors", {}),
+        ("ties", "factors", {}),
+        ("dare_ties", "factors", {"density": 0.7}),
+        ("ties", "delta", {"sign": "weighted", "divisor": "none"}),
+        ("ties", "factors", {"sign": "weighted", "divisor": "none"}),
+    ],
+)
+def test_learning_by_merging_again_recovers_known_coefficients(method, space, options):
+    plan = prepare(toy_adapters(3), method, space=space, **options)
+    assert not plan.linear
+    alpha = [0.3, 1.7, 0.9]
+    target = plan.combine(torch.tensor(alpha))
+    rule = make_rule({"name": "adaptive", "b_max": 3, "steps": 300, "lr": 0.1})
+    learned = learn(rule, plan, lambda u, step: _distance(u, target))
+    torch.testing.assert_close(
+        learned.alpha, torch.tensor(alpha, dtype=torch.float64), rtol=0, atol=2e-2
+    )
+
+
+def test_learning_by_merging_again_recovers_shares_of_a_weight_sum():
+    # A divisor of weights makes the scale of alpha count for nothing: only shares can be found.
+    plan = prepare(toy_adapters(3), "ties", divisor="weight_sum")
+    alpha = torch.tensor([0.2, 0.7, 0.1])
+    target = plan.combine(alpha)
+    rule = make_rule({"name": "softmax", "granularity": "adapter", "steps": 300, "lr": 0.1})
+    learned = learn(rule, plan, lambda u, step: _distance(u, target))
+    torch.testing.assert_close(learned.alpha, alpha.double(), rtol=0, atol=2e-2)
+
+
 def test_learning_by_module_recovers_a_row_for_each():
     plan = prepare(toy_adapters(2), "task_arithmetic")
     rows = torch.rand(5, 2, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
@@ -233,11 +265,11 @@ def test_a_loss_without_the_update_is_refused():
         learn(make_rule({"name": "softmax"}), plan, lambda u, step: torch.ones(()))
 
 
-def test_only_learned_rules_and_linear_plans_can_learn():
+def test_only_learned_rules_and_differentiable_plans_can_learn():
     adapters = toy_adapters(2)
     with pytest.raises(UserError, match="'uniform' has nothing to learn"):
         learn(make_rule({"name": "uniform"}), prepare(adapters, "ties"), lambda u, step: None)
-    with pytest.raises(UserError, match="linear in its coefficients"):
+    with pytest.raises(UserError, match="differentiable in its coefficients"):
         learn(make_rule({"name": "softmax"}), prepare(adapters, "svd"), lambda u, step: None)
     with pytest.raises(UserError, match="extra_lr"):
         learn(

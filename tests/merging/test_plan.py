@@ -1,5 +1,6 @@
 """Identities of merging, linearity, gradients, laziness."""
 
+import itertools
 import weakref
 
 import pytest
@@ -10,16 +11,19 @@ from merge_reference import SHAPES, relative_error, toy_adapters
 
 from cl_lora.adapters import LoRAFactors
 from cl_lora.merging import (
+    dare,
+    differentiability,
     get_method,
     is_linear,
     kernels,
     merge,
     method_names,
     prepare,
-    require_linear,
+    pruning,
+    require_learnable,
 )
 from cl_lora.merging.plan import gather
-from cl_lora.merging.spaces import DeltaSpace
+from cl_lora.merging.spaces import DeltaSpace, FactorSpace
 from cl_lora.support.errors import UserError
 
 METHODS_AND_SPACES = [(m, s) for m in method_names() for s in get_method(m).spaces]
@@ -107,6 +111,7 @@ def test_combining_is_linear_exactly_where_the_plan_says_so(chosen, seed):
     adapters = toy_adapters(3, dtype=torch.float64, seed=seed)
     plan = prepare(adapters, method, space=space, **options)
     assert plan.linear == is_linear(method, space, options)
+    assert plan.differentiability == differentiability(method, space, options)
     generator = torch.Generator().manual_seed(seed)
     worst = 0.0
     for _ in range(5):
@@ -132,10 +137,84 @@ def test_gradient_of_combine_against_finite_differences(method, options, shape):
         )
 
 
-def test_gradient_flows_through_a_divisor_of_weights():
-    plan = prepare(toy_adapters(3, dtype=torch.float64), "ties", divisor="weight_sum")
-    alpha = torch.tensor([0.4, 0.9, 1.3], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda a: plan.combine(a).delta("out"), alpha)
+CHOICES = {
+    "trim": ["tensor", "global"],
+    "sign": ["unweighted", "weighted"],
+    "elect": ["total", "frequency"],
+    "divisor": ["count", "weight_sum", "none"],
+}
+
+
+def _variants():
+    """Every method in every space with every word that an option can be."""
+    for method, space in METHODS_AND_SPACES:
+        names = [name for name in get_method(method).options if name in CHOICES]
+        for words in itertools.product(*(CHOICES[name] for name in names)):
+            yield method, space, dict(zip(names, words, strict=True))
+
+
+LEARNABLE = [v for v in _variants() if differentiability(*v) != "no"]
+
+
+@pytest.mark.parametrize(
+    ("method", "space", "options"), LEARNABLE, ids=[f"{m}-{s}-{o}" for m, s, o in LEARNABLE]
+)
+def test_gradients_of_every_variant_against_finite_differences(method, space, options):
+    """Away from the kinks: no coefficient is 0, and no election flips within a step of 1e-6."""
+    if "density" in get_method(method).options:
+        options = {"density": 0.5, **options}
+    plan = prepare(toy_adapters(3, dtype=torch.float64), method, space=space, **options)
+    assert plan.learnable
+    for values in ([0.4, 0.9, 1.3], [0.7, -0.3, 1.1]):
+        alpha = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+        for each in (plan, plan.materialise()):
+            assert torch.autograd.gradcheck(
+                lambda a, each=each: tuple(each.combine(a).delta(m) for m in each.modules), alpha
+            )
+
+
+def test_all_but_truncated_methods_can_be_learned():
+    assert {m for m, s, o in _variants() if differentiability(m, s, o) == "no"} == {"svd"}
+    for method, space, options in LEARNABLE:
+        assert differentiability(method, space, {**options, "rank": 2}) == "no"
+
+
+def test_the_gradient_of_a_root_is_not_finite_at_zero():
+    """Why learned rules start away from 0: declared, so that nobody relies on it."""
+    plan = prepare(toy_adapters(2), "linear", space="factors")
+    alpha = torch.tensor([0.5, 0.0], requires_grad=True)
+    (slope,) = torch.autograd.grad(plan.combine(alpha).delta("out").square().sum(), alpha)
+    assert slope[0].isfinite()
+    assert not slope[1].isfinite()
+
+
+@pytest.mark.parametrize(
+    ("method", "space", "options"), LEARNABLE, ids=[f"{m}-{s}-{o}" for m, s, o in LEARNABLE]
+)
+def test_a_materialised_plan_of_any_variant_gives_the_same_again_and_again(method, space, options):
+    plan = prepare(toy_adapters(3, dtype=torch.float64), method, space=space, **options)
+    ready = plan.materialise()
+    for seed in range(2):  # the second time shows a stack that the first has overwritten
+        generator = torch.Generator().manual_seed(seed)
+        alpha = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+        update, expected = ready.combine(alpha), plan.combine(alpha)
+        for module in plan.modules:
+            torch.testing.assert_close(update.delta(module), expected.delta(module))
+
+
+@pytest.mark.parametrize(
+    ("method", "space", "options"),
+    [("ties", "factors", {"sign": "weighted"}), ("dare_ties", "delta", {"divisor": "weight_sum"})],
+)
+def test_learning_by_merging_again_neither_sparsifies_nor_stacks_again(
+    method, space, options, monkeypatch
+):
+    ready = prepare(toy_adapters(3), method, space=space, **options).materialise()
+    for kind in (DeltaSpace, FactorSpace):
+        monkeypatch.setattr(kind, "stack", None)
+    monkeypatch.setattr(dare, "dare_mask", None)
+    monkeypatch.setattr(pruning, "top_mask", None)
+    ready.combine(torch.ones(3))
 
 
 @pytest.mark.parametrize(("method", "options"), LINEAR)
@@ -234,17 +313,17 @@ def test_the_variant_says_all_that_defines_the_result():
     assert prepare(toy_adapters(2), "cat", space="factors").variant["scaling"].startswith("alpha")
 
 
-def test_learned_coefficients_are_refused_where_the_merge_is_not_linear():
-    require_linear("ties")
-    require_linear(prepare(toy_adapters(2), "ties"))
+def test_learned_coefficients_are_refused_where_the_merge_is_not_differentiable():
+    for target in ("ties", prepare(toy_adapters(2), "ties")):
+        require_learnable(target)
+    require_learnable("ties", "factors")
+    require_learnable("ties", options={"sign": "weighted"})
     for target in (
-        lambda: require_linear("ties", "factors"),
-        lambda: require_linear("ties", options={"sign": "weighted"}),
-        lambda: require_linear("task_arithmetic", options={"rank": 4}),
-        lambda: require_linear(prepare(toy_adapters(2), "svd")),
-        lambda: prepare(toy_adapters(2), "linear", space="factors").materialise(),
+        lambda: require_learnable("svd"),
+        lambda: require_learnable("task_arithmetic", options={"rank": 4}),
+        lambda: require_learnable(prepare(toy_adapters(2), "svd")),
     ):
-        with pytest.raises(UserError, match="linear in its coefficients"):
+        with pytest.raises(UserError, match="differentiable in its coefficients"):
             target()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cl_lora.merging.coefficients.registry import CoefficientRule
-from cl_lora.merging.plan import Plan, require_linear
+from cl_lora.merging.plan import Plan, require_learnable
 from cl_lora.merging.registry import OptionSpec, choice, is_count, is_number
 from cl_lora.merging.update import Update
 from cl_lora.support.errors import UserError
@@ -72,27 +72,28 @@ def learn(
 ) -> Learned:
     """Learn the coefficients of a plan by Adam on a loss of the merged update.
 
-    The plan is materialised, so that a step costs a weighted sum and not a new merge.
+    The plan is materialised: a step of a linear plan costs a weighted sum, one of a plan that is
+    only differentiable merges again, without sparsifying again.
 
     Args:
         rule: a learned rule; its ``steps`` and ``lr`` are used.
-        plan: a plan that is linear in its coefficients.
+        plan: a plan that is differentiable in its coefficients.
         loss: called with the update and the step from 0; returns a scalar that depends on the
             update. Which samples it sees is the caller's choice.
         extra_parameters: further tensors to train along, e.g. of a head.
         extra_lr: their learning rate; None takes the rule's.
 
     Raises:
-        UserError: if the rule has nothing to learn, the plan is not linear, ``extra_lr`` is not
-            above 0, a loss is not finite or not connected to the coefficients, or the coefficients
-            end not finite.
+        UserError: if the rule has nothing to learn, the plan is not differentiable,
+            ``extra_lr`` is not above 0, a loss is not finite or not connected to the coefficients,
+            or the coefficients end not finite.
     """
     if not rule.learned:
         raise UserError(
             f"Expected a learned coefficient rule but {rule.name!r} has nothing to learn; "
             "take its state's alpha() instead"
         )
-    require_linear(plan)
+    require_learnable(plan)
     lr = rule.options["lr"]
     extra_lr = lr if extra_lr is None else extra_lr
     if not (is_number(extra_lr) and extra_lr > 0):
