@@ -31,8 +31,9 @@ records with every default.
 *Coefficients can be learned* says how a rule that learns by gradient gets its gradient. Where the
 merged update is linear in the coefficients, each step is a weighted sum of tensors made once (the
 linear fast path); where it is only differentiable, each step merges again; with `rank` set neither
-holds, because the gradient through an SVD is not to be trusted. *Data* are samples that the merge itself needs beyond the
-adapters; *task* is whether the task of an image must be known when it is classified.
+holds, because the gradient through an SVD is not to be trusted. *Data* are samples that the merge
+itself needs beyond the adapters; *task* is whether the task of an image must be known when it is
+classified.
 
 """
 
@@ -48,8 +49,8 @@ _RULES = """
 
 *Learned* rules need a buffer (`spc` samples per class and domain, from train images only) and a
 method whose coefficients can be learned. By granularity `adapter` a coefficient holds for a whole
-adapter, by `layer` for a layer of the model (its index is found in names such as `blocks.3.`, `h.3.` or
-`encoder.layer.3.`), by `module` for one weight.
+adapter, by `layer` for a layer of the model (found by its index in names such as `blocks.3.`,
+`h.3.` or `encoder.layer.3.`), by `module` for one weight.
 
 """
 
