@@ -13,8 +13,7 @@ import pytest
 import torch
 from fabricate import fabricate_run
 
-from cl_lora.benchmarks import make_benchmark
-from cl_lora.benchmarks.core import DomainBenchmark
+from cl_lora.benchmarks import Benchmark, make_benchmark
 from cl_lora.models.backbones import Backbone
 
 
@@ -42,7 +41,7 @@ def make_backbone() -> Callable[[], Backbone]:
 
 
 @pytest.fixture(scope="session")
-def benchmark_16(tmp_path_factory: pytest.TempPathFactory) -> DomainBenchmark:
+def benchmark_16(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
     """Three classes in three styles, 16 px: 8 train and 4 test images a class and style."""
     return make_benchmark(
         {

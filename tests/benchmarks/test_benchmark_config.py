@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cl_lora.benchmarks import KINDS, found, make_benchmark, validate_benchmark_config
-from cl_lora.benchmarks.config import read_config
+from cl_lora.benchmarks.config import benchmark_kind, read_config
 from cl_lora.support.errors import UserError
 
 GROUP = Path(__file__).parents[2] / "configs" / "benchmark"
@@ -66,6 +66,14 @@ def test_unknown_kind_and_setting():
         ("domains", "test_fraction", 0),
         ("domains", "test_fraction", 1.0),
         ("domains", "test_fraction", "a"),
+        ("domains", "test_fraction", True),
+        ("domains", "val_fraction", -0.1),
+        ("domains", "val_fraction", 1.0),
+        ("domains", "val_fraction", float("nan")),
+        ("domains", "val_fraction", "a"),
+        ("hub", "val_fraction", 1.5),
+        ("shapes", "val_fraction", 1.0),
+        ("shapes", "val_fraction", None),
         ("domains", "split_seed", -1),
         ("domains", "split_seed", None),
         ("domains", "samples_per_class", 0),
@@ -86,7 +94,7 @@ def test_unknown_kind_and_setting():
         ("shapes", "test_samples_per_class", 0),
         ("shapes", "first_class", -1),
         ("shapes", "styles", None),
-        ("shapes", "styles", [1]),
+        ("shapes", "styles", []),
     ],
 )
 def test_bad_value_is_refused_with_name_and_value(kind, name, value):
@@ -101,6 +109,18 @@ def test_bad_value_is_refused_with_name_and_value(kind, name, value):
 def test_image_size_must_be_a_positive_integer(size):
     with pytest.raises(UserError, match="image_size"):
         make_benchmark({"kind": "shapes"}, size)
+
+
+def test_a_name_in_a_list_that_is_no_text():
+    with pytest.raises(UserError, match=r"benchmark.styles\[1\] to be a text but got 1"):
+        read_config({"kind": "shapes", "styles": ["photo", 1]})
+
+
+def test_a_kind_that_is_taken_is_an_error():
+    before = dict(KINDS)
+    with pytest.raises(UserError, match=r"'shapes' is registered already by .*ShapesConfig"):
+        benchmark_kind("shapes")(KINDS["hub"])
+    assert before == KINDS
 
 
 def test_paths_may_be_path_objects(tmp_path):

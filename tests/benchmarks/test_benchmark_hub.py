@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from benchmark_views import classes_of, held_out_of, images_of, labels_of, train_of, val_of
 from PIL import Image
 
 from cl_lora.benchmarks import found, make_benchmark, validate_benchmark_config
@@ -54,12 +55,12 @@ def test_parquet_with_class_labels(tmp_path, no_decoding):
     config = parquet(tmp_path / "set", rows())
     validate_benchmark_config(config)
     data = make_benchmark(config, 8)
-    assert data.classes == ("dog", "cat")
-    assert data.domains == ("photo", "sketch")
-    np.testing.assert_array_equal(data.images[:, 4, 4, 0], np.arange(4 * COUNT))
-    np.testing.assert_array_equal(data.labels, np.arange(4 * COUNT) % 2)
-    assert sorted([*data.train[0], *data.test[0]]) == list(range(2 * COUNT, 4 * COUNT))
-    assert [len(test) for test in data.test] == [2, 2]
+    assert classes_of(data) == ("dog", "cat")
+    assert data.names == ("photo", "sketch")
+    np.testing.assert_array_equal(images_of(data)[:, 4, 4, 0], np.arange(4 * COUNT))
+    np.testing.assert_array_equal(labels_of(data), np.arange(4 * COUNT) % 2)
+    assert sorted([*train_of(data)[0], *held_out_of(data)[0]]) == list(range(2 * COUNT, 4 * COUNT))
+    assert [len(test) for test in held_out_of(data)] == [2, 2]
     no_decoding()
     assert make_benchmark(config, 8).fingerprint == data.fingerprint
     assert found(config) == config["path"]
@@ -69,10 +70,17 @@ def test_one_domain_in_the_order_asked_and_with_string_labels(tmp_path):
     labels = [("fox", "ape")[i % 2] for i in range(4 * COUNT)]
     config = parquet(tmp_path / "set", rows(label=labels), names=False)
     data = make_benchmark({**config, "domains": ["sketch"]}, 8)
-    assert data.classes == ("ape", "fox")
-    assert data.domains == ("sketch",)
-    assert data.images.shape == (2 * COUNT, 8, 8, 3)
-    assert data.labels[0] == 1
+    assert classes_of(data) == ("ape", "fox")
+    assert data.names == ("sketch",)
+    assert images_of(data).shape == (2 * COUNT, 8, 8, 3)
+    assert labels_of(data)[0] == 1
+
+
+def test_validation_part(tmp_path):
+    config = parquet(tmp_path / "set", rows())
+    data = make_benchmark({**config, "val_fraction": 0.5}, 8)
+    assert [len(train) for train in train_of(data)] == [4 * COUNT // 2 - 2 - 4] * 2
+    assert [np.bincount(labels_of(data)[val]).tolist() for val in val_of(data)] == [[2, 2]] * 2
 
 
 def test_image_folder_with_metadata(tree):
@@ -89,9 +97,9 @@ def test_image_folder_with_metadata(tree):
         "domain_column": "style",
     }
     data = make_benchmark(config, 8)
-    assert data.classes == ("cat", "dog")
-    assert np.bincount(data.labels).tolist() == [8, 8]
-    assert len(data.images) == 16
+    assert classes_of(data) == ("cat", "dog")
+    assert np.bincount(labels_of(data)).tolist() == [8, 8]
+    assert len(images_of(data)) == 16
 
 
 def test_changed_pixel_is_another_fingerprint(tmp_path):
@@ -100,7 +108,7 @@ def test_changed_pixel_is_another_fingerprint(tmp_path):
     images[3] = {"bytes": png(200), "path": None}
     second = make_benchmark(parquet(tmp_path / "b", rows(image=images)), 8)
     assert first.fingerprint != second.fingerprint
-    assert second.images[3, 0, 0, 0] == 200
+    assert images_of(second)[3, 0, 0, 0] == 200
 
 
 def test_unreadable_images_are_all_named(tmp_path):

@@ -11,10 +11,12 @@ from cl_lora.benchmarks.splits import (
     SplitSettings,
     cap_per_class,
     class_problems,
+    hold_out_validation,
     split_domains,
     stratified_split,
 )
 from cl_lora.support.errors import UserError
+from cl_lora.support.seeding import numpy_generator
 
 counts_per_class = st.lists(st.integers(2, 40), min_size=1, max_size=5)
 
@@ -83,27 +85,61 @@ def split(domains: list[str], settings: SplitSettings, labels: np.ndarray, domai
 def test_split_depends_on_the_split_seed_and_not_on_the_domain_order():
     labels = np.tile([0, 1], 40)
     domain_of = np.repeat([0, 1], 40)
-    train, test = split(["p", "q"], SplitSettings(0.25, 0), labels, domain_of)
-    swapped_train, swapped_test = split(["q", "p"], SplitSettings(0.25, 0), labels, domain_of)
+    first, second = split(["p", "q"], SplitSettings(0.25, 0, val_fraction=0.2), labels, domain_of)
+    swapped = split(["q", "p"], SplitSettings(0.25, 0, val_fraction=0.2), labels, domain_of)
     other, _ = split(["p", "q"], SplitSettings(0.25, 1), labels, domain_of)
-    for kept, swapped in ((train, swapped_train), (test, swapped_test)):
-        np.testing.assert_array_equal(kept[0], swapped[1])
-        np.testing.assert_array_equal(kept[1], swapped[0])
-    assert not np.array_equal(train[0], other[0])
+    for side in ("train", "val", "test"):
+        np.testing.assert_array_equal(getattr(first, side), getattr(swapped[1], side))
+        np.testing.assert_array_equal(getattr(second, side), getattr(swapped[0], side))
+    assert not np.array_equal(first.test, other.test)
 
 
 @given(st.integers(1, 12), st.integers(1, 12))
 def test_caps_never_move_a_sample_from_test_to_train(train_cap, test_cap):
     labels = np.tile([0, 1], 40)
     domain_of = np.repeat([0, 1], 40)
-    full_train, full_test = split(["p", "q"], SplitSettings(0.25, 0), labels, domain_of)
+    full = split(["p", "q"], SplitSettings(0.25, 0), labels, domain_of)
     settings = SplitSettings(0.25, 0, train_cap, test_cap)
-    train, test = split(["p", "q"], settings, labels, domain_of)
-    for number in range(2):
-        assert set(train[number]) <= set(full_train[number])
-        assert set(test[number]) <= set(full_test[number])
-        assert np.bincount(labels[train[number]]).tolist() == [min(train_cap, 15)] * 2
-        assert np.bincount(labels[test[number]]).tolist() == [min(test_cap, 5)] * 2
+    capped = split(["p", "q"], settings, labels, domain_of)
+    for few, all_ in zip(capped, full, strict=True):
+        assert set(few.train) <= set(all_.train)
+        assert set(few.test) <= set(all_.test)
+        assert len(few.val) == 0
+        assert np.bincount(labels[few.train]).tolist() == [min(train_cap, 15)] * 2
+        assert np.bincount(labels[few.test]).tolist() == [min(test_cap, 5)] * 2
+
+
+@given(st.sampled_from([None, 2, 3, 7]), st.floats(0.001, 0.999))
+def test_validation_part_is_taken_from_what_there_is_to_train_on(cap, fraction):
+    labels = np.tile([0, 1], 40)
+    domain_of = np.repeat([0, 1], 40)
+    without = split(["p", "q"], SplitSettings(0.25, 0, cap), labels, domain_of)
+    settings = SplitSettings(0.25, 0, cap, val_fraction=fraction)
+    for parts, whole in zip(split(["p", "q"], settings, labels, domain_of), without, strict=True):
+        np.testing.assert_array_equal(parts.test, whole.test)
+        assert sorted([*parts.train, *parts.val]) == whole.train.tolist()
+        for label in (0, 1):
+            count = int(np.sum(labels[whole.train] == label))
+            held_out = int(np.sum(labels[parts.val] == label))
+            assert 1 <= held_out <= count - 1
+            assert abs(held_out - count * fraction) <= 1
+        assert (np.diff(parts.val) > 0).all()
+        assert (np.diff(parts.train) > 0).all()
+
+
+def test_validation_is_drawn_from_split_seed_and_domain_name():
+    labels = np.zeros(10, dtype=np.int64)
+    train = np.arange(100, 110)
+    _, val = hold_out_validation(train, labels, 0.3, 4, domain="p", classes=["a"])
+    expected = numpy_generator(4, "val", "p").permutation(10)[:3]
+    assert val.tolist() == sorted(100 + expected)
+
+
+def test_class_with_one_train_sample_cannot_be_validated():
+    labels = np.tile([0, 1], 40)
+    settings = SplitSettings(0.25, 0, samples_per_class=1, val_fraction=0.5)
+    with pytest.raises(UserError, match=r"2 train samples of class 'a' in domain 'p'.*but got 1"):
+        split(["p"], settings, labels, np.zeros(80, dtype=np.int64))
 
 
 def test_given_split_must_have_every_class():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmark_views import classes_of, held_out_of, images_of, labels_of, train_of, val_of
 from PIL import Image
 
 from cl_lora.benchmarks import found, make_benchmark, validate_benchmark_config
@@ -23,17 +24,17 @@ def lists(folder: Path, **files: list[str]) -> Path:
 
 def test_loads_every_image_once_with_label_and_domain(folder_config):
     data = make_benchmark(folder_config, 8)
-    assert data.classes == ("cat", "dog")
-    assert data.domains == ("photo", "sketch")
-    assert data.images.shape == (20, 8, 8, 3)
-    assert np.bincount(data.labels).tolist() == [10, 10]
-    parts = [*data.train, *data.test]
+    assert classes_of(data) == ("cat", "dog")
+    assert data.names == ("photo", "sketch")
+    assert images_of(data).shape == (20, 8, 8, 3)
+    assert np.bincount(labels_of(data)).tolist() == [10, 10]
+    parts = [*train_of(data), *held_out_of(data)]
     assert sorted(np.concatenate(parts)) == list(range(20))
-    for train, test in zip(data.train, data.test, strict=True):
-        assert np.bincount(data.labels[train]).tolist() == [4, 4]
-        assert np.bincount(data.labels[test]).tolist() == [1, 1]
+    for train, test in zip(train_of(data), held_out_of(data), strict=True):
+        assert np.bincount(labels_of(data)[train]).tolist() == [4, 4]
+        assert np.bincount(labels_of(data)[test]).tolist() == [1, 1]
     # The writer of the tree gives image n (from 1) in path order red = n.
-    np.testing.assert_array_equal(data.images[:, 4, 4, 0], np.arange(1, 21))
+    np.testing.assert_array_equal(images_of(data)[:, 4, 4, 0], np.arange(1, 21))
     assert not data.annotations
 
 
@@ -45,7 +46,7 @@ def test_extensions_in_any_case_are_images_and_all_else_is_not(folder_config):
     (folder / "notes.txt").write_text("")
     (folder / ".hidden.png").write_text("")
     (folder.parent / ".DS_Store").mkdir()
-    assert len(make_benchmark(folder_config, 8).images) == 23
+    assert len(images_of(make_benchmark(folder_config, 8))) == 23
 
 
 def test_domain_order_changes_the_stream_and_the_fingerprint_but_no_split_and_no_pixel(
@@ -54,8 +55,8 @@ def test_domain_order_changes_the_stream_and_the_fingerprint_but_no_split_and_no
     data = make_benchmark(folder_config, 8)
     no_decoding()
     swapped = make_benchmark({**folder_config, "domains": ["sketch", "photo"]}, 8)
-    assert swapped.domains == ("sketch", "photo")
-    np.testing.assert_array_equal(swapped.train[0], data.train[1])
+    assert swapped.names == ("sketch", "photo")
+    np.testing.assert_array_equal(train_of(swapped)[0], train_of(data)[1])
     assert swapped.fingerprint != data.fingerprint
 
 
@@ -70,7 +71,7 @@ def test_touched_files_are_not_decoded_again(folder_config, cache, no_decoding):
     after = file.stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
     assert again.fingerprint == data.fingerprint
-    np.testing.assert_array_equal(again.images, data.images)
+    np.testing.assert_array_equal(images_of(again), images_of(data))
 
 
 def test_moved_tree_is_not_decoded_again(folder_config, tmp_path, no_decoding):
@@ -84,13 +85,13 @@ def test_moved_tree_is_not_decoded_again(folder_config, tmp_path, no_decoding):
 def test_changed_byte_or_size_is_decoded_again(folder_config, cache):
     data = make_benchmark(folder_config, 8)
     larger = make_benchmark(folder_config, 9)
-    assert larger.images.shape == (20, 9, 9, 3)
+    assert images_of(larger).shape == (20, 9, 9, 3)
     path = Path(folder_config["root"]) / "sketch" / "dog" / "4.png"
     times = path.stat()
     Image.new("RGB", (12, 10), (255, 254, 253)).save(path)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     changed = make_benchmark(folder_config, 8)
-    assert changed.images[19, 0, 0].tolist() == [255, 254, 253]
+    assert images_of(changed)[19, 0, 0].tolist() == [255, 254, 253]
     assert len({data.fingerprint, larger.fingerprint, changed.fingerprint}) == 3
     assert len(list(cache.iterdir())) == 3
 
@@ -101,8 +102,28 @@ def test_split_seed_and_caps_need_no_new_decoding(folder_config, no_decoding):
     other = make_benchmark({**folder_config, "split_seed": 1}, 8)
     assert other.fingerprint != data.fingerprint
     capped = make_benchmark({**folder_config, "samples_per_class": 2, "test_fraction": 0.4}, 8)
-    assert [np.bincount(capped.labels[t]).tolist() for t in capped.train] == [[2, 2], [2, 2]]
-    assert [np.bincount(capped.labels[t]).tolist() for t in capped.test] == [[2, 2], [2, 2]]
+    assert [np.bincount(labels_of(capped)[t]).tolist() for t in train_of(capped)] == [
+        [2, 2],
+        [2, 2],
+    ]
+    assert [np.bincount(labels_of(capped)[t]).tolist() for t in held_out_of(capped)] == [
+        [2, 2],
+        [2, 2],
+    ]
+
+
+def test_validation_part_leaves_the_rest_as_it_is(folder_config, no_decoding):
+    data = make_benchmark(folder_config, 8)
+    assert [len(val) for val in val_of(data)] == [0, 0]
+    no_decoding()
+    assert make_benchmark({**folder_config, "val_fraction": 0}, 8).fingerprint == data.fingerprint
+    other = make_benchmark({**folder_config, "val_fraction": 0.25}, 8)
+    assert other.fingerprint != data.fingerprint
+    for number in range(2):
+        train, val = train_of(other)[number], val_of(other)[number]
+        assert np.bincount(labels_of(other)[val]).tolist() == [1, 1]
+        assert sorted([*train, *val]) == train_of(data)[number].tolist()
+        np.testing.assert_array_equal(held_out_of(other)[number], held_out_of(data)[number])
 
 
 def test_missing_root(folder_config):
@@ -149,7 +170,7 @@ def test_incomplete_domain_that_is_not_chosen_does_not_matter(tree, cache):
     root = tree(domains=("art", "photo"))
     (root / "broken").mkdir()
     config = {"kind": "domains", "root": str(root), "domains": ["photo", "art"]}
-    assert make_benchmark(config, 8).domains == ("photo", "art")
+    assert make_benchmark(config, 8).names == ("photo", "art")
 
 
 def test_all_unreadable_images_are_named(folder_config, cache):
@@ -193,11 +214,11 @@ def full_lists(suffixes: tuple[str, str] = ("_train", "_test")) -> dict[str, lis
 def test_split_from_lists(folder_config, tmp_path, suffixes):
     folder = lists(tmp_path / "lists", **full_lists(suffixes))
     data = make_benchmark({**folder_config, "split_lists": str(folder)}, 8)
-    assert [train.tolist() for train in data.train] == [
+    assert [train.tolist() for train in train_of(data)] == [
         [0, 1, 2, 5, 6, 7],
         [10, 11, 12, 15, 16, 17],
     ]
-    assert [test.tolist() for test in data.test] == [[4, 9], [14, 19]]
+    assert [test.tolist() for test in held_out_of(data)] == [[4, 9], [14, 19]]
 
 
 def test_lists_may_lie_in_the_root_and_name_folders_with_spaces(tree, cache):
@@ -206,8 +227,8 @@ def test_lists_may_lie_in_the_root_and_name_folders_with_spaces(tree, cache):
     files = {"Real World_train": names[1::2], "Real World_test": [n + " 3" for n in names[::2]]}
     folder = lists(root / "splits", **files)
     data = make_benchmark({"kind": "domains", "root": str(root), "split_lists": str(folder)}, 8)
-    assert data.domains == ("Real World",)
-    assert data.test[0].tolist() == [0, 2, 4, 6, 8]
+    assert data.names == ("Real World",)
+    assert held_out_of(data)[0].tolist() == [0, 2, 4, 6, 8]
 
 
 def test_bad_lines_in_lists_are_all_named(folder_config, tmp_path):

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from benchmark_views import classes_of, held_out_of, images_of, labels_of, train_of, val_of
 
 from cl_lora.benchmarks import found, make_benchmark, validate_benchmark_config
-from cl_lora.benchmarks.sources.shapes import ShapesSpec, class_names, describe_sample, render_sample
+from cl_lora.benchmarks.sources.shapes import (
+    ShapesSpec,
+    class_names,
+    describe_sample,
+    render_sample,
+)
 from cl_lora.support.errors import UserError
 
 CONFIG = {
@@ -22,25 +28,25 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 def test_styles_are_the_domains_and_every_class_has_the_asked_number():
     data = make_benchmark(CONFIG, 16)
-    assert data.domains == ("sketch", "photo")
-    assert data.images.shape == (2 * 3 * 6, 16, 16, 3)
-    for train, test in zip(data.train, data.test, strict=True):
-        assert np.bincount(data.labels[train]).tolist() == [4, 4, 4]
-        assert np.bincount(data.labels[test]).tolist() == [2, 2, 2]
-    assert sorted(np.concatenate([*data.train, *data.test])) == list(range(36))
+    assert data.names == ("sketch", "photo")
+    assert images_of(data).shape == (2 * 3 * 6, 16, 16, 3)
+    for train, test in zip(train_of(data), held_out_of(data), strict=True):
+        assert np.bincount(labels_of(data)[train]).tolist() == [4, 4, 4]
+        assert np.bincount(labels_of(data)[test]).tolist() == [2, 2, 2]
+    assert sorted(np.concatenate([*train_of(data), *held_out_of(data)])) == list(range(36))
 
 
 def test_pixels_and_annotations_are_those_of_the_shapes():
     data = make_benchmark(CONFIG, 16)
     spec = ShapesSpec(3, ("sketch", "photo"), 4, 16, seed=0)
-    assert data.classes == class_names(spec)
-    for number, style in enumerate(data.domains):
-        train = data.train[number]
+    assert classes_of(data) == class_names(spec)
+    for number, style in enumerate(data.names):
+        train = train_of(data)[number]
         assert (data.annotations["style"][train] == number).all()
         for label in range(3):
-            for index, sample in enumerate(train[data.labels[train] == label]):
+            for index, sample in enumerate(train[labels_of(data)[train] == label]):
                 picture = render_sample(spec, style, label, index)
-                np.testing.assert_array_equal(data.images[sample], picture.image)
+                np.testing.assert_array_equal(images_of(data)[sample], picture.image)
                 note = describe_sample(spec, style, label, index)
                 assert data.annotations["area"][sample] == note.area
                 assert data.annotations["orientation"][sample] == note.orientation
@@ -63,18 +69,31 @@ def test_test_pictures_do_not_depend_on_the_number_of_train_pictures_and_differ_
     larger = make_benchmark({**CONFIG, "samples_per_class": 7}, 16)
     for number in range(2):
         np.testing.assert_array_equal(
-            data.images[data.test[number]], larger.images[larger.test[number]]
+            images_of(data)[held_out_of(data)[number]],
+            images_of(larger)[held_out_of(larger)[number]],
         )
-    pictures = {data.images[i].tobytes() for i in range(36)}
+    pictures = {images_of(data)[i].tobytes() for i in range(36)}
     assert len(pictures) == 36
+
+
+def test_validation_pictures_are_train_pictures_held_out(no_decoding):
+    data = make_benchmark(CONFIG, 16)
+    no_decoding()
+    other = make_benchmark({**CONFIG, "val_fraction": 0.25}, 16)
+    assert other.fingerprint != data.fingerprint
+    for number in range(2):
+        train, val = train_of(other)[number], val_of(other)[number]
+        assert np.bincount(labels_of(other)[val]).tolist() == [1, 1, 1]
+        assert sorted([*train, *val]) == train_of(data)[number].tolist()
+        np.testing.assert_array_equal(held_out_of(other)[number], held_out_of(data)[number])
 
 
 def test_order_of_styles_keeps_the_pictures(no_decoding):
     data = make_benchmark(CONFIG, 16)
     no_decoding()
     swapped = make_benchmark({**CONFIG, "styles": ["photo", "sketch"]}, 16)
-    np.testing.assert_array_equal(swapped.train[0], data.train[1])
-    assert (swapped.annotations["style"][swapped.train[1]] == 1).all()
+    np.testing.assert_array_equal(train_of(swapped)[0], train_of(data)[1])
+    assert (swapped.annotations["style"][train_of(swapped)[1]] == 1).all()
     assert swapped.fingerprint != data.fingerprint
 
 
@@ -86,7 +105,7 @@ def test_another_seed_size_or_class_range_is_other_data():
         make_benchmark({**CONFIG, "first_class": 3}, 16),
     ]
     assert len({base.fingerprint, *(other.fingerprint for other in others)}) == 4
-    assert not set(base.classes) & set(others[2].classes)
+    assert not set(classes_of(base)) & set(classes_of(others[2]))
 
 
 def test_a_renderer_that_draws_differently_is_noticed(monkeypatch):
@@ -105,7 +124,7 @@ def test_a_renderer_that_draws_differently_is_noticed(monkeypatch):
 
     monkeypatch.setattr("cl_lora.benchmarks.sources.shapes.benchmark.render_sample", inverted)
     other = make_benchmark(CONFIG, 16)
-    np.testing.assert_array_equal(other.images, 255 - data.images)
+    np.testing.assert_array_equal(images_of(other), 255 - images_of(data))
     assert other.fingerprint != data.fingerprint
 
 
