@@ -20,6 +20,7 @@ from cl_lora.merging.coefficients import (
     module_groups,
     rule_names,
     rules_table,
+    search,
 )
 from cl_lora.merging.plan import Plan, merge, prepare, require_learnable
 from cl_lora.merging.registry import (
@@ -68,6 +69,7 @@ __all__ = [
     "require_learnable",
     "rule_names",
     "rules_table",
+    "search",
     "spectral",
     "ties",
     "validate_method",

@@ -17,6 +17,7 @@ from cl_lora.merging import (
     prepare,
     rule_names,
     rules_table,
+    search,
 )
 from cl_lora.merging.coefficients import Given, adaptive_alpha, register_rule
 from cl_lora.merging.registry import choice
@@ -146,7 +147,7 @@ def test_a_rule_by_groups_has_a_row_for_each(granularity, groups):
 def test_a_rule_with_a_row_per_module_loses_none(options, monkeypatch):
     monkeypatch.delitem(RULES, "by_module", raising=False)
 
-    @register_rule("by_module", formula="row / 10", paper="none", learned=False, options=options)
+    @register_rule("by_module", formula="row / 10", paper="none", options=options)
     def _by_module(options, n, modules):
         return Given(torch.arange(len(modules) * n).view(-1, n) / 10)
 
@@ -219,6 +220,59 @@ def test_learning_by_merging_again_recovers_shares_of_a_weight_sum():
     torch.testing.assert_close(learned.alpha, alpha.double(), rtol=0, atol=2e-2)
 
 
+@pytest.mark.parametrize("value", [0.25, "1/n", 1.5])
+@pytest.mark.parametrize(
+    ("method", "space", "options"),
+    [
+        ("task_arithmetic", "delta", {}),
+        ("ties", "factors", {}),
+        ("svd", "delta", {"rank": 2}),
+        ("dare_ties", "delta", {"sign": "weighted", "elect": "frequency", "rank": 1}),
+    ],
+)
+def test_a_search_finds_the_value_that_made_the_target(method, space, options, value):
+    plan = prepare(toy_adapters(3), method, space=space, **options)
+    number = 1 / 3 if value == "1/n" else value
+    target = plan.combine(torch.full((3,), number))
+    rule = make_rule({"name": "grid", "values": [1.0, 0.25, "1/n", 1.5, -0.5]})
+    found = search(rule, plan, lambda update: float(_distance(update, target)))
+    _close(found.alpha, [number] * 3)
+    assert [s.alpha[0].item() for s in found.trace] == pytest.approx([1, 0.25, 1 / 3, 1.5, -0.5])
+    assert min(s.loss for s in found.trace) == pytest.approx(0, abs=1e-9)
+    assert found.parameters == {}
+
+
+def test_each_candidate_is_tried_once_and_the_first_of_equals_wins():
+    tried = []
+
+    def loss(update):
+        tried.append(update.alpha.tolist())
+        assert not update.delta("out").requires_grad
+        return 1.0
+
+    rule = make_rule({"name": "grid", "values": [0.5, 1, "1/n", 1.0]})
+    found = search(rule, prepare(toy_adapters(2), "ties"), loss)
+    assert tried == [[0.5, 0.5], [1.0, 1.0]]
+    _close(found.alpha, [0.5, 0.5])
+
+
+def test_losses_that_are_not_finite_never_win():
+    rule = make_rule({"name": "grid", "values": [0.1, 0.2, 0.3, 0.4]})
+    plan = prepare(toy_adapters(2), "ties")
+    losses = iter([math.nan, -math.inf, 2.0, math.inf])
+    found = search(rule, plan, lambda update: next(losses))
+    _close(found.alpha, [0.3, 0.3])
+    assert len(found.trace) == 4
+    with pytest.raises(UserError, match="finite loss for one of the 4 candidates"):
+        search(rule, plan, lambda update: math.nan)
+
+
+@pytest.mark.parametrize("name", ["adaptive", "uniform"])
+def test_only_rules_with_candidates_can_search(name):
+    with pytest.raises(UserError, match=f"candidates to choose from but got {name!r}"):
+        search(make_rule({"name": name}), prepare(toy_adapters(2), "ties"), lambda update: 0.0)
+
+
 def test_learning_by_module_recovers_a_row_for_each():
     plan = prepare(toy_adapters(2), "task_arithmetic")
     rows = torch.rand(5, 2, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
@@ -269,6 +323,8 @@ def test_only_learned_rules_and_differentiable_plans_can_learn():
     adapters = toy_adapters(2)
     with pytest.raises(UserError, match="'uniform' has nothing to learn"):
         learn(make_rule({"name": "uniform"}), prepare(adapters, "ties"), lambda u, step: None)
+    with pytest.raises(UserError, match=r"'grid' has nothing to learn so; .* or search"):
+        learn(make_rule({"name": "grid"}), prepare(adapters, "ties"), lambda u, step: None)
     with pytest.raises(UserError, match="differentiable in its coefficients"):
         learn(make_rule({"name": "softmax"}), prepare(adapters, "svd"), lambda u, step: None)
     with pytest.raises(UserError, match="extra_lr"):
@@ -298,6 +354,11 @@ def test_only_learned_rules_and_differentiable_plans_can_learn():
         ({"name": "fixed", "value": [1.0, math.inf]}, "value"),
         ({"name": "fixed", "value": []}, "value"),
         ({"name": "fixed", "value": "one"}, "value"),
+        ({"name": "grid", "values": []}, "values"),
+        ({"name": "grid", "values": 0.5}, "values"),
+        ({"name": "grid", "values": "1/n"}, "values"),
+        ({"name": "grid", "values": [0.5, "n"]}, "values .* or 1/n for the mean"),
+        ({"name": "grid", "values": [math.nan]}, "values"),
         ({"name": "uniform", "value": 1}, "option of coefficient rule 'uniform'"),
     ],
 )
@@ -321,6 +382,8 @@ def test_a_rule_is_made_again_from_its_config():
     rule = make_rule({"name": "adaptive", "b_max": 3})
     assert make_rule(rule.config) == rule
     assert rule.learned
+    assert make_rule({"name": "grid"}).learned
+    assert make_rule({"name": "grid"}).how == "search"
     assert not make_rule({"name": "fixed"}).learned
 
 
@@ -328,7 +391,13 @@ def test_the_table_has_a_row_per_rule():
     rows = rules_table()
     assert [r["name"] for r in rows] == list(rule_names())
     assert all(r["formula"] and r["paper"] for r in rows)
-    assert {r["name"] for r in rows if r["learned"] == "yes"} == {"adaptive", "softmax"}
+    assert {r["name"]: r["learned"] for r in rows} == {
+        "adaptive": "by gradient",
+        "fixed": "no",
+        "grid": "by search",
+        "softmax": "by gradient",
+        "uniform": "no",
+    }
 
 
 def _distance(update, target):

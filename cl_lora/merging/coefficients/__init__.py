@@ -1,13 +1,14 @@
 """Coefficients of a merge: given, or learned from samples; a file a rule."""
 
 # Importing a rule registers it.
-from cl_lora.merging.coefficients import fixed, softmax, uniform
+from cl_lora.merging.coefficients import fixed, grid, softmax, uniform
 from cl_lora.merging.coefficients.adaptive import adaptive_alpha
 from cl_lora.merging.coefficients.groups import module_groups
 from cl_lora.merging.coefficients.learning import Learned, Step, learn, learning_options
 from cl_lora.merging.coefficients.registry import (
     RULES,
     CoefficientRule,
+    How,
     RuleInfo,
     get_rule,
     make_rule,
@@ -16,20 +17,24 @@ from cl_lora.merging.coefficients.registry import (
     rules_table,
 )
 from cl_lora.merging.coefficients.rows import coefficient_rows
-from cl_lora.merging.coefficients.state import CoefficientState, Given
+from cl_lora.merging.coefficients.search import search
+from cl_lora.merging.coefficients.state import CoefficientState, Given, SearchState
 
 __all__ = [
     "RULES",
     "CoefficientRule",
     "CoefficientState",
     "Given",
+    "How",
     "Learned",
     "RuleInfo",
+    "SearchState",
     "Step",
     "adaptive_alpha",
     "coefficient_rows",
     "fixed",
     "get_rule",
+    "grid",
     "learn",
     "learning_options",
     "make_rule",
@@ -37,6 +42,7 @@ __all__ = [
     "register_rule",
     "rule_names",
     "rules_table",
+    "search",
     "softmax",
     "uniform",
 ]

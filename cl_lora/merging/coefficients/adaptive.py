@@ -58,7 +58,7 @@ _HIGHEST_START = 0.95
     "adaptive",
     formula="alpha_i = sigmoid(c_i) b, b = 1 + (b_max - 1) sigmoid(b_raw)",
     paper="Coleman et al. 2024",
-    learned=True,
+    how="gradient",
     options={
         "b_max": OptionSpec(
             1.0,

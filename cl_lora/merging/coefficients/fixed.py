@@ -23,7 +23,6 @@ def _is_fixed_value(value: object) -> bool:
     "fixed",
     formula="alpha_i = value, or value_i of a list",
     paper="Ilharco et al. 2023",
-    learned=False,
     options={
         "value": OptionSpec(
             1.0,

@@ -40,7 +40,7 @@ def learning_options(steps: int, lr: float, granularity: tuple[str, ...]) -> dic
 
 @dataclass(frozen=True)
 class Step:
-    """One step of learning: the coefficients before it, and their loss."""
+    """One step of learning or of a search: the coefficients before it, and their loss."""
 
     step: int
     alpha: Tensor
@@ -53,8 +53,8 @@ class Learned:
 
     Attributes:
         alpha: the final coefficients, float64 (n,) or (M, n).
-        trace: every step, in order.
-        parameters: the final parameters of the rule by name.
+        trace: every step, or every candidate tried, in order.
+        parameters: the final parameters of the rule by name; none after a search.
     """
 
     alpha: Tensor
@@ -76,7 +76,7 @@ def learn(
     only differentiable merges again, without sparsifying again.
 
     Args:
-        rule: a learned rule; its ``steps`` and ``lr`` are used.
+        rule: a rule learned by gradient; its ``steps`` and ``lr`` are used.
         plan: a plan that is differentiable in its coefficients.
         loss: called with the update and the step from 0; returns a scalar that depends on the
             update. Which samples it sees is the caller's choice.
@@ -88,10 +88,10 @@ def learn(
             ``extra_lr`` is not above 0, a loss is not finite or not connected to the coefficients,
             or the coefficients end not finite.
     """
-    if not rule.learned:
+    if rule.how != "gradient":
         raise UserError(
-            f"Expected a learned coefficient rule but {rule.name!r} has nothing to learn; "
-            "take its state's alpha() instead"
+            f"Expected a coefficient rule learned by gradient but {rule.name!r} has nothing to "
+            "learn so; use its state's alpha(), or search() for a rule that searches"
         )
     require_learnable(plan)
     lr = rule.options["lr"]

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from cl_lora.merging.coefficients.groups import GRANULARITIES, module_groups
 from cl_lora.merging.coefficients.state import CoefficientState
 from cl_lora.merging.registry import OptionSpec, check_options, options_text
 from cl_lora.support.errors import UserError, unknown_name
+
+How: TypeAlias = Literal["fixed", "gradient", "search"]
+"""How coefficients come about.
+
+``fixed``: they are given. ``gradient``: :func:`~cl_lora.merging.coefficients.learn` finds the
+parameters. ``search``: :func:`~cl_lora.merging.coefficients.search` chooses among candidates.
+"""
+
+_IN_WORDS = {"fixed": "no", "gradient": "by gradient", "search": "by search"}
 
 
 @dataclass(frozen=True)
@@ -20,7 +29,7 @@ class RuleInfo:
         name: the name it is chosen by.
         formula: the coefficients.
         paper: where it comes from.
-        learned: whether it has parameters to learn.
+        how: how its coefficients come about.
         options: option name -> its specification.
         start: makes the initial state for n adapters and the modules of a plan.
     """
@@ -28,7 +37,7 @@ class RuleInfo:
     name: str
     formula: str
     paper: str
-    learned: bool
+    how: How
     options: Mapping[str, OptionSpec]
     start: Callable[[Mapping[str, Any], int, Sequence[str]], CoefficientState]
 
@@ -51,9 +60,14 @@ class CoefficientRule:
         return self.info.name
 
     @property
+    def how(self) -> How:
+        """How the coefficients come about."""
+        return self.info.how
+
+    @property
     def learned(self) -> bool:
-        """Whether the rule has parameters to learn."""
-        return self.info.learned
+        """Whether the coefficients are learned from samples, by gradient or by search."""
+        return self.how != "fixed"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -93,13 +107,17 @@ def register_rule(
     *,
     formula: str,
     paper: str,
-    learned: bool,
+    how: How = "fixed",
     options: Mapping[str, OptionSpec] | None = None,
 ) -> Callable[[Start], Start]:
-    """Register the decorated ``start(options, n, modules) -> state`` as a coefficient rule."""
+    """Register the decorated ``start(options, n, modules) -> state`` as a coefficient rule.
+
+    A rule learned by gradient needs the options ``steps`` and ``lr``, see :func:`learning_options`;
+    the state of one that searches has ``candidates()``.
+    """
 
     def decorate(start: Start) -> Start:
-        RULES[name] = RuleInfo(name, formula, paper, learned, options or {}, start)
+        RULES[name] = RuleInfo(name, formula, paper, how, options or {}, start)
         return start
 
     return decorate
@@ -127,7 +145,7 @@ def rules_table() -> list[dict[str, str]]:
         {
             "name": info.name,
             "formula": info.formula,
-            "learned": "yes" if info.learned else "no",
+            "learned": _IN_WORDS[info.how],
             "options": options_text(info.options),
             "paper": info.paper,
         }

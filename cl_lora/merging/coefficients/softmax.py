@@ -36,7 +36,7 @@ class _Softmax:
     "softmax",
     formula="alpha_i = exp(v_i) / sum_j exp(v_j), v = 0 at the start",
     paper="Asadi et al. 2024",
-    learned=True,
+    how="gradient",
     options=learning_options(100, 0.05, ("module", "adapter", "layer")),
 )
 def _softmax(options: Mapping[str, Any], n: int, modules: Sequence[str]) -> _Softmax:

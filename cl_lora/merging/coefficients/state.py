@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +22,14 @@ class CoefficientState(Protocol):
 
     def alpha(self) -> Tensor:
         """Return the coefficients (n,) or (M, n), differentiable in the parameters."""
+
+
+@runtime_checkable
+class SearchState(CoefficientState, Protocol):
+    """Coefficients that are chosen among candidates."""
+
+    def candidates(self) -> Sequence[Tensor]:
+        """Return the candidates, (n,) or (M, n) each, in the order in which they are tried."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,6 @@ from cl_lora.merging.coefficients.registry import register_rule
 from cl_lora.merging.coefficients.state import DTYPE, Given
 
 
-@register_rule("uniform", formula="alpha_i = 1 / n", paper="Asadi et al. 2024", learned=False)
+@register_rule("uniform", formula="alpha_i = 1 / n", paper="Asadi et al. 2024")
 def _uniform(options: Mapping[str, Any], n: int, modules: Sequence[str]) -> Given:
     return Given(torch.full((n,), 1 / n, dtype=DTYPE))
