@@ -12,6 +12,7 @@ from PIL import Image
 from cl_lora.benchmarks import make_benchmark
 from cl_lora.benchmarks.batches import batches
 from cl_lora.benchmarks.cache import decode_image
+from cl_lora.models.backbones import Backbone
 from perf.common import interleaved, report
 
 SIDE, SIZE, PER_CLASS, BATCH = 256, 224, 40, 32
@@ -50,7 +51,8 @@ def main() -> None:
         order = np.random.default_rng(1).permutation(len(paths))
 
         def cached() -> None:
-            total = sum(len(labels) for _, labels in batches(benchmark, order, BATCH))
+            read = batches(benchmark.experiences[0], order, BATCH, Backbone.encode)
+            total = sum(len(labels) for _, labels in read)
             assert total == len(paths)
 
         def decoded() -> None:

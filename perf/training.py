@@ -19,13 +19,13 @@ import torch
 from torch.nn import functional as F
 
 from cl_lora.adapters.injection import LoRAConfig, inject, remove
-from cl_lora.benchmarks.batches import to_tensor
-from cl_lora.benchmarks.core import DomainBenchmark
-from cl_lora.benchmarks.stream import avalanche_benchmark
+from cl_lora.benchmarks import Benchmark, Experience
+from cl_lora.benchmarks.avalanche import avalanche_benchmark
 from cl_lora.models.backbones import Backbone, ModelConfig, load_backbone
 from cl_lora.models.heads import new_linear_head
 from cl_lora.strategies.config import TrainingConfig
 from cl_lora.strategies.lora import LoRAClassifier, LoRAStrategy
+from cl_lora.tasks import CLASS, Task
 from perf.common import RESULTS, interleaved, report
 
 CLASSES = 7
@@ -51,15 +51,16 @@ def backbone_for(config: ModelConfig, bf16: bool) -> Backbone:
     return backbone
 
 
-def data(count: int, size: int) -> DomainBenchmark:
+def data(count: int, size: int) -> Benchmark:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
     labels = np.arange(count) % CLASSES
     everything = np.arange(count)
     names = tuple(f"c{i}" for i in range(CLASSES))
-    return DomainBenchmark(
-        "random", names, ("one",), images, labels, (everything,), (everything[:CLASSES],), "none"
-    )
+    task = Task("random", CLASS, names)
+    none = everything[:0]
+    one = Experience("one", task, images, labels, everything, none, everything[:CLASSES])
+    return Benchmark("random", (one,), "none")
 
 
 def by_hand(backbone: Backbone, images: torch.Tensor, labels: torch.Tensor, **how: Any) -> None:
@@ -87,8 +88,9 @@ def cases(name: str) -> tuple[dict[str, Any], int]:
         bf16 = precision == "bf16"
         backbone = backbone_for(config, bf16)
         benchmark = data(count, backbone.img_size)
-        experience = next(iter(avalanche_benchmark(benchmark).train_stream))
-        images, labels = to_tensor(benchmark.images), torch.from_numpy(benchmark.labels)
+        experience = next(iter(avalanche_benchmark(benchmark, backbone.encode).train_stream))
+        (one,) = benchmark.experiences
+        images, labels = backbone.encode(one.inputs), torch.from_numpy(one.targets)
 
         def ours(
             backbone: Backbone = backbone, experience: Any = experience, bf16: bool = bf16

@@ -121,12 +121,12 @@ def test_buffer_is_balanced_recorded_and_free_of_test_samples(finished: tuple[Pa
     recorded = json.loads((folder / "buffers" / "seed-0-spc-2.json").read_text())
     config = yaml.safe_load((folder / "config.yaml").read_text())
     benchmark = make_benchmark(config["benchmark"], image_size=48)
-    held_out = {int(i) for part in benchmark.test for i in part}
-    for domain, train in zip(benchmark.domains, benchmark.train, strict=True):
-        indices = recorded["indices"][domain]
-        assert set(indices) <= set(train.tolist())
+    held_out = {int(i) for experience in benchmark.experiences for i in experience.test}
+    for experience in benchmark.experiences:
+        indices = recorded["indices"][experience.name]
+        assert set(indices) <= set(experience.train.tolist())
         assert not set(indices) & held_out
-        assert np.bincount(benchmark.labels[indices]).tolist() == [2, 2, 2]
+        assert np.bincount(experience.targets[indices]).tolist() == [2, 2, 2]
 
 
 def test_second_run_trains_nothing_and_keeps_every_byte(finished: tuple[Path, str]) -> None:
