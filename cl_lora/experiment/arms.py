@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cl_lora.experiment.references import REFERENCES
 from cl_lora.merging import (
     CoefficientRule,
     get_method,
@@ -18,7 +19,6 @@ from cl_lora.merging import (
     validate_method,
 )
 from cl_lora.merging.spaces import SPACES
-from cl_lora.experiment.references import REFERENCES
 from cl_lora.models.head_policies import HEAD_POLICIES, HeadPolicy, get_head_policy
 from cl_lora.support.errors import UserError, unknown_name
 
@@ -116,16 +116,12 @@ class ArmDefaults:
     head: str = "shared"
 
 
-def make_arms(
-    settings: Mapping[str, Mapping[str, Any]], defaults: ArmDefaults
-) -> tuple[Arm, ...]:
+def make_arms(settings: Mapping[str, Mapping[str, Any]], defaults: ArmDefaults) -> tuple[Arm, ...]:
     """Build and validate all arms, in order; arguments as in :func:`make_arm`."""
     return tuple(make_arm(str(name), arm, defaults) for name, arm in settings.items())
 
 
-def make_arm(
-    name: str, settings: Mapping[str, Any], defaults: ArmDefaults | None = None
-) -> Arm:
+def make_arm(name: str, settings: Mapping[str, Any], defaults: ArmDefaults | None = None) -> Arm:
     """Build and validate one arm of the configuration.
 
     Args:
@@ -147,8 +143,9 @@ def make_arm(
         options = _method_options(method, settings)
         validate_method(method, space, options)
         rule = make_rule(_rule_config(settings.get("coefficients", "uniform")))
-        if rule.learned:
+        if rule.how == "gradient":
             require_learnable(method, space, options)
+        if rule.learned:
             # Options that do not go together show here, not after training.
             rule.state(1, ("blocks.0",))
         samples = _count(settings, "spc", defaults.spc)
@@ -227,7 +224,7 @@ def _tune_head(settings: Mapping[str, Any], rule: CoefficientRule, policy: HeadP
     tune = settings.get("tune_head", False)
     if not isinstance(tune, bool):
         raise UserError(f"expected tune_head to be true or false but got {tune!r}")
-    if tune and not rule.learned:
+    if tune and rule.how != "gradient":
         raise UserError("tune_head needs learned coefficients (adaptive or softmax)")
     if tune and not policy.tunable:
         raise UserError(
