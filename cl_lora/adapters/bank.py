@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from cl_lora.adapters.adapter import CONFIG_FILE, Adapter
+from cl_lora.adapters.adapter import Adapter
+from cl_lora.adapters.peft_folder import CONFIG_FILE, WEIGHTS_FILE, is_whole
+from cl_lora.support import files
 from cl_lora.support.errors import UserError
 
 _NAME = re.compile(r"(\d{2,})-")
@@ -15,8 +17,9 @@ _NAME = re.compile(r"(\d{2,})-")
 class AdapterBank:
     """The adapters ``folder/NN-name`` of one stream, NN being the experience index from 0.
 
-    A sub-folder that exists is whole (:meth:`Adapter.save` renames it into place), so what is in
-    the bank never needs to be trained again.
+    What is whole in the bank never needs to be trained again. A process that is killed leaves
+    whole adapters only (:meth:`Adapter.save` renames them into place); what was damaged by
+    something else is not in the bank, and is replaced when its experience is trained.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -28,8 +31,8 @@ class AdapterBank:
         return self.folder / f"{experience:02d}-{name.replace('/', '_')}"
 
     def has(self, experience: int, name: str) -> bool:
-        """Return whether the adapter of ``experience`` is finished."""
-        return (self.path(experience, name) / CONFIG_FILE).is_file()
+        """Return whether the adapter of ``experience`` is whole; no tensor is loaded."""
+        return is_whole(self.path(experience, name))
 
     def save(self, experience: int, name: str, adapter: Adapter) -> None:
         """Write the adapter of ``experience``, whole or not at all."""
@@ -40,16 +43,32 @@ class AdapterBank:
         return Adapter.load(self.path(experience, name))
 
     def paths(self) -> tuple[Path, ...]:
-        """Return the folders of all finished adapters, in order of experience."""
+        """Return the folders of all adapters, in order of experience.
+
+        Raises:
+            UserError: if the bank does not exist, or an adapter in it is damaged: to leave it out
+                would silently merge fewer.
+        """
         if not self.folder.is_dir():
-            raise UserError(f"Expected a folder of adapters but {self.folder} does not exist")
+            raise UserError(
+                f"Expected a folder of adapters but {self.folder} does not exist; check its name"
+            )
+        files.restore_below(self.folder)
         # By number and not by text: 100-x comes after 99-y.
         found = (
             (int(match[1]), path)
             for path in self.folder.iterdir()
-            if (match := _NAME.match(path.name)) and (path / CONFIG_FILE).is_file()
+            if (match := _NAME.match(path.name))
+            and any((path / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE))
         )
-        return tuple(path for _, path in sorted(found))
+        paths = tuple(path for _, path in sorted(found))
+        for path in paths:
+            if not is_whole(path):
+                raise UserError(
+                    f"The adapter in {path} is damaged: a file of it is missing or cannot be "
+                    "read; delete the folder and train it again"
+                )
+        return paths
 
     def __len__(self) -> int:
         return len(self.paths())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -210,6 +211,8 @@ class SupportsDelta(Protocol):
 def applied(vit: nn.Module, update: SupportsDelta | None) -> Iterator[None]:
     """Add ``update`` to the weights of ``vit``, and restore them bit for bit on leaving.
 
+    A weight of shape (d_in, d_out), such as GPT-2's, gets the transposed update.
+
     Raises:
         UserError: if a module of the update is missing in ``vit`` or has another shape.
     """
@@ -217,11 +220,13 @@ def applied(vit: nn.Module, update: SupportsDelta | None) -> Iterator[None]:
         yield
         return
     weights = {name: module_weight(vit, name) for name in update.modules()}
+    turned = {name for name in weights if _is_transposed(vit.get_submodule(name))}
     kept = {name: weight.detach().clone() for name, weight in weights.items()}
     try:
         with torch.no_grad():
             for name, weight in weights.items():
                 delta = update.delta(name).to(weight)
+                delta = delta.T if name in turned else delta
                 if delta.shape != weight.shape:
                     raise UserError(
                         f"The update of {name!r} is {tuple(delta.shape)} but its weight is "
@@ -233,6 +238,13 @@ def applied(vit: nn.Module, update: SupportsDelta | None) -> Iterator[None]:
         with torch.no_grad():
             for name, weight in weights.items():
                 weight.copy_(kept[name])
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Return whether a layer keeps its weight as (d_in, d_out), as GPT-2's Conv1D does."""
+    # Whoever has such a layer has imported it: no need to import transformers for asking.
+    transformers: Any = sys.modules.get("transformers.pytorch_utils")
+    return transformers is not None and isinstance(module, transformers.Conv1D)
 
 
 def module_weight(vit: nn.Module, name: str) -> nn.Parameter:

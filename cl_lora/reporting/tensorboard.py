@@ -12,17 +12,27 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 import numpy as np
 
-from cl_lora.evaluation.aggregate import estimate
-from cl_lora.evaluation.continual import MEASURES, forgetting, seen_average
+from cl_lora.evaluation.aggregate import ALL_EXPERIENCES, estimate
+from cl_lora.evaluation.continual import forgetting
+from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.describe import arm_settings
-from cl_lora.reporting.figures import STYLE, matrix_figure, mean_matrix, render
+from cl_lora.reporting.figures.matrices import matrix_figure
+from cl_lora.reporting.figures.numbers import (
+    metric_of,
+    numbers_of,
+    score_matrix,
+    scored_arms,
+    seeds_of,
+    stage_averages,
+)
+from cl_lora.reporting.figures.style import STYLE, render
+from cl_lora.run_folder import layout
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support import files, progress
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-FOLDER = "tensorboard"
 TRAINING = "training"
 
 Scalars = dict[tuple[str, int], float]
@@ -55,52 +65,49 @@ def write_tensorboard(run: RunFolder) -> tuple[Path, ...]:
     Raises:
         UserError: if the folder cannot be written.
     """
-    root = run.path / FOLDER
+    root = run.path / layout.TENSORBOARD
     written = []
     domains = _hparam_domains(run)
-    scored = [a for a in (*run.arms, *run.references) if a in run.scores.arms]
-    for arm in progress.track(scored, "writing TensorBoard files"):
-        with files.whole_folder(root / arm) as folder:
-            _write_arm(run, arm, folder, domains)
+    results = _results(run)
+    for arm in progress.track(scored_arms(run), "writing TensorBoard files"):
+        with files.whole_folder(root / arm, replace=True) as folder:
+            _write_arm(run, arm, folder, domains, results)
         written.append(root / arm)
     if run.curves:
         # An arm may be called 'training' as well.
         name = TRAINING
         while name in run.scores.arms:
             name += "_"
-        with files.whole_folder(root / name) as folder:
+        with files.whole_folder(root / name, replace=True) as folder:
             _write_training(run, folder)
         written.append(root / name)
     return tuple(written)
 
 
 def _write_arm(
-    run: RunFolder, arm: str, folder: Path, hparam_domains: Mapping[str, list[Any]]
+    run: RunFolder,
+    arm: str,
+    folder: Path,
+    hparam_domains: Mapping[str, list[Any]],
+    results: Mapping[str, Mapping[str, float]],
 ) -> None:
-    seeds = [s for s in run.seeds if s in run.scores.seeds]
-    of_seed = {seed: _scalars(run, arm, seed) for seed in seeds}
+    of_seed = {seed: _scalars(run, arm, seed) for seed in seeds_of(run)}
     keys = dict.fromkeys(key for scalars in of_seed.values() for key in scalars)
     mean = {
         key: estimate([scalars.get(key, math.nan) for scalars in of_seed.values()]).mean
         for key in keys
     }
-    results = {
-        f"result/{name}": estimate([_measure(run, arm, s, name) for s in seeds]).mean
-        for name in MEASURES
-    }
-    results = {tag: value for tag, value in results.items() if math.isfinite(value)}
+    last = _steps(run)[-1]
     with _writer(folder) as writer:
         _add(writer, mean)
-        _add(writer, {(tag, len(run.experiences)): value for tag, value in results.items()})
-        for metric in run.scores.metrics:
-            _add_matrix(writer, run, arm, metric)
+        _add(writer, {(tag, last): of_arm[arm] for tag, of_arm in results.items() if arm in of_arm})
+        for metric in _metrics(run):
+            _add_matrix(writer, run, arm, metric, last)
         for step, values in _by_group(run, arm):
             # Not through torch, whose histograms fail on few distinct values.
             writer.add_histogram("coefficients", values, step, bins="auto")
-        _add_hparams(
-            writer, arm, _hparams(run, arm), [f"result/{name}" for name in MEASURES], hparam_domains
-        )
-    if len(seeds) > 1:
+        _add_hparams(writer, arm, _hparams(run, arm), list(results), hparam_domains)
+    if len(of_seed) > 1:
         for seed, scalars in of_seed.items():
             with _writer(folder / f"seed-{seed}") as writer:
                 _add(writer, scalars)
@@ -117,40 +124,65 @@ def _write_training(run: RunFolder, folder: Path) -> None:
                 _add(writer, {("training/accuracy", epoch): accuracy})
 
 
+def _steps(run: RunFolder) -> tuple[int, ...]:
+    """Return the step of every stage after training: what its protocol counts, else its place.
+
+    What a protocol counts must be distinct whole numbers from 1, as step 0 is before any training.
+    """
+    stages = run.stream.trained_stages
+    counted = [s.x for s in stages if s.x is not None and s.x >= 1 and s.x == int(s.x)]
+    if len(set(counted)) == len(stages):
+        return tuple(int(x) for x in counted)
+    return tuple(range(1, len(stages) + 1))
+
+
+def _metrics(run: RunFolder) -> list[Metric]:
+    """Return the run's metrics that were scored, the primary one first."""
+    return [m for name, m in run.stream.metrics.items() if name in run.scores.metrics]
+
+
 def _scalars(run: RunFolder, arm: str, seed: int) -> Scalars:
     scalars: Scalars = {}
-    T = len(run.experiences)
-    for metric in run.scores.metrics:
-        matrix = run.scores.matrix(seed, arm, metric, T)
+    steps = _steps(run)
+    for metric in _metrics(run):
+        matrix = score_matrix(run, seed, arm, metric)
         for j, name in enumerate(run.experiences):
-            scalars[(f"{metric}/{name}", 0)] = float(matrix.baseline[j])
-            for t in range(T):
-                scalars[(f"{metric}/{name}", t + 1)] = float(matrix.values[t, j])
-        for t, value in enumerate(seen_average(matrix.values)):
-            scalars[(f"{metric}/average", t + 1)] = float(value)
-            part = matrix.values[: t + 1, : t + 1]
-            lost = forgetting(part, matrix.higher_is_better)
-            scalars[(f"forgetting/{metric}", t + 1)] = lost
+            scalars[(f"{metric.name}/{name}", 0)] = float(matrix.baseline[j])
+            for s, step in enumerate(steps):
+                scalars[(f"{metric.name}/{name}", step)] = float(matrix.values[s, j])
+        averages = stage_averages(run, matrix.values, metric)
+        for s, step in enumerate(steps):
+            scalars[(f"{metric.name}/average", step)] = float(averages[s])
+            # Forgetting is a measure of time: one more experience with every stage.
+            if run.stream.ordered and len(steps) == len(run.experiences):
+                part = matrix.values[: s + 1, : s + 1]
+                lost = forgetting(part, metric.higher_is_better)
+                scalars[(f"forgetting/{metric.name}", step)] = lost
     rows = run.coefficients
     rows = rows[(rows["arm"] == arm) & (rows["seed"] == seed)]
     for adapter, name in enumerate(run.experiences):
-        for t in range(T):
-            values = rows[(rows["adapter"] == adapter) & (rows["stage"] == t)]["value"]
-            scalars[(f"coefficients/{adapter:02d}-{name}", t + 1)] = float(values.mean())
+        for s, step in enumerate(steps):
+            values = rows[(rows["adapter"] == adapter) & (rows["stage"] == s)]["value"]
+            scalars[(f"coefficients/{adapter:02d}-{name}", step)] = float(values.mean())
     return {key: value for key, value in scalars.items() if math.isfinite(value)}
 
 
 def _by_group(run: RunFolder, arm: str) -> Iterator[tuple[int, Any]]:
     """Yield (step, coefficients) of an arm whose layers or modules have their own."""
+    steps = _steps(run)
     rows = run.coefficients[run.coefficients["arm"] == arm]
     if rows["group"].nunique() > 1:
         for stage, values in rows.groupby("stage")["value"]:
-            yield int(str(stage)) + 1, values.to_numpy()
+            yield steps[int(str(stage))], values.to_numpy()
 
 
-def _measure(run: RunFolder, arm: str, seed: int, name: str) -> float:
-    metric = run.scores.metrics[0]
-    return MEASURES[name].compute(run.scores.matrix(seed, arm, metric, len(run.experiences)))
+def _results(run: RunFolder) -> dict[str, dict[str, float]]:
+    """Return ``result/<measure>`` of the primary metric: tag -> arm -> mean over seeds."""
+    results: dict[str, dict[str, float]] = {}
+    for (arm, measure, experience), number in numbers_of(run, metric_of(run)).items():
+        if experience == ALL_EXPERIENCES:
+            results.setdefault(f"result/{measure}", {})[arm] = number.mean
+    return results
 
 
 def _hparams(run: RunFolder, arm: str) -> dict[str, str | float]:
@@ -209,13 +241,13 @@ def _add_hparams(
     file_writer.add_summary(summary_v2.hparams_pb(typed, trial_id=arm))
 
 
-def _add_matrix(writer: SummaryWriter, run: RunFolder, arm: str, metric: str) -> None:
+def _add_matrix(writer: SummaryWriter, run: RunFolder, arm: str, metric: Metric, step: int) -> None:
     from PIL import Image
 
     with mpl.rc_context(dict(STYLE)):
-        figure = matrix_figure(mean_matrix(run, arm, metric), run.experiences, metric, arm)
+        figure = matrix_figure(run, arm, metric)
     pixels = np.asarray(Image.open(io.BytesIO(render(figure, "png"))).convert("RGB"))
-    writer.add_image(f"scores/{metric}", pixels, len(run.experiences), dataformats="HWC")
+    writer.add_image(f"scores/{metric.name}", pixels, step, dataformats="HWC")
 
 
 def _add(writer: SummaryWriter, scalars: Mapping[tuple[str, int], float]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from cl_lora.support.errors import UserError
+
+# How a folder is called while another takes its place.
+_ASIDE = re.compile(r"\.(?P<name>.+)\.old-[0-9a-f]{16}")
+_SWAPS = 5  # how often a folder is put aside again that another process gave back meanwhile
 
 
 @contextlib.contextmanager
@@ -53,24 +60,86 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` on success: a folder that exists is whole.
 
-    An existing ``path`` is replaced. Leftovers of killed processes carry a leading dot and are
-    ignored by every reader.
+    A folder that is replaced is renamed aside, never deleted before the new one is in its place:
+    a process that is killed at any moment leaves the old folder or the new one, if need be under
+    the hidden name from which :func:`restore` gives it back. Leftovers of killed processes carry a
+    leading dot and are ignored by every reader.
+
+    Args:
+        path: the folder to write.
+        replace: whether a folder that is there is replaced. The caller knows that it may be.
+
+    Raises:
+        UserError: if ``path`` is there and is a file, or a folder that is neither empty nor to be
+            replaced; if the disk refuses.
     """
     with explain_write_errors(path):
+        path = Path(os.path.realpath(path))  # the folder behind a link, and not the link
         path.parent.mkdir(parents=True, exist_ok=True)
+        restore(path)
+        if path.exists() and not path.is_dir():
+            raise UserError(f"Expected {path} to be a folder but it is a file; give another name")
+        if not replace and path.exists() and any(path.iterdir()):
+            raise UserError(f"{path} holds files already; delete it or choose another folder")
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         try:
             yield temporary
             temporary.chmod(0o755)
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(temporary, path)
+            _put_in_place(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def restore(path: Path) -> None:
+    """Give ``path`` back what a killed process had put aside to replace it, if nothing is there.
+
+    Does nothing where the disk cannot be written: a reader then finds nothing, as before.
+    """
+    if path.exists() or not path.parent.is_dir():
+        return
+    with contextlib.suppress(OSError):
+        for aside in sorted(_asides(path), key=lambda p: p.stat().st_mtime)[-1:]:
+            os.rename(aside, path)
+
+
+def restore_below(folder: Path) -> None:
+    """Give every folder right below ``folder`` back that a killed process had put aside."""
+    if folder.is_dir():
+        for path in list(folder.iterdir()):
+            match = _ASIDE.fullmatch(path.name)
+            if match:
+                restore(folder / match["name"])
+
+
+def _put_in_place(new: Path, path: Path) -> None:
+    """Rename ``new`` to ``path``, what was there aside, and then delete that."""
+    for attempt in range(_SWAPS):
+        aside = path.with_name(f".{path.name}.old-{secrets.token_hex(8)}")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, aside)
+        try:
+            os.rename(new, path)
+            break
+        except OSError as error:
+            # A reader may have given the old folder back between the two renames.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == _SWAPS - 1:
+                restore(path)
+                raise
+    for aside in _asides(path):
+        # A name that is no longer given back, before the first file is deleted. The new folder is
+        # in its place: what cannot be deleted is a leftover, and no error.
+        with contextlib.suppress(OSError):
+            os.rename(aside, new)
+            shutil.rmtree(new)
+
+
+def _asides(path: Path) -> list[Path]:
+    found = ((_ASIDE.fullmatch(p.name), p) for p in path.parent.iterdir())
+    return [p for match, p in found if match and match["name"] == path.name]
 
 
 def digest(*parts: object, size: int = 16) -> str:

@@ -151,7 +151,6 @@ BREAKAGES = {
     "prompt tuning": (lambda f: _break_config(f, peft_type="PROMPT_TUNING"), "'PROMPT_TUNING'"),
     "dora": (lambda f: _break_config(f, use_dora=True), "use_dora=true"),
     "lora bias": (lambda f: _break_config(f, lora_bias=True), "lora_bias=true"),
-    "transposed": (lambda f: _break_config(f, fan_in_fan_out=True), "fan_in_fan_out=true"),
     "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "missing; only safe"),
     "garbage": (lambda f: (f / "adapter_model.safetensors").write_bytes(b"x" * 99), "no readable"),
     "odd tensor": (
