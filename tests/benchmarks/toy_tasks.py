@@ -65,10 +65,11 @@ class PointsKind(ScalarKind):
 
 
 def make_experience(name: str, task: Task, targets: np.ndarray, **parts: Any) -> Experience:
-    """An experience with inputs of its own: 2 px images whose red is the sample's number."""
+    """An experience with inputs of its own: red is the sample's number, green the name's."""
     count = len(targets)
     inputs = np.zeros((count, 2, 2, 3), dtype=np.uint8)
     inputs[..., 0] = np.arange(count)[:, None, None]
+    inputs[..., 1] = ord(name[0])
     everything = {
         "train": np.arange(count - 4),
         "val": np.array([], dtype=np.int64),
