@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_lora.adapters import Adapter, LoRAFactors
+from cl_lora.adapters import Adapter, BaseModel, LoRAFactors, common_base
 from cl_lora.merging.registry import (
     Differentiability,
     Kernel,
@@ -35,6 +35,7 @@ class Plan:
         differentiability: how the update depends on the coefficients.
         variant: everything that defines the result beside adapters and coefficients: method,
             space, scaling, rank and the method's options.
+        base: what all adapters say of the model they were trained on.
     """
 
     modules: tuple[str, ...]
@@ -42,6 +43,7 @@ class Plan:
     differentiability: Differentiability
     variant: dict[str, Any]
     _kernel: Kernel = field(repr=False)
+    base: BaseModel = field(default_factory=BaseModel)
 
     @property
     def linear(self) -> bool:
@@ -65,7 +67,7 @@ class Plan:
         """
         rows = self._rows(alpha)
         entries = {m: self._entry(m, row) for m, row in zip(self.modules, rows, strict=True)}
-        return Update(entries, self.variant, alpha)
+        return Update(entries, self.variant, alpha, self.base)
 
     def combine_module(self, module: str, alpha: Tensor) -> Entry:
         """Return the update of one module, so that a caller need not hold all of them.
@@ -140,6 +142,7 @@ def prepare(
         differentiability=info.linearity.of(space, complete),
         variant={"method": method, "space": space, "scaling": kernel.scaling, **complete},
         _kernel=kernel,
+        base=common_base([adapter.base for adapter in adapters]),
     )
 
 

@@ -173,9 +173,14 @@ def register(
 
     ``flags`` are further fields of :class:`MethodInfo`. Decorators may be stacked to give one
     computation several names.
+
+    Raises:
+        UserError: if another function is registered by this name.
     """
 
     def decorate(prepare: Prepare) -> Prepare:
+        taken = METHODS.get(name)
+        check_free("merge method", name, taken and taken.prepare, prepare)
         specs = {**(options or {}), "rank": RANK}
         METHODS[name] = MethodInfo(
             name, summary, formula, paper, prepare, linearity, spaces, specs, **flags
@@ -183,6 +188,36 @@ def register(
         return prepare
 
     return decorate
+
+
+def check_free(
+    kind: str, name: str, taken: Callable[..., object] | None, new: Callable[..., object]
+) -> None:
+    """Check that ``name`` may be registered for the function ``new``.
+
+    A function of the same module and qualified name may take its own place again, as it does when
+    its module is loaded anew.
+
+    Args:
+        kind: what is registered, e.g. ``"merge method"``.
+        name: the name.
+        taken: the function registered by this name, None if there is none.
+        new: the function to register.
+
+    Raises:
+        UserError: if the name belongs to another function.
+    """
+    if taken is None or _origin(taken) == _origin(new):
+        return
+    raise UserError(
+        f"Expected a new name for the {kind} of {_origin(new)} but {name!r} is registered already, "
+        f"by {_origin(taken)}; choose another name"
+    )
+
+
+def _origin(function: Callable[..., object]) -> str:
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{function.__module__}.{name}"
 
 
 def method_names() -> tuple[str, ...]:

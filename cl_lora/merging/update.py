@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from cl_lora.adapters import Adapter, LoRAFactors
+from cl_lora.adapters import Adapter, BaseModel, LoRAFactors
 from cl_lora.adapters import truncate as truncate_factors
 from cl_lora.support.errors import UserError, unknown_name
 
@@ -27,11 +27,13 @@ class Update:
             (d_out, d_in).
         variant: everything that defines how the update was made; recorded with every result.
         alpha: the coefficients it was combined with, (n,) or (M, n); None if it was made otherwise.
+        base: what all its sources say of the model they were trained on.
     """
 
     entries: Mapping[str, Entry]
     variant: Mapping[str, Any] = field(default_factory=dict)
     alpha: Tensor | None = None
+    base: BaseModel = field(default_factory=BaseModel)
 
     def modules(self) -> tuple[str, ...]:
         """Return the names of the updated modules, in the order of the adapters."""
@@ -54,7 +56,7 @@ class Update:
             UserError: if ``rank`` is below 1.
         """
         entries = {module: truncate_entry(entry, rank) for module, entry in self.entries.items()}
-        return Update(entries, {**self.variant, "rank": rank}, self.alpha)
+        return Update(entries, {**self.variant, "rank": rank}, self.alpha, self.base)
 
     def to_adapter(self, name: str, rank: int | None = None) -> Adapter:
         """Return the update as an adapter whose deltas are exactly these (or their truncation).
@@ -71,15 +73,18 @@ class Update:
         """
         update = self if rank is None else self.truncate(rank)
         factors = {module: exact_factors(entry) for module, entry in update.entries.items()}
-        return Adapter(name, factors, training={"merge": dict(update.variant)})
+        training = {"merge": dict(update.variant)}
+        return Adapter(name, factors, training=training, base=update.base)
 
     def save(self, folder: str | Path, rank: int | None = None) -> None:
         """Write a folder that ``peft.PeftModel.from_pretrained`` reads; see :meth:`to_adapter`.
 
-        The variant goes into ``training.json`` under ``merge``.
+        The variant goes into ``training.json`` under ``merge``. An adapter that this package wrote
+        there is replaced.
 
         Raises:
-            UserError: if ``rank`` is below 1 or the folder cannot be written.
+            UserError: if ``rank`` is below 1, if the folder holds anything else than an adapter of
+                ours, or if it cannot be written.
         """
         self.to_adapter(Path(folder).name, rank).save(folder)
 

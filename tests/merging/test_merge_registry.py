@@ -1,5 +1,6 @@
 """The registry, everything that is refused, and what importing merging costs."""
 
+import importlib
 import math
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from merge_reference import toy_adapters
 from cl_lora.adapters import Adapter, LoRAFactors
 from cl_lora.merging import (
     METHODS,
+    RULES,
     get_method,
+    get_rule,
     is_linear,
+    linear,
     merge,
     method_names,
     methods_table,
@@ -20,6 +24,7 @@ from cl_lora.merging import (
     register,
     validate_method,
 )
+from cl_lora.merging.coefficients import register_rule, softmax
 from cl_lora.merging.kernels import LowRankSum
 from cl_lora.merging.registry import ALWAYS
 from cl_lora.support.errors import UserError
@@ -65,6 +70,36 @@ def test_one_decorator_adds_a_method(monkeypatch):
     got, expected = merge(adapters, "plain_sum"), merge(adapters, "cat")
     del METHODS["plain_sum"]
     torch.testing.assert_close(got.delta("out"), expected.delta("out"))
+
+
+def _method(name):
+    return register(name, summary="a sum", formula="sum", paper="none", linearity=ALWAYS)
+
+
+def test_a_method_or_rule_of_a_taken_name_is_refused():
+    def mine(sources, space, options):
+        return LowRankSum(sources)
+
+    taken = get_method("ties")
+    with pytest.raises(UserError, match=r"merge method of .*mine but 'ties' is registered already"):
+        _method("ties")(mine)
+    assert get_method("ties") is taken
+    start = get_rule("softmax")
+    with pytest.raises(UserError, match=r"rule of .*mine but 'softmax' .*softmax\._softmax;"):
+        register_rule("softmax", formula="none", paper="none")(mine)
+    assert get_rule("softmax") is start
+
+
+@pytest.mark.parametrize("module", [linear, softmax])
+def test_a_module_loaded_anew_registers_again(module):
+    methods, rules = dict(METHODS), dict(RULES)
+    try:
+        importlib.reload(module)
+        assert (METHODS.keys(), RULES.keys()) == (methods.keys(), rules.keys())
+        assert methods != METHODS or rules != RULES
+    finally:
+        METHODS.update(methods)
+        RULES.update(rules)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from cl_lora.merging.coefficients.groups import GRANULARITIES, module_groups
 from cl_lora.merging.coefficients.state import CoefficientState
-from cl_lora.merging.registry import OptionSpec, check_options, options_text
+from cl_lora.merging.registry import OptionSpec, check_free, check_options, options_text
 from cl_lora.support.errors import UserError, unknown_name
 
 How: TypeAlias = Literal["fixed", "gradient", "search"]
@@ -114,9 +114,14 @@ def register_rule(
 
     A rule learned by gradient needs the options ``steps`` and ``lr``, see :func:`learning_options`;
     the state of one that searches has ``candidates()``.
+
+    Raises:
+        UserError: if another function is registered by this name.
     """
 
     def decorate(start: Start) -> Start:
+        taken = RULES.get(name)
+        check_free("coefficient rule", name, taken and taken.start, start)
         RULES[name] = RuleInfo(name, formula, paper, how, options or {}, start)
         return start
 
