@@ -159,26 +159,11 @@ def _table(table: ResultTable) -> dict[str, Any]:
     }
 
 
-_CAPTIONS = {
-    "final": "Bars: average over domains, whiskers: one deviation over seeds, markers: the "
-    "domains. Arms by their average, reference rows below.",
-    "over_time": "Mean over the domains seen so far, after each of them. A panel per merge "
-    "method; in grey the reference rows, the same in every panel. Bands: one deviation over seeds.",
-    "forgetting": "To the right and down is better. Named are the reference rows and the arms that "
-    "no other arm beats in both.",
-    "robustness": "Arms that differ in the scale of the coefficients alone are joined. Area: mean "
-    "score over the range, by the trapezoidal rule.",
-    "coefficients": "Mean over seeds (and layers or modules, where each has its own), bands: one "
-    "deviation. Dashed: 1, the weight with which an adapter was trained.",
-    "matrices": "R[t,j], mean over seeds: a row is time, a column the domain that was scored.",
-}
-
-
 def _figures(run: RunFolder, metric: str) -> Iterator[dict[str, Any]]:
     for name, figure in draw_figures(run, metric).items():
         yield {
-            "title": FIGURES[name][0],
-            "caption": _CAPTIONS[name],
+            "title": FIGURES[name].title,
+            "caption": FIGURES[name].caption,
             "source": _source(figure),
             "width": round(96 * figure.get_figwidth()),
         }

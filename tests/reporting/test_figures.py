@@ -8,9 +8,10 @@ import pytest
 from fabricate import ARMS, fabricate_run, many_arms
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from other_runs import RMSE, as_errors
 from PIL import Image
 
-from cl_lora.evaluation.scores import ScoreTable
+from cl_lora.evaluation.metrics import ACCURACY, Metric
 from cl_lora.reporting import figures
 from cl_lora.reporting.figures import (
     FIGURES,
@@ -20,7 +21,11 @@ from cl_lora.reporting.figures import (
     robustness_curves,
     write_figures,
 )
+from cl_lora.reporting.figures.axes import axis_title
+from cl_lora.reporting.figures.labels import label_points
+from cl_lora.reporting.figures.registry import figure, in_order
 from cl_lora.run_folder.reader import RunFolder
+from cl_lora.support.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +50,7 @@ def test_every_figure_is_drawn_as_png_and_svg_with_the_same_bytes_again(run_path
     run = RunFolder.read(run_path)
     paths = write_figures(run)
     # Three arms, no two of which differ in the coefficient's scale alone.
-    names = [n for n in FIGURES if n != "robustness"]
+    names = [f.name for f in in_order() if f.name != "robustness"]
     assert [p.name for p in paths] == [f"{n}.{kind}" for n in names for kind in ("png", "svg")]
     first = {p: p.read_bytes() for p in paths}
     for path, data in first.items():
@@ -102,7 +107,7 @@ def test_arms_in_a_crowd_are_all_named_apart(monkeypatch):
     points["alone"] = (20.0, 40.0)
     for point in points.values():
         ax.plot(*point, "o")
-    figures._label_points(figure, ax, points, list(points.values()), set())
+    label_points(figure, ax, points, list(points.values()), set())
     texts_apart(figure, monkeypatch)
     assert set(points) <= {t.get_text() for t in ax.texts}
     beside, *crowd = sorted(ax.texts, key=lambda t: t.get_text() != "alone")
@@ -118,7 +123,7 @@ def test_every_arm_stands_in_the_final_scores(many, drawn):
 
 
 def test_the_bars_are_the_averages(many):
-    figure = figures.final_scores(many)
+    figure = figures.final_scores(many, ACCURACY)
     ax = figure.axes[0]
     names = [t.get_text() for t in ax.get_yticklabels()]
     widths = dict(zip(names, (p.get_width() for p in ax.patches), strict=True))
@@ -132,11 +137,11 @@ def test_the_bars_are_the_averages(many):
 
 def test_the_mean_matrix_by_hand(many):
     expected = np.mean([many.scores.matrix(s, "ties_w1").values for s in (0, 1, 2)], axis=0)
-    np.testing.assert_array_equal(mean_matrix(many, "ties_w1", "accuracy"), expected)
+    np.testing.assert_array_equal(mean_matrix(many, "ties_w1", ACCURACY), expected)
 
 
 def test_robustness_joins_arms_that_differ_in_the_scale_alone(many):
-    curves = robustness_curves(many)
+    curves = robustness_curves(many, ACCURACY)
     assert list(dict.fromkeys(curves["axis"])) == ["W", "b_max"]
     ties = curves[(curves["axis"] == "W") & (curves["family"] == "ties")]
     assert list(ties["x"]) == [1, 3, 5]
@@ -149,7 +154,7 @@ def test_robustness_joins_arms_that_differ_in_the_scale_alone(many):
 
 
 def test_the_robustness_legend_says_best_worst_and_area(many, drawn):
-    curves = robustness_curves(many)
+    curves = robustness_curves(many, ACCURACY)
     y = 100 * curves[(curves["axis"] == "W") & (curves["family"] == "ties")]["mean"].to_numpy()
     # By hand, at W = 1, 3, 5: two trapezoids of width 2, over a width of 4.
     area = ((y[0] + y[1]) + (y[1] + y[2])) / 4
@@ -169,23 +174,56 @@ def test_figures_without_data_are_left_out(tmp_path):
     assert set(draw_figures(run)) == {"final", "over_time", "matrices"}
 
 
-def test_errors_and_many_domains(tmp_path):
+def test_many_domains(tmp_path):
     domains = [f"a_domain_with_a_long_name_{i}" for i in range(12)]
     run = RunFolder.read(fabricate_run(tmp_path / "run", domains=domains, seeds=(0,)))
-    for figure in draw_figures(run, "f1").values():
-        assert render(figure, "png")
-    path = fabricate_run(tmp_path / "errors")
-    scores = ScoreTable.read(path / "scores.csv").to_csv().replace("true", "false")
-    (path / "scores.csv").write_text(scores.replace("accuracy", "rmse"))
-    run = RunFolder.read(path)
-    final = figures.final_scores(run, "rmse")
+    for picture in draw_figures(run, "f1").values():
+        assert render(picture, "png")
+
+
+def test_an_error_puts_the_smallest_first_and_says_so_on_its_axis(tmp_path):
+    run = RunFolder.read(as_errors(fabricate_run(tmp_path / "run")))
+    final = figures.final_scores(run, RMSE)
     widths = [p.get_width() for p in final.axes[0].patches][: len(run.arms)]
-    assert widths == sorted(widths)  # the smallest error first
-    assert figures.forgetting_against_score(run, "rmse") is not None
+    assert widths == sorted(widths)
+    matrix = run.scores.matrix
+    means = [np.mean([matrix(s, a, "rmse").values[-1].mean() for s in run.seeds]) for a in run.arms]
+    assert widths == pytest.approx(sorted(means))  # in px, not in percent
+    assert final.axes[0].get_xlabel() == "RMSE after the last domain (px, less is better)"
+    against = figures.forgetting_against_score(run, RMSE)
+    assert against is not None
+    assert against.axes[0].get_ylabel() == "forgetting, px (less is better)"
+    # What the run scores first leads, without being told its name.
+    assert draw_figures(run)["matrices"].axes[-1].get_ylabel() == "RMSE (px, less is better)"
+
+
+@pytest.mark.parametrize(
+    ("metric", "title"),
+    [
+        (ACCURACY, "Accuracy (%)"),
+        (Metric("r2", "R squared"), "R squared"),
+        (Metric("nme", "NME", higher_is_better=False), "NME (less is better)"),
+    ],
+)
+def test_the_title_of_an_axis(metric, title):
+    assert axis_title(metric) == title
+
+
+def test_scores_below_zero_are_not_cut_off(tmp_path):
+    run = RunFolder.read(as_errors(fabricate_run(tmp_path / "run"), Metric("r2", "R²"), -0.5))
+    ax = figures.final_scores(run, run.stream.metrics["r2"]).axes[0]
+    lowest = min(p.get_width() for p in ax.patches)
+    assert lowest < 0
+    assert ax.get_xlim()[0] < lowest
+
+
+def test_a_metric_that_the_run_has_not_is_refused(run_path):
+    with pytest.raises(UserError, match="accuracy"):
+        draw_figures(RunFolder.read(run_path), "acuracy")
 
 
 def test_the_last_adapter_has_a_whisker_as_it_has_no_line(many):
-    figure = figures.coefficients_over_time(many)
+    figure = figures.coefficients_over_time(many, ACCURACY)
     assert figure is not None
     (bars,) = figure.axes[0].containers
     frame = many.coefficients
@@ -202,8 +240,48 @@ def test_coefficients_with_groups_are_averaged(run_path):
     low["value"] -= 0.1
     high["value"] += 0.1
     pd.concat([low, high]).to_csv(run_path / "coefficients.csv", index=False)
-    figure = figures.coefficients_over_time(RunFolder.read(run_path))
+    figure = figures.coefficients_over_time(RunFolder.read(run_path), ACCURACY)
     assert figure is not None
     line = next(x for x in figure.axes[0].get_lines() if len(x.get_xdata()) == 4)
     arm = frame[(frame["arm"] == "ta_adaptive_b3") & (frame["adapter"] == 0)]
     np.testing.assert_allclose(line.get_ydata(), arm.groupby("stage")["value"].mean())
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """The registered figures, which are these again after the test."""
+    monkeypatch.setattr("cl_lora.reporting.figures.registry.FIGURES", dict(FIGURES))
+
+
+def test_a_figure_is_one_function(run_path, registry):
+    @figure("seeds", "Scores by seed", "A marker per seed.", position=15)
+    def seeds(run, metric):
+        fig = Figure(figsize=(3, 2))
+        finals = [run.scores.matrix(s, "ties_w1", metric.name).values[-1] for s in run.seeds]
+        fig.add_subplot().plot(run.seeds, [metric.scale * r.mean() for r in finals], "o")
+        return fig
+
+    @figure("nothing", "Nothing", "Never there.")
+    def nothing(run, metric):
+        return None
+
+    paths = write_figures(RunFolder.read(run_path))
+    names = list(dict.fromkeys(p.stem for p in paths))
+    assert names[:3] == ["final", "seeds", "over_time"]
+    assert "nothing" not in names
+    assert (run_path / "figures" / "seeds.svg").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"), [("final", "'Final score by arm'"), ("../x", "names the figure's files")]
+)
+def test_a_name_that_is_taken_or_no_file_name_is_refused(name, problem, registry):
+    with pytest.raises(UserError, match=problem):
+        figure(name, "Title", "Caption.")
+
+
+def test_every_figure_says_what_it_shows():
+    for info in FIGURES.values():
+        assert info.caption.endswith("."), info.name
+        assert info.title
+        assert info.draw.__doc__

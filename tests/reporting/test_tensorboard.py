@@ -10,6 +10,7 @@ from tensorboard.plugins.hparams import metadata
 
 from cl_lora.evaluation.continual import average_accuracy, forgetting
 from cl_lora.reporting.tensorboard import write_tensorboard
+from cl_lora.run_folder.layout import FRESH
 from cl_lora.run_folder.reader import RunFolder
 
 
@@ -149,5 +150,5 @@ def test_an_arm_called_training_keeps_its_folder(tmp_path):
     run = RunFolder.read(path)
     write_tensorboard(run)
     assert "accuracy/photo" in read(run, "training").Tags()["scalars"]
-    assert (path / "tensorboard" / "training_" / "seed-0" / "own" / "00-photo").is_dir()
+    assert (path / "tensorboard" / "training_" / "seed-0" / FRESH / "00-photo").is_dir()
     assert run.experiences == DOMAINS

@@ -1,0 +1,38 @@
+"""The figures of a run, as PNG and SVG, drawn from its files.
+
+A file per figure, each with its registered function; :func:`figure` tells how to add one.
+"""
+
+from cl_lora.reporting.figures.coefficients import coefficients_over_time
+from cl_lora.reporting.figures.drawing import draw_figures, write_figures
+from cl_lora.reporting.figures.final import final_scores
+from cl_lora.reporting.figures.forgetting import forgetting_against_score
+from cl_lora.reporting.figures.matrices import draw_matrix, matrix_figure, score_matrices
+from cl_lora.reporting.figures.numbers import mean_matrix
+from cl_lora.reporting.figures.over_time import score_over_time
+from cl_lora.reporting.figures.registry import FIGURES, FigureInfo, figure
+from cl_lora.reporting.figures.robustness import robustness_curves, robustness_to_scale
+from cl_lora.reporting.figures.style import GREY, MARKERS, OKABE_ITO, STYLE, render
+
+__all__ = [
+    "FIGURES",
+    "GREY",
+    "MARKERS",
+    "OKABE_ITO",
+    "STYLE",
+    "FigureInfo",
+    "coefficients_over_time",
+    "draw_figures",
+    "draw_matrix",
+    "figure",
+    "final_scores",
+    "forgetting_against_score",
+    "matrix_figure",
+    "mean_matrix",
+    "render",
+    "robustness_curves",
+    "robustness_to_scale",
+    "score_matrices",
+    "score_over_time",
+    "write_figures",
+]

@@ -1,0 +1,136 @@
+"""Score matrices, of all arms in one figure and of one arm alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cl_lora.evaluation.continual import FloatArray
+from cl_lora.evaluation.metrics import Metric
+from cl_lora.reporting.figures.axes import axis_title
+from cl_lora.reporting.figures.numbers import mean_matrix, scored_arms, scored_on
+from cl_lora.reporting.figures.registry import figure
+from cl_lora.reporting.tables import shorten
+from cl_lora.run_folder.reader import RunFolder
+
+_EVALUATED = "evaluated on"
+
+
+@figure(
+    "matrices",
+    "Score matrices",
+    "Mean over seeds: a row is a stage, a column the experience that was scored. Where stages "
+    "follow one another, the rows are time.",
+    position=60,
+)
+def score_matrices(run: RunFolder, metric: Metric) -> Figure:
+    """Draw R (S, T) of every arm, mean over seeds: a row per stage, a column per experience."""
+    arms = scored_arms(run)
+    columns = min(5, len(arms))
+    rows = -(-len(arms) // columns)
+    stages, experiences, scored = _stages(run), *_experiences(run, metric)
+    S, T = len(stages), len(experiences)
+    side = 1.5 if max(S, T) <= 6 else 2.2
+    # Cells are square: a panel of few stages is low.
+    height = side * max(0.3, S / T)
+    fig = Figure(figsize=(columns * side + 0.9, rows * (height + 0.28) + 0.7), layout="constrained")
+    axes = np.atleast_1d(np.array(fig.subplots(rows, columns, squeeze=False))).ravel()
+    image = None
+    for i, ax in enumerate(axes):
+        if i >= len(arms):
+            ax.set_visible(False)
+            continue
+        # Labels at the outer edge only; a row's last panel may have nothing below it.
+        lowest = i + columns >= len(arms)
+        image = draw_matrix(
+            ax,
+            mean_matrix(run, arms[i], metric)[:, scored],
+            stages if i % columns == 0 else None,
+            experiences if lowest else None,
+            metric,
+        )
+        ax.set_title(shorten(arms, 26 if T <= 6 else 36)[i], fontsize=6.5, weight="normal")
+    assert image is not None
+    bar = fig.colorbar(image, ax=axes.tolist(), shrink=min(1.0, 2.0 / rows), aspect=25, pad=0.01)
+    bar.set_label(axis_title(metric))
+    fig.supylabel(_rows_title(run), fontsize=8.5)
+    fig.supxlabel(_EVALUATED, fontsize=8.5)
+    return fig
+
+
+def matrix_figure(run: RunFolder, arm: str, metric: Metric) -> Figure:
+    """Draw the score matrix of one arm alone, as shown in TensorBoard."""
+    stages, experiences, scored = _stages(run), *_experiences(run, metric)
+    sides = (1.4 + 0.5 * len(experiences), 1.4 + 0.5 * len(stages))
+    fig = Figure(figsize=sides, layout="constrained")
+    ax = fig.add_subplot()
+    draw_matrix(ax, mean_matrix(run, arm, metric)[:, scored], stages, experiences, metric)
+    ax.set_title(arm)
+    ax.set_ylabel(_rows_title(run))
+    ax.set_xlabel(_EVALUATED)
+    return fig
+
+
+def draw_matrix(
+    ax: Axes,
+    matrix: FloatArray,
+    rows: Sequence[str] | None,
+    columns: Sequence[str] | None,
+    metric: Metric,
+) -> Any:
+    """Draw R (S, T) into ``ax`` with its numbers, and return the image for a colour bar.
+
+    Args:
+        ax: where to draw.
+        matrix: R; NaN where nothing was scored.
+        rows: names of the S stages; None to leave them out.
+        columns: names of the T experiences; None to leave them out.
+        metric: what was scored.
+    """
+    values = metric.scale * matrix
+    # Percentages share one scale, so that figures of two runs can be compared.
+    low, high = (0.0, 100.0) if metric.percent else (None, None)
+    colors = mpl.colormaps["cividis"].with_extremes(bad="#eeeeee")
+    image = ax.imshow(values, cmap=colors, aspect="equal", vmin=low, vmax=high)
+    ax.grid(visible=False)
+    ax.set_xticks(range(values.shape[1]), shorten(columns, 8) if columns else [], rotation=90)
+    ax.set_yticks(range(values.shape[0]), shorten(rows, 8) if rows else [])
+    ax.tick_params(length=0, labelsize=7)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    if max(values.shape) <= 10:
+        shades = np.asarray(image.norm(values))
+        for s, j in np.ndindex(values.shape):
+            value = values.item(s, j)
+            if math.isfinite(value):
+                # White on the dark half of the map, black on the light half.
+                color = "white" if shades[s, j] < 0.55 else "black"
+                ax.text(
+                    j, s, _cell(value, metric), ha="center", va="center", fontsize=6.5, color=color
+                )
+    return image
+
+
+def _cell(value: float, metric: Metric) -> str:
+    """Return a shown value in few characters: two digits, more before the point only."""
+    return f"{value:.0f}" if metric.percent or abs(value) >= 10 else f"{value:.2g}"
+
+
+def _stages(run: RunFolder) -> tuple[str, ...]:
+    return tuple(stage.name for stage in run.stream.trained_stages)
+
+
+def _experiences(run: RunFolder, metric: Metric) -> tuple[tuple[str, ...], list[int]]:
+    """Return names and indices of the experiences that ``metric`` scores."""
+    scored = list(scored_on(run, metric))
+    return tuple(run.experiences[j] for j in scored), scored
+
+
+def _rows_title(run: RunFolder) -> str:
+    return "after training on" if run.stream.ordered else "stage"

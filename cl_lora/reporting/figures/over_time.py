@@ -1,0 +1,74 @@
+"""The score on what was seen so far, stage after stage."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from cl_lora.evaluation.metrics import Metric
+from cl_lora.reporting.describe import arm_settings
+from cl_lora.reporting.figures.axes import axis_title, draw_spread, stage_ticks
+from cl_lora.reporting.figures.numbers import averages_over_stages
+from cl_lora.reporting.figures.registry import figure
+from cl_lora.reporting.figures.style import GREY, LINES, color_of, line_of, marker_of
+from cl_lora.run_folder.reader import RunFolder
+
+
+@figure(
+    "over_time",
+    "Score over time",
+    "Mean over the domains seen so far, after each of them. A panel per merge method; in grey the "
+    "reference rows, the same in every panel. Bands: one deviation over seeds.",
+    ordered=True,
+    position=20,
+)
+def score_over_time(run: RunFolder, metric: Metric) -> Figure:
+    """Draw ``mean_{j<=t} R[t, j]``, the mean over what was seen, after each stage t.
+
+    One panel per merge method, so that lines stay apart; the reference rows are repeated in each
+    panel, in grey. Bands are one deviation over seeds.
+    """
+    panels: dict[str, list[str]] = {}
+    for arm in run.arms:
+        s = arm_settings(run, arm)
+        panels.setdefault(s.method + (f", {s.space}" if s.space != "delta" else ""), []).append(arm)
+    panels = panels or {"reference rows": []}
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    lines_max = max(map(len, panels.values()))
+    height = 2.5 + 0.14 * -(-lines_max // 2)
+    fig = Figure(figsize=(3.9 * columns, rows * height + 0.5), layout="constrained")
+    axes = np.array(fig.subplots(rows, columns, squeeze=False, sharey=True)).ravel()
+    stages = [stage.name for stage in run.stream.trained_stages]
+    x = np.arange(1.0, len(stages) + 1)
+    below = -0.12 if len(x) <= 5 else -0.34
+    references = {r: metric.scale * averages_over_stages(run, r, metric)[0] for r in run.references}
+    # A row that was scored at the end only is a single point there.
+    single = {r for r, mean in references.items() if np.isfinite(mean).sum() == 1}
+    for ax, (title, arms) in zip(axes, panels.items(), strict=False):
+        for k, (reference, mean) in enumerate(references.items()):
+            marker = "x" if reference in single else None
+            ax.plot(x, mean, color=GREY, lw=1, ls=LINES[k % len(LINES)], marker=marker, zorder=1)
+        for k, arm in enumerate(arms):
+            mean, spread = (metric.scale * v for v in averages_over_stages(run, arm, metric))
+            style = {"color": color_of(k), "marker": marker_of(k), "ls": line_of(k), "lw": 1.4}
+            ax.plot(x, mean, label=arm, zorder=3, **style)
+            draw_spread(ax, x, mean, spread, color_of(k))
+        ax.set_title(title)
+        stage_ticks(ax, stages, 9)
+        if arms:
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=2, handlelength=2.6)
+    for ax in axes[len(panels) :]:
+        ax.set_visible(False)
+    fig.supylabel(axis_title(metric, "on the domains seen so far"), fontsize=8.5)
+    fig.supxlabel("after training on", fontsize=8.5)
+    handles = [
+        Line2D([], [], color=GREY, ls="", marker="x", label=name)
+        if name in single
+        else Line2D([], [], color=GREY, ls=LINES[k % len(LINES)], lw=1, label=name)
+        for k, name in enumerate(references)
+    ]
+    if handles:
+        fig.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+    return fig

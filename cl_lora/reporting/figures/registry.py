@@ -1,0 +1,101 @@
+"""The registry of figures: what each is called, says and needs.
+
+Adding a figure is one function with one line above it::
+
+    @figure("spread", "Spread over seeds", "Bars: the deviation of the average over seeds.")
+    def spread(run: RunFolder, metric: Metric) -> Figure | None:
+        ...
+
+The function draws from the run folder alone (``run.scores``, ``run.stream``, ``run.coefficients``)
+and returns a matplotlib figure, or None where the run has nothing to draw. It is called with the
+style of all figures in force, and nothing else has to be told of it: the files, the report and its
+caption come from here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from matplotlib.figure import Figure
+
+from cl_lora.evaluation.metrics import Metric
+from cl_lora.run_folder.reader import RunFolder
+from cl_lora.support.errors import UserError
+
+Draw: TypeAlias = Callable[[RunFolder, Metric], Figure | None]
+"""A function that draws one figure of a run for one metric; None where there is nothing to draw."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class FigureInfo:
+    """A registered figure.
+
+    Attributes:
+        name: of its files, ``figures/<name>.png`` and ``.svg``.
+        title: heading in the report.
+        caption: what is seen, in sentences.
+        draw: the function that draws it.
+        ordered: whether it needs stages that follow one another in time; it is left out of runs
+            whose stages do not.
+        position: figures stand in the report by position, then in the order of registration.
+    """
+
+    name: str
+    title: str
+    caption: str
+    draw: Draw
+    ordered: bool
+    position: int
+
+    def of(self, run: RunFolder, metric: Metric) -> Figure | None:
+        """Return the figure of ``run``; None where the run has nothing to draw in it."""
+        if self.ordered and not run.stream.ordered:
+            return None
+        return self.draw(run, metric)
+
+
+FIGURES: dict[str, FigureInfo] = {}
+"""Every registered figure by name."""
+
+
+def figure(
+    name: str, title: str, caption: str, *, ordered: bool = False, position: int = 100
+) -> Callable[[Draw], Draw]:
+    """Register the decorated function as the figure ``name``.
+
+    Args:
+        name: of its files: small letters, digits, ``_`` and ``-``.
+        title: heading in the report.
+        caption: what is seen, in sentences.
+        ordered: whether it needs stages that follow one another in time.
+        position: place in the report, the smallest first; this project's own take 10 to 60.
+
+    Raises:
+        UserError: if another figure has the name, or it cannot name a file.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"Expected a figure's name of small letters, digits, _ and - but got {name!r}: it "
+            "names the figure's files; choose another name"
+        )
+    if name in FIGURES:
+        raise UserError(
+            f"The figure {name!r} is registered already as {FIGURES[name].title!r}; choose "
+            "another name"
+        )
+
+    def register(draw: Draw) -> Draw:
+        FIGURES[name] = FigureInfo(name, title, caption, draw, ordered, position)
+        return draw
+
+    return register
+
+
+def in_order() -> tuple[FigureInfo, ...]:
+    """Return every registered figure in the order of the report."""
+    return tuple(sorted(FIGURES.values(), key=lambda info: info.position))
