@@ -1,17 +1,13 @@
-"""What `cl-lora doctor` says: versions, device and precision, data sets that are found."""
+"""``cl-lora doctor``: versions, device and precision, data sets that are found."""
 
 from __future__ import annotations
 
 import os
-
-import torch
+from collections.abc import Sequence
 
 from cl_lora import __version__
-from cl_lora.benchmarks import found
-from cl_lora.benchmarks.cache import cache_folder
+from cl_lora.commands.terminal import Parser, quieten
 from cl_lora.configuration.choices import config_names, config_values
-from cl_lora.experiment.settings import has_fast_bf16, pick_device
-from cl_lora.run_folder.environment import device_name, package_versions
 from cl_lora.support.errors import UserError
 
 _PACKAGES = (
@@ -27,9 +23,22 @@ _PACKAGES = (
 _OPTIONAL = ("datasets",)
 
 
-def examine() -> int:
+def run(given: Sequence[str]) -> int:
     """Print the report; 0 if everything that is needed is there, else 1."""
+    Parser(
+        "doctor", "Say what is installed, which device is used, which data is found."
+    ).parse_args(given)
+    import torch
     from rich.console import Console
+
+    from cl_lora.benchmarks.cache import cache_folder
+    from cl_lora.configuration.plugins import load_plugins
+    from cl_lora.experiment.settings import has_fast_bf16, pick_device
+    from cl_lora.run_folder.environment import device_name, package_versions
+    from cl_lora.support.compat import library_loads
+
+    quieten()
+    load_plugins()
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"cl-lora {__version__}")
@@ -42,10 +51,14 @@ def examine() -> int:
             else "not installed (optional: pip install 'cl-lora[hub]')"
         )
         console.print(f"  {name:14} {number or absent}")
+    if not library_loads():
+        console.print(
+            "\ntorch and torchvision are of different builds: models and transforms work, "
+            "torchvision.ops does not; install both from one index to have it"
+        )
     device = pick_device("auto")
-    where = device_name(device)
     console.print(
-        f"\ndevice      {device} ({where}); {torch.get_num_threads()} of "
+        f"\ndevice      {device} ({device_name(device)}); {torch.get_num_threads()} of "
         f"{os.cpu_count()} CPU threads"
     )
     used = "bf16 autocast" if has_fast_bf16(device) else "fp32"
@@ -60,6 +73,8 @@ def examine() -> int:
 
 
 def _found(name: str) -> str:
+    from cl_lora.benchmarks import found
+
     config = config_values("benchmark", name)
     # A root for each real benchmark can be told through the environment, e.g. CL_LORA_PACS.
     variable = f"CL_LORA_{name.upper()}"

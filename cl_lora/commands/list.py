@@ -1,11 +1,14 @@
-"""What `cl-lora list` shows: everything that can be chosen, from the registries themselves."""
+"""``cl-lora list``: everything that can be chosen, from the registries themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
+from cl_lora.commands.terminal import Parser
 from cl_lora.configuration.choices import config_names, config_text, config_values
+from cl_lora.support.errors import unknown_name
 
 Rows = Sequence[Mapping[str, str]]
 
@@ -50,6 +53,28 @@ def _coefficients() -> Rows:
     return rules_table()
 
 
+def _metrics() -> Rows:
+    from cl_lora.evaluation.metrics import METRICS
+
+    def describe(unit: str, higher: bool) -> str:
+        return f"{f'in {unit}, ' if unit else ''}{'higher' if higher else 'lower'} is better"
+
+    return [
+        {"name": name, "title": m.title, "scale": describe(m.unit, m.higher_is_better)}
+        for name, m in METRICS.items()
+    ]
+
+
+def _registry(module: str, registry: str, field: str = "summary") -> Callable[[], Rows]:
+    """Return the names of a registry's entries, with what ``field`` says of each."""
+
+    def rows() -> Rows:
+        entries: Mapping[str, Any] = getattr(import_module(module), registry)
+        return [{"name": name, "what": getattr(e, field)} for name, e in entries.items()]
+
+    return rows
+
+
 LISTS: Mapping[str, Callable[[], Rows]] = {
     "benchmarks": _benchmarks,
     "models": lambda: _comment("model"),
@@ -57,11 +82,33 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
     "coefficients": _coefficients,
     "arms": _arms,
     "experiments": lambda: _comment("experiment", line=1),
+    "heads": _registry("cl_lora.models.head_policies", "HEAD_POLICIES"),
+    "baselines": _registry("cl_lora.experiment.references", "REFERENCES"),
+    "protocols": _registry("cl_lora.experiment.stages", "PROTOCOLS"),
+    "kinds": _registry("cl_lora.tasks", "KINDS"),
+    "metrics": _metrics,
+    "figures": _registry("cl_lora.reporting.figures", "FIGURES", "title"),
 }
+"""What can be listed; every entry makes its rows when it is asked for."""
+
+
+def run(given: Sequence[str]) -> int:
+    """Print one of :data:`LISTS`."""
+    parser = Parser("list", "Show what can be chosen.")
+    parser.add_argument("what", metavar="WHAT", help=", ".join(LISTS))
+    parser.add_plugins()
+    arguments = parser.parse_args(given)
+    if arguments.what not in LISTS:
+        raise unknown_name("list", arguments.what, LISTS)
+    from cl_lora.configuration.plugins import load_plugins
+
+    load_plugins(arguments.plugins)
+    show(arguments.what)
+    return 0
 
 
 def show(what: str) -> None:
-    """Print one of :data:`LISTS`, every row as a heading with its fields below.
+    """Print the rows of a list, every row as a heading with its fields below.
 
     A block a row, not a table: formulas and options stay readable at 80 columns.
     """

@@ -1,19 +1,82 @@
-"""What a finished run shows: the table of all arms, and where everything is."""
+"""``cl-lora run``: compose, check, execute, report, and print the table of all arms."""
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from cl_lora.commands.terminal import quieten
+from cl_lora.support.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
-def present(config: Mapping[str, Any]) -> Path:
+def run(given: Sequence[str]) -> int:
+    """Run what Hydra's overrides and flags ask for."""
+    from cl_lora.configuration.launch import launch
+
+    quieten()
+    return launch(given, job, check)
+
+
+def job(composed: DictConfig) -> None:
+    """Run one job of Hydra's, in this process or in one that a launcher started."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from cl_lora.configuration.compose import plain
+
+    quieten()
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        print(f"[{hydra.job.num + 1}] {' '.join(hydra.overrides.task)}", file=sys.stderr)
+    execute(plain(composed))
+
+
+def check(jobs: Sequence[Mapping[str, Any]]) -> None:
+    """Check every job before the first is trained, and that no two differ in one folder.
+
+    Raises:
+        UserError: with the first thing that is wrong.
+    """
+    from cl_lora.configuration.plugins import load_plugins
+
+    for config in jobs:
+        load_plugins(config["plugins"])
+    from cl_lora.experiment import pipeline
+
+    recipes: dict[str, Mapping[str, Any]] = {}
+    variants: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for settings in map(pipeline.check, jobs):
+        recipe, folder = settings.recipe, settings.given_folder
+        # Where the configuration names the folder, jobs of one recipe share it.
+        place = f"run_dir={folder}" if folder else json.dumps(recipe, default=str)
+        if recipes.setdefault(place, recipe) != recipe:
+            raise UserError(
+                f"The combinations of --multirun need a folder each but all go to {place}; leave "
+                "run_dir out, or give runs_root=DIR"
+            )
+        for arm in settings.arms:
+            if variants.setdefault((place, arm.name), arm.variant) != arm.variant:
+                raise UserError(
+                    f"The combinations of --multirun would define arm {arm.name!r} in several ways "
+                    "in one run folder; give each a run_dir, or the arms names of their own"
+                )
+
+
+def execute(config: Mapping[str, Any]) -> Path:
     """Execute a configuration, make its reports, print the table, and return the folder."""
-    from cl_lora.commands.reports import write_reports
-    from cl_lora.experiment.pipeline import execute
+    from cl_lora.commands.report import write_reports
+    from cl_lora.configuration.plugins import load_plugins
 
-    folder = execute(config)
+    load_plugins(config["plugins"])
+    from cl_lora.experiment import pipeline
+
+    folder = pipeline.execute(config)
     if config["report"] and _is_older(folder / "report.html", folder / "scores.csv"):
         print("writing report, figures and TensorBoard files", file=sys.stderr)
         write_reports(folder)
@@ -35,7 +98,9 @@ def print_table(folder: Path) -> None:
     from cl_lora.reporting.tables import result_table
     from cl_lora.run_folder.reader import RunFolder
 
-    run = RunFolder.read(folder)
+    finished = RunFolder.read(folder)
     console = Console()
-    table = result_table(run.scores, run.domains, run.references, arms=run.arms)
+    table = result_table(
+        finished.scores, finished.experiences, finished.references, arms=finished.arms
+    )
     print(table.text(console.width, color=console.is_terminal))

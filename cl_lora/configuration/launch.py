@@ -1,203 +1,175 @@
-"""From Hydra overrides to runs: compose and check first, then execute."""
+"""From the command line to jobs: our checks of all jobs first, then Hydra runs them."""
 
 from __future__ import annotations
 
-import re
+import argparse
+import contextlib
+import os
 import sys
-from collections.abc import Mapping, Sequence
-from itertools import product
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NoReturn, cast
 
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from hydra._internal.utils import _run_hydra, get_args_parser
+from hydra.types import TaskFunction
 
-from cl_lora.configuration.choices import CONFIG_MODULE, GROUPS, config_names, config_values
+from cl_lora.configuration.compose import CONFIG_NAME, CONFIG_PATH, Composer
 from cl_lora.support.errors import UserError, unknown_name
 
-_MULTIRUN = ("-m", "--multirun")
+Job = Mapping[str, Any]
+
+SWEEP_FOLDER = ".cl-lora-sweep"
+"""``hydra.sweep.dir`` of ``configs/config.yaml``: where launchers keep files of their own."""
+
+_FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
-def launch(arguments: Sequence[str]) -> int:
-    """Run the configuration that the overrides give; with --multirun every combination.
+def launch(
+    arguments: Sequence[str], job: TaskFunction, check: Callable[[Sequence[Job]], None]
+) -> int:
+    """Run a command line of Hydra's: every job that it asks for, or what its flags ask to show.
 
-    All combinations are composed and checked before the first is run.
+    All jobs are composed before the first is run, and several are checked together. Only where
+    another sweeper than Hydra's basic one makes the jobs while they run, each must check itself.
+
+    Args:
+        arguments: overrides and Hydra's flags, in any order.
+        job: runs one composed configuration; importable, since launchers send it by name.
+        check: finds what is wrong with several plain configurations, before the first is run.
+
+    Returns:
+        The exit code.
 
     Raises:
-        UserError: for an unknown option, choice or value.
+        UserError: for an unknown flag, option, choice or value.
     """
-    overrides = [a for a in arguments if a not in _MULTIRUN]
-    for argument in overrides:
-        if argument.startswith("-"):
-            raise unknown_name("flag", argument, (*_MULTIRUN, "--help"))
-    jobs = expand(overrides, multirun=len(overrides) < len(arguments))
-    configs = [compose_config(job) for job in jobs]
-    from cl_lora.commands.run import present
-
-    if len(jobs) > 1:
-        _check_all(configs)
-    for number, (job, config) in enumerate(zip(jobs, configs, strict=True), start=1):
-        if len(jobs) > 1:
-            print(f"[{number}/{len(jobs)}] {' '.join(job)}", file=sys.stderr)
-        present(config)
+    given = _Arguments(arguments)
+    flags = given.values
+    composer = Composer(
+        job.__module__,
+        config_dir=flags.config_dir,
+        config_path=flags.config_path,
+        config_name=flags.config_name,
+    )
+    if given.runs:
+        _check_jobs(composer, given.overrides, flags.multirun, check)
+    # What hydra.main does, but for reading sys.argv, which runs record as the user's command.
+    run = partial(
+        _run_hydra,
+        args=flags,
+        args_parser=given.parser,
+        task_function=job,
+        config_path=CONFIG_PATH,
+        config_name=CONFIG_NAME,
+    )
+    sweep = Path(SWEEP_FOLDER).absolute()
+    try:
+        with _errors_raised():
+            composer.explaining(run, given.overrides)
+    except SystemExit as end:
+        # Help ends with 0; what Hydra has refused by itself is told already.
+        return 0 if not end.code else 2
+    finally:
+        _tidy(sweep)
     return 0
 
 
-def _check_all(configs: Sequence[Mapping[str, Any]]) -> None:
-    """Check every job before the first is trained, and that no two differ in one folder."""
-    from cl_lora.experiment.pipeline import check
-
-    identities: dict[Path, Mapping[str, Any]] = {}
-    variants: dict[tuple[Path, str], Mapping[str, Any]] = {}
-    for settings in map(check, configs):
-        for arm in settings.make_arms(settings.raw["arms"]):
-            if variants.setdefault((settings.folder, arm.name), arm.variant) != arm.variant:
-                raise UserError(
-                    f"The combinations of --multirun would define arm {arm.name!r} in several ways "
-                    f"in {settings.folder}; give each a run_dir, or the arms names of their own"
-                )
-        if identities.setdefault(settings.folder, settings.identity) != settings.identity:
-            raise UserError(
-                f"The combinations of --multirun need a folder each but all go to run_dir="
-                f"{settings.folder}; leave run_dir out, or give runs_root=DIR"
-            )
+def _check_jobs(
+    composer: Composer,
+    overrides: Sequence[str],
+    multirun: bool,
+    check: Callable[[Sequence[Job]], None],
+) -> None:
+    several = multirun or composer.is_multirun(overrides)
+    jobs = composer.expand(overrides, multirun=several)
+    if jobs is None:
+        return
+    numbers = range(len(jobs)) if several else (None,)
+    configs = [composer.compose(job, n) for job, n in zip(jobs, numbers, strict=True)]
+    if len(configs) > 1:
+        check(configs)
+        print(f"{len(configs)} jobs, all checked", file=sys.stderr)
 
 
-def expand(overrides: Sequence[str], *, multirun: bool) -> list[list[str]]:
-    """Return the overrides of each job: one, or with ``multirun`` one a combination of sweeps."""
-    parsed = _parse(overrides)
-    if not multirun:
-        for override in parsed:
-            if override.is_sweep_override():
-                raise UserError(
-                    f"{override.input_line!r} names several values; add --multirun to run each, or "
-                    "write a list as KEY=[A,B]"
-                )
-        return [list(overrides)]
-    choices = [
-        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
-        if o.is_sweep_override()
-        else [str(o.input_line)]
-        for o in parsed
-    ]
-    return [list(job) for job in product(*choices)]
-
-
-def compose_config(overrides: Sequence[str]) -> dict[str, Any]:
-    """Compose the configuration of one job as plain containers.
+class _Arguments:
+    """A command line of Hydra's, apart: overrides may stand before, between and after flags.
 
     Raises:
-        UserError: for whatever Hydra refuses, in one sentence with the nearest known names.
+        UserError: for an unknown flag, or flags that exclude each other.
     """
-    parsed = _parse(overrides)
-    for override in parsed:
-        _check_choice(override)
-    _check_arms_once(parsed)
-    try:
-        config = _compose(overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        groups = [str(o.input_line) for o in parsed if o.key_or_group in GROUPS]
-        raise _explain(error, groups) from error
-    return {key: value for key, value in config.items() if key != "experiment"}
 
-
-def _compose(overrides: Sequence[str]) -> dict[str, Any]:
-    GlobalHydra.instance().clear()
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
-    assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
-
-
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    try:
-        return OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"{first}; write overrides as KEY=VALUE") from error
-
-
-def _check_choice(override: Override) -> None:
-    """Refuse an unknown choice of a group; a path or a package override is left to Hydra."""
-    group = str(override.key_or_group)
-    if group not in GROUPS or override.is_delete() or override.is_sweep_override():
-        return
-    value = override.value()
-    for choice in value if isinstance(value, list) else [value]:
-        if choice not in config_names(group):
-            raise unknown_name(group, "null" if choice is None else choice, config_names(group))
-
-
-def _check_arms_once(overrides: Sequence[Override]) -> None:
-    """Refuse a second definition of an arm, which Hydra would merge into the first in silence."""
-    choice: Any = "default"
-    for override in overrides:
-        if override.key_or_group == "arms":
-            choice = override.value()
-        elif override.key_or_group == "experiment" and override.value():
-            choice = None
-    defined: dict[str, Any] = {}
-    for group in choice if isinstance(choice, list) else [choice] if choice else []:
-        for name, arm in _arms_of(str(group)).items():
-            if defined.setdefault(name, arm) != arm:
-                raise UserError(
-                    f"Arm {name!r} is defined twice: as {defined[name]} and, in arms={group}, as "
-                    f"{arm}; give one of them another name"
-                )
-    for override in overrides:
-        key = str(override.key_or_group)
-        if not (key.startswith("arms.") and override.is_add()) or key.count(".") > 1:
-            continue
-        name = key.removeprefix("arms.")
-        if name in defined:
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.parser = get_args_parser()
+        parser = _Parser(parents=[self.parser], add_help=False)
+        self.values, unknown = parser.parse_known_intermixed_args(list(arguments))
+        if unknown:
+            flags = [s for a in parser._actions for s in a.option_strings if s.startswith("--")]
+            raise unknown_name("flag", unknown[0], flags)
+        self.overrides: list[str] = list(self.values.overrides)
+        values = self.values
+        modes = {
+            "--run": values.run,
+            "--multirun": values.multirun,
+            "--cfg": values.cfg,
+            "--info": values.info,
+            "--shell-completion": values.shell_completion,
+        }
+        asked = [name for name, there in modes.items() if there]
+        if len(asked) > 1:
+            raise UserError(f"{asked[0]} and {asked[1]} exclude each other; give one of them")
+        if values.resolve and not (values.cfg or values.help):
+            raise UserError("--resolve says how --cfg shows the configuration; give --cfg job too")
+        if values.experimental_rerun is not None:
             raise UserError(
-                f"Arm {name!r} is defined twice: as {defined[name]} and in "
-                f"{override.input_line!r}; give the new one another name"
+                "--experimental-rerun is not offered; give the same command again, which computes "
+                "only what is missing"
             )
-        defined[name] = override.value()
-
-
-def _arms_of(group: str) -> dict[str, Any]:
-    return {str(name): arm for name, arm in config_values("arms", group).items()}
-
-
-def _explain(error: Exception, groups: Sequence[str]) -> UserError:
-    text = " ".join(str(error).split())
-    key = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)'", text)
-    if key:
-        name = key[1].lstrip("+~").split("@")[0]
-        known = known_keys(groups)
-        if name not in known:
-            return unknown_name("option", name, known)
-    if "duplicate key" in text:
-        return UserError(f"An arm or option is defined twice: {text.split('duplicate key')[-1]}")
-    if "Could not append" in text:
-        return UserError(
-            f"{text.split('. ')[0]}; it is defined already: leave the '+' out, or choose another "
-            "name"
+        self.runs = not (values.help or values.hydra_help) and asked in (
+            [],
+            ["--run"],
+            ["--multirun"],
         )
-    return UserError(f"The configuration does not compose: {text[:300]}")
 
 
-def known_keys(groups: Sequence[str] = ()) -> list[str]:
-    """Return every option, dotted, and every group.
-
-    Args:
-        groups: overrides that choose groups, as ``benchmark=pacs``: other choices, other options.
-    """
-    return sorted({*GROUPS, *_dotted(_compose(groups))})
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see cl-lora run --hydra-help")
 
 
-def _dotted(config: Mapping[Any, Any], prefix: str = "") -> list[str]:
-    keys = []
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        keys.append(name)
-        if isinstance(value, Mapping) and key != "arms":
-            keys += _dotted(value, f"{name}.")
-    return keys
+@contextlib.contextmanager
+def _errors_raised() -> Iterator[None]:
+    """Let Hydra raise errors; by itself it prints them and exits."""
+    before = os.environ.get(_FULL_ERROR)
+    os.environ[_FULL_ERROR] = "1"
+    try:
+        with contextlib.redirect_stderr(cast("IO[str]", _Stderr(sys.stderr))):
+            yield
+    finally:
+        if before is None:
+            del os.environ[_FULL_ERROR]
+        else:
+            os.environ[_FULL_ERROR] = before
+
+
+class _Stderr:
+    """Standard error without Hydra's line above an error: the error says what has failed."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if text.startswith("Error executing job with overrides:"):
+            return len(text)
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a sweep leaves where no launcher has kept anything of its own."""
+    with contextlib.suppress(OSError):
+        if {path.name for path in folder.iterdir()} <= {"multirun.yaml"}:
+            (folder / "multirun.yaml").unlink(missing_ok=True)
+            folder.rmdir()

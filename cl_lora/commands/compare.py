@@ -1,53 +1,19 @@
-"""The commands ``cl-lora report`` and ``cl-lora compare``."""
+"""``cl-lora compare``: finished runs side by side."""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
+from cl_lora.commands.terminal import Parser
 from cl_lora.support import files
 from cl_lora.support.errors import UserError, unknown_name
 
-MakeParser = Callable[[str, str], argparse.ArgumentParser]
 
-
-def write_reports(folder: str | Path) -> tuple[Path, ...]:
-    """Write every report of a finished run: ``report.html``, ``figures/``, ``tensorboard/``.
-
-    Returns:
-        What was written, the HTML report first.
-
-    Raises:
-        UserError: if the folder is no finished run, or cannot be written.
-    """
-    from cl_lora.reporting.figures import write_figures
-    from cl_lora.reporting.html import write_html
-    from cl_lora.reporting.tensorboard import write_tensorboard
-    from cl_lora.run_folder.reader import RunFolder
-
-    run = RunFolder.read(folder)
-    # The page last: where it is newer than the scores, everything else is too.
-    others = (*write_figures(run), *write_tensorboard(run))
-    return (write_html(run), *others)
-
-
-def report(given: list[str], make_parser: MakeParser) -> int:
-    """Run ``cl-lora report RUN``."""
-    parser = make_parser("report", "Make the report of a finished run again from its folder.")
-    parser.add_argument("run", metavar="RUN", type=Path, help="the folder of the run")
-    folder: Path = parser.parse_args(given).run
-    write_reports(folder)
-    print(f"Report:      {folder / 'report.html'}")
-    print(f"Figures:     {folder / 'figures'}")
-    print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}")
-    return 0
-
-
-def compare(given: list[str], make_parser: MakeParser) -> int:
-    """Run ``cl-lora compare RUN...``."""
-    parser = make_parser(
+def run(given: Sequence[str]) -> int:
+    """Print the comparison of runs, and draw it where that was asked for."""
+    parser = Parser(
         "compare",
         "Put finished runs side by side. Seeds are averaged where data, splits, model and training "
         "are the same; everything else stands in columns of its own.",
@@ -70,9 +36,11 @@ def compare(given: list[str], make_parser: MakeParser) -> int:
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw it: a .png or .svg file")
     arguments = parser.parse_args(given)
 
+    from cl_lora.configuration.plugins import load_plugins
     from cl_lora.reporting.compare import RENDERERS, compare_runs, require_poolable
     from cl_lora.run_folder.reader import RunFolder
 
+    load_plugins()
     if arguments.format not in ("table", *RENDERERS):
         raise unknown_name("format", arguments.format, ("table", *RENDERERS))
     kind = _figure_kind(arguments.figure) if arguments.figure else ""

@@ -1,0 +1,45 @@
+"""``cl-lora report``: the report, the figures and the TensorBoard files of a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cl_lora.commands.terminal import Parser
+
+
+def run(given: Sequence[str]) -> int:
+    """Make the report of a run again, and print where it is."""
+    parser = Parser("report", "Make the report of a finished run again from its folder.")
+    parser.add_argument("run", metavar="RUN", type=Path, help="the folder of the run")
+    parser.add_plugins()
+    arguments = parser.parse_args(given)
+    from cl_lora.configuration.plugins import load_plugins
+
+    load_plugins(arguments.plugins)
+    folder: Path = arguments.run
+    write_reports(folder)
+    print(f"Report:      {folder / 'report.html'}")
+    print(f"Figures:     {folder / 'figures'}")
+    print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}")
+    return 0
+
+
+def write_reports(folder: str | Path) -> tuple[Path, ...]:
+    """Write every report of a finished run: ``report.html``, ``figures/``, ``tensorboard/``.
+
+    Returns:
+        What was written, the HTML report first.
+
+    Raises:
+        UserError: if the folder is no finished run, or cannot be written.
+    """
+    from cl_lora.reporting.figures import write_figures
+    from cl_lora.reporting.html import write_html
+    from cl_lora.reporting.tensorboard import write_tensorboard
+    from cl_lora.run_folder.reader import RunFolder
+
+    finished = RunFolder.read(folder)
+    # The page last: where it is newer than the scores, everything else is too.
+    others = (*write_figures(finished), *write_tensorboard(finished))
+    return (write_html(finished), *others)

@@ -1,0 +1,397 @@
+"""Composing a configuration with Hydra's own loader, and saying in one sentence what is wrong."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobRuntime, setup_globals
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from cl_lora.configuration.choices import CONFIG_MODULE, GROUPS
+from cl_lora.support.errors import UserError, unknown_name
+
+HYDRA_VERSION_BASE = "1.3"
+CONFIG_PATH = f"pkg://{CONFIG_MODULE}"
+CONFIG_NAME = "config"
+
+_BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
+_SHOWN = 300  # characters of a text of Hydra's that is passed on
+_NEAR = 3  # names that are suggested
+
+T = TypeVar("T")
+
+
+class Composer:
+    """Composes jobs as Hydra will, from the same search path.
+
+    Args:
+        module: the module of the job, to which a relative ``config_path`` is relative.
+        config_dir: ``--config-dir``, a folder of a user's own YAML files.
+        config_path: ``--config-path``, in place of the package's own files.
+        config_name: ``--config-name``, in place of ``config``.
+
+    Raises:
+        UserError: if ``config_dir`` is no folder.
+    """
+
+    def __init__(
+        self,
+        module: str = __name__,
+        *,
+        config_dir: str | None = None,
+        config_path: str | None = None,
+        config_name: str | None = None,
+    ) -> None:
+        version.setbase(HYDRA_VERSION_BASE)
+        setup_globals()
+        JobRuntime.instance().set("name", module.rpartition(".")[2])
+        path = create_automatic_config_search_path(None, module, config_path or CONFIG_PATH)
+        if config_dir is not None:
+            if not Path(config_dir).is_dir():
+                raise UserError(f"Expected --config-dir to be a folder but got {config_dir!r}")
+            path.prepend(
+                provider="command-line",
+                path=f"file://{Path(config_dir).absolute()}",
+                anchor=SearchPathQuery(provider="schema"),
+            )
+        self._loader = ConfigLoaderImpl(config_search_path=path)
+        self._name = config_name or CONFIG_NAME
+
+    def parse(self, overrides: Sequence[str]) -> list[Override]:
+        """Parse overrides.
+
+        Raises:
+            UserError: for one that is none.
+        """
+        parser = OverridesParser.create(config_loader=self._loader)
+        try:
+            return parser.parse_overrides(list(overrides))
+        except HydraException as error:
+            first = str(error).splitlines()[0]
+            raise UserError(f"{first}; write overrides as KEY=VALUE") from error
+
+    def load(
+        self, overrides: Sequence[str], *, multirun: bool = False, validate: bool = True
+    ) -> DictConfig:
+        """Return the whole configuration of one job, Hydra's part included.
+
+        Args:
+            overrides: of this job.
+            multirun: compose what stands above all jobs of a sweep.
+            validate: refuse sweeps in the wrong place.
+
+        Raises:
+            UserError: for whatever Hydra refuses, with the nearest known names.
+        """
+        return self.explaining(
+            partial(
+                self._loader.load_configuration,
+                config_name=self._name,
+                overrides=list(overrides),
+                run_mode=RunMode.MULTIRUN if multirun else RunMode.RUN,
+                validate_sweep_overrides=validate,
+            ),
+            overrides,
+        )
+
+    def explaining(self, do: Callable[[], T], overrides: Sequence[str]) -> T:
+        """Do something with Hydra; what it refuses becomes one sentence.
+
+        Raises:
+            UserError: in place of Hydra's errors.
+        """
+        try:
+            with warnings.catch_warnings():
+                # Hydra only warns where a folder of the search path is not there.
+                warnings.filterwarnings("error", message="provider=.* is not available")
+                return do()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise self._explain(error, overrides) from error
+        except ValueError as error:
+            if "Config group override must be" not in str(error):
+                raise
+            raise UserError("A group needs a choice, as model=embedded, but got null") from error
+        except UserWarning as error:
+            if "is not available" not in str(error):
+                raise
+            found = re.search(r"path=(.+) is not available", str(error))
+            where = found[1] if found else str(error)
+            raise UserError(
+                f"Nothing is at {where!r}, which is named in hydra.searchpath; "
+                "expected file://FOLDER or pkg://MODULE"
+            ) from error
+
+    def is_multirun(self, overrides: Sequence[str]) -> bool:
+        """Return whether ``hydra.mode`` asks for a sweep."""
+        try:
+            mode = self.load(overrides, multirun=True, validate=False).hydra.mode
+        except UserError:
+            return False  # it will be told again, where it is composed to be run
+        return bool(mode == RunMode.MULTIRUN)
+
+    def expand(self, overrides: Sequence[str], *, multirun: bool) -> list[list[str]] | None:
+        """Return the overrides of each job: one, or with ``multirun`` one a combination of sweeps.
+
+        Returns:
+            None where another sweeper than Hydra's basic one decides the jobs while they run.
+
+        Raises:
+            UserError: for a sweep without ``multirun``.
+        """
+        parsed = self.parse(overrides)
+        if not multirun:
+            for override in parsed:
+                if override.is_sweep_override():
+                    raise UserError(
+                        f"{override.input_line!r} names several values; add --multirun to run "
+                        "each, or write a list as KEY=[A,B]"
+                    )
+            return [list(overrides)]
+        # A sweep would keep the last of two overrides of one key, in silence.
+        _check_added_once(_added_arms(parsed), {})
+        hydra = self.load(overrides, multirun=True).hydra
+        if hydra.sweeper["_target_"] != _BASIC_SWEEPER:
+            return None
+        params = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+        task = self.parse([*params, *hydra.overrides.task])
+        try:
+            batches = BasicSweeper.split_arguments(task, None)
+        except HydraException as error:
+            raise UserError(f"{_sentence(str(error))}; name the values, as KEY=A,B") from error
+        return [[*hydra.overrides.hydra, *job] for batch in batches for job in batch]
+
+    def compose(self, overrides: Sequence[str], number: int | None = None) -> dict[str, Any]:
+        """Return the configuration of one job as plain containers.
+
+        Args:
+            overrides: of this job.
+            number: the job's number in a sweep.
+
+        Raises:
+            UserError: for whatever Hydra refuses, in one sentence with the nearest known names.
+        """
+        parsed = self.parse(overrides)
+        for override in parsed:
+            self._check_choice(override, overrides)
+        self._check_arms_once(parsed)
+        config = self.load(overrides)
+        _pretend_running(config, number)
+        return self.explaining(partial(plain, config), overrides)
+
+    def known_keys(self, overrides: Sequence[str] = ()) -> list[str]:
+        """Return every option, dotted, and every group.
+
+        Args:
+            overrides: those that choose groups, as ``benchmark=pacs``: other choices, other
+                options.
+        """
+        config = self._loader.load_configuration(
+            config_name=self._name, overrides=list(overrides), run_mode=RunMode.RUN
+        )
+        values = OmegaConf.to_container(config, resolve=False)
+        assert isinstance(values, dict)
+        return sorted({*self._groups(), *_dotted(values)})
+
+    def _groups(self) -> list[str]:
+        groups = self._loader.list_groups("")
+        return [*(g for g in groups if g != "hydra"), *_HYDRA_GROUPS]
+
+    def _options(self, group: str, overrides: Sequence[str]) -> list[str]:
+        places = [o for o in overrides if o.startswith("hydra.searchpath=")]
+        return self.explaining(
+            partial(
+                self._loader.get_group_options,
+                group,
+                config_name=self._name,
+                overrides=places,
+            ),
+            overrides,
+        )
+
+    def _check_choice(self, override: Override, overrides: Sequence[str]) -> None:
+        """Refuse an unknown choice of a group; a path or a package override is left to Hydra."""
+        group = str(override.key_or_group)
+        if override.is_delete() or override.is_sweep_override():
+            return
+        if group not in GROUPS and group not in _HYDRA_GROUPS:
+            return
+        known = self._options(group, overrides)
+        value = override.value()
+        for choice in value if isinstance(value, list) else [value]:
+            if choice not in known and "/" not in str(choice):
+                raise unknown_name(group, "null" if choice is None else choice, known)
+
+    def _check_arms_once(self, overrides: Sequence[Override]) -> None:
+        """Refuse a second definition of an arm, which Hydra would merge into the first."""
+        added = _added_arms(overrides)
+        _check_added_once(added, {})
+        lines = [str(o.input_line) for o in overrides if o not in added]
+        chosen = next((o.value() for o in overrides if o.key_or_group == "arms"), None)
+        if isinstance(chosen, list):
+            self._check_choices_agree([str(choice) for choice in chosen], lines)
+        if added:
+            _check_added_once(added, _container(OmegaConf.to_container(self.load(lines).arms)))
+
+    def _check_choices_agree(self, choices: Sequence[str], overrides: Sequence[str]) -> None:
+        places = [o for o in overrides if o.startswith("hydra.searchpath=")]
+        defined: dict[str, Any] = {}
+        for choice in choices:
+            config = self.load([*places, f"arms={choice}"])
+            for name, arm in _container(OmegaConf.to_container(config.arms)).items():
+                if defined.setdefault(name, arm) != arm:
+                    raise UserError(
+                        f"Arm {name!r} is defined twice: as {defined[name]} and, in arms={choice}, "
+                        f"as {arm}; give one of them another name"
+                    )
+
+    def _explain(self, error: Exception, overrides: Sequence[str]) -> UserError:
+        """Return the sentence for an error of Hydra's or OmegaConf's."""
+        # OmegaConf adds lines on where it stands, of which an override says enough.
+        parts = [str(e).split("\n    full_key")[0] for e in (error, error.__cause__) if e]
+        text = " ".join(" ".join(parts).split())
+        missing = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+        if missing:
+            return unknown_name(missing[1], missing[2], self._options(missing[1], overrides))
+        if "Cannot find primary config" in text:
+            return UserError(
+                f"There is no {self._name}.yaml for --config-name; give the folder that holds it "
+                "with --config-dir"
+            )
+        key = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)'", text)
+        if key:
+            name = key[1].lstrip("+~").split("@")[0]
+            known = self._known_beside(overrides)
+            if name not in known:
+                return _unknown_option(name, known)
+        if "duplicate key" in text:
+            return UserError(
+                f"An arm or option is defined twice: {text.split('duplicate key')[-1]}"
+            )
+        if "Could not append" in text:
+            return UserError(
+                f"{text.split('. ')[0]}; it is defined already: leave the '+' out, or choose "
+                "another name"
+            )
+        return UserError(f"The configuration does not compose: {text[:_SHOWN]}")
+
+    def _known_beside(self, overrides: Sequence[str]) -> list[str]:
+        """Return the options that there are under the groups that ``overrides`` choose."""
+        chosen = ("hydra.searchpath", *GROUPS, *_HYDRA_GROUPS)
+        groups = [o for o in overrides if o.partition("=")[0].lstrip("+~") in chosen]
+        try:
+            return self.known_keys(groups)
+        except (HydraException, OmegaConfBaseException):
+            return self.known_keys()
+
+
+_HYDRA_GROUPS = (
+    "hydra/launcher",
+    "hydra/sweeper",
+    "hydra/job_logging",
+    "hydra/hydra_logging",
+    "hydra/help",
+    "hydra/hydra_help",
+    "hydra/output",
+    "hydra/env",
+)
+"""Hydra's own groups: it lists them only one folder at a time."""
+
+
+def compose_config(overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose the configuration of one job from the package's own files, as plain containers.
+
+    Raises:
+        UserError: as :meth:`Composer.compose`.
+    """
+    return Composer().compose(overrides)
+
+
+def known_keys(overrides: Sequence[str] = ()) -> list[str]:
+    """Return every option of the package's own files: see :meth:`Composer.known_keys`."""
+    return Composer().known_keys(overrides)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Return what a job sees: plain containers, resolved, without Hydra's own part."""
+    job = config.copy()
+    with read_write(job), open_dict(job):
+        job.pop("hydra", None)
+        job.pop("experiment", None)  # it has overridden the others by now
+    return _container(OmegaConf.to_container(job, resolve=True))
+
+
+def _added_arms(overrides: Sequence[Override]) -> list[Override]:
+    keys = re.compile(r"arms\.[^.]+")
+    return [o for o in overrides if o.is_add() and keys.fullmatch(str(o.key_or_group))]
+
+
+def _check_added_once(added: Sequence[Override], defined: Mapping[str, Any]) -> None:
+    """Refuse an arm that is there already, or is added twice."""
+    known = dict(defined)
+    for override in added:
+        name = str(override.key_or_group).removeprefix("arms.")
+        if name in known:
+            raise UserError(
+                f"Arm {name!r} is defined twice: as {known[name]} and in "
+                f"{override.input_line!r}; give the new one another name"
+            )
+        known[name] = override.value()
+
+
+def _container(values: Any) -> dict[str, Any]:
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _pretend_running(config: DictConfig, number: int | None) -> None:
+    """Set what Hydra will set when the job starts, for values that interpolate it."""
+    HydraConfig.instance().set_config(config)
+    with read_write(config.hydra), open_dict(config.hydra):
+        if number is not None:
+            config.hydra.job.num = number
+            config.hydra.job.id = str(number)
+        folder = Path(config.hydra.run.dir)
+        if number is not None:
+            folder = Path(config.hydra.sweep.dir) / str(config.hydra.sweep.subdir)
+        config.hydra.runtime.output_dir = str(folder.absolute())
+
+
+def _unknown_option(name: str, known: Sequence[str]) -> UserError:
+    """Suggest the dotted options that end in ``name``; else those that are spelled alike."""
+    if not name.startswith("hydra"):
+        known = [k for k in known if not k.startswith("hydra")]
+    same = [k for k in known if k.endswith(f".{name}")]
+    if not same:
+        return unknown_name("option", name, known)
+    hint = " or ".join(repr(k) for k in same[:_NEAR])
+    return UserError(f"Unknown option {name!r}: did you mean {hint}?")
+
+
+def _sentence(text: str) -> str:
+    return " ".join(text.split())[:_SHOWN].rstrip(".")
+
+
+def _dotted(config: Mapping[Any, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        keys.append(name)
+        if isinstance(value, Mapping) and key != "arms":
+            keys += _dotted(value, f"{name}.")
+    return keys
