@@ -15,10 +15,10 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 import torch
+from cl_lora.benchmarks.stream import avalanche_benchmark
 
 from cl_lora.benchmarks import make_benchmark
-from cl_lora.benchmarks.stream import avalanche_benchmark
-from cl_lora.configuration.launch import compose_config
+from cl_lora.configuration.compose import compose_config
 from cl_lora.experiment.banks import train_banks
 from cl_lora.experiment.evaluator import ArmEvaluator
 from cl_lora.experiment.pipeline import prepare_backbone

@@ -20,7 +20,7 @@ from tiny_run import overrides
 
 from cl_lora.adapters import Adapter
 from cl_lora.cli import main
-from cl_lora.configuration import launch
+from cl_lora.configuration.compose import compose_config
 
 
 def command(*arguments: str, columns: int = 80) -> subprocess.CompletedProcess[str]:
@@ -225,7 +225,7 @@ def test_a_stopped_arm_of_other_settings_keeps_nothing_of_the_first(
         patch.setattr(pipeline, "train_banks", interrupt)
         names = [o for o in overrides(copied, STEEP.format(rate)) if "ties_learned" not in o]
         with pytest.raises(KeyboardInterrupt):
-            pipeline.execute(launch.compose_config([*names, option]))
+            pipeline.execute(compose_config([*names, option]))
     assert not [r for r in rows(copied) if r["arm"] == "steep"]
     assert "steep" in yaml.safe_load((copied / "config.yaml").read_text())["arms"]
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cl_lora.cli import config_names
-from cl_lora.configuration.launch import compose_config, known_keys
+from cl_lora.configuration.choices import config_names
+from cl_lora.configuration.compose import compose_config, known_keys
 from cl_lora.evaluation.scores import COLUMNS
 from cl_lora.experiment.arms import REFERENCES, Arm, make_arms
 from cl_lora.merging import METHODS, RULES

@@ -5,8 +5,8 @@ from dataclasses import asdict
 import pytest
 import yaml
 
-from cl_lora.cli import config_names
-from cl_lora.configuration.launch import compose_config
+from cl_lora.configuration.choices import config_names
+from cl_lora.configuration.compose import compose_config
 from cl_lora.experiment.arms import make_arm, make_arms, settings_of
 from cl_lora.strategies.config import TrainingConfig
 

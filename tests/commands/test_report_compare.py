@@ -1,4 +1,3 @@
-import argparse
 import io
 
 import pandas as pd
@@ -6,12 +5,10 @@ import pytest
 from fabricate import ARMS, fabricate_run
 from PIL import Image
 
-from cl_lora.commands.reports import compare, report, write_reports
+from cl_lora.commands.compare import run as compare
+from cl_lora.commands.report import run as report
+from cl_lora.commands.report import write_reports
 from cl_lora.support.errors import UserError
-
-
-def make_parser(command, description):
-    return argparse.ArgumentParser(prog=f"cl-lora {command}", description=description)
 
 
 @pytest.fixture
@@ -20,7 +17,7 @@ def other_path(tmp_path):
 
 
 def test_report_writes_everything_and_says_where(run_path, capsys):
-    assert report([str(run_path)], make_parser) == 0
+    assert report([str(run_path)]) == 0
     out = capsys.readouterr().out
     assert f"tensorboard --logdir {run_path / 'tensorboard'}" in out
     assert (run_path / "report.html").is_file()
@@ -38,7 +35,7 @@ def test_reports_change_nothing_that_was_computed(run_path):
 
 def test_compare_prints_a_table(run_path, other_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    assert compare([str(run_path), str(other_path), "--to", "joint"], make_parser) == 0
+    assert compare([str(run_path), str(other_path), "--to", "joint"]) == 0
     out = capsys.readouterr().out
     assert "A = pacs_trial" in out
     assert "Differences to joint" in out
@@ -48,7 +45,7 @@ def test_compare_prints_a_table(run_path, other_path, capsys, monkeypatch):
 def test_compare_writes_csv_and_a_figure(run_path, tmp_path, capsys):
     figure = tmp_path / "out" / "compare.png"
     given = [str(run_path), "--format", "csv", "--metric", "f1", "--figure", str(figure)]
-    assert compare(given, make_parser) == 0
+    assert compare(given) == 0
     captured = capsys.readouterr()
     # The figure's place goes to standard error: the CSV can be piped.
     frame = pd.read_csv(io.StringIO(captured.out))
@@ -60,8 +57,8 @@ def test_compare_writes_csv_and_a_figure(run_path, tmp_path, capsys):
 
 def test_compare_refuses_to_pool_what_differs(run_path, other_path):
     with pytest.raises(UserError, match="cannot be averaged: their data or its splits differ"):
-        compare([str(run_path), str(other_path), "--pool"], make_parser)
-    assert compare([str(run_path), str(run_path), "--pool"], make_parser) == 0
+        compare([str(run_path), str(other_path), "--pool"])
+    assert compare([str(run_path), str(run_path), "--pool"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -74,10 +71,10 @@ def test_compare_refuses_to_pool_what_differs(run_path, other_path):
 )
 def test_bad_arguments_are_named(run_path, arguments, message):
     with pytest.raises(UserError, match=message):
-        compare([str(run_path), *arguments], make_parser)
+        compare([str(run_path), *arguments])
 
 
 def test_no_run(tmp_path):
     for command in (report, compare):
         with pytest.raises(UserError, match="is no run folder"):
-            command([str(tmp_path)], make_parser)
+            command([str(tmp_path)])
