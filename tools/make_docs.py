@@ -40,7 +40,7 @@ classified.
 _OPTIONS = """
 ## Options of the methods
 
-Every method also takes `rank` (default none): {rank}.
+Every method also takes `rank` (default none, but for `svd`): {rank}.
 
 """
 

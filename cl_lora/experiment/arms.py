@@ -17,8 +17,8 @@ from cl_lora.merging import (
     make_rule,
     require_learnable,
     validate_method,
+    variant_of,
 )
-from cl_lora.merging.spaces import SPACES
 from cl_lora.models.head_policies import HEAD_POLICIES, HeadPolicy, get_head_policy
 from cl_lora.support.errors import UserError, unknown_name
 
@@ -84,10 +84,7 @@ class Arm:
     def variant(self) -> dict[str, Any]:
         """Everything that defines the arm, defaults written out: what is recorded of it."""
         return {
-            "method": self.method,
-            "space": self.space,
-            "scaling": SPACES[self.space].scaling,
-            **validate_method(self.method, self.space, self.options),
+            **variant_of(self.method, self.space, self.options),
             "coefficients": self.rule.config,
             "spc": self.spc if self.needs_buffer else None,
             "buffer_batch_size": self.buffer_batch_size if self.rule.learned else None,

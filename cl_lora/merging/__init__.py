@@ -35,6 +35,7 @@ from cl_lora.merging.registry import (
     methods_table,
     register,
     validate_method,
+    variant_of,
 )
 from cl_lora.merging.update import Update
 
@@ -73,4 +74,5 @@ __all__ = [
     "spectral",
     "ties",
     "validate_method",
+    "variant_of",
 ]

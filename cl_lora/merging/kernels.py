@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cl_lora.adapters import LoRAFactors, concatenate
 from cl_lora.merging.registry import Kernel
-from cl_lora.merging.spaces import DeltaSpace, KeptStacks, Sources, Space, sites
+from cl_lora.merging.spaces import KeptStacks, Sources, Space, sites
 from cl_lora.merging.update import Entry
 
 Sparsify: TypeAlias = Callable[[Tensor, str, str], Tensor]
@@ -49,11 +49,6 @@ class LowRankSum:
 
     sources: Sources
 
-    @property
-    def scaling(self) -> str:
-        """How alpha and s enter."""
-        return DeltaSpace.scaling
-
     def combine(self, module: str, alpha: Tensor) -> LoRAFactors:
         """Return the stacked factors of the module, the coefficients on B."""
         return concatenate(self.sources.modules[module], alpha)
@@ -73,11 +68,6 @@ class MaterialisedSum:
 
     stacked: Mapping[str, LoRAFactors]
     ranks: Mapping[str, Tensor]
-
-    @property
-    def scaling(self) -> str:
-        """How alpha and s enter."""
-        return DeltaSpace.scaling
 
     def combine(self, module: str, alpha: Tensor) -> LoRAFactors:
         """Return the module's factors of rank ``sum r_i``, the coefficients on B."""
@@ -114,11 +104,6 @@ class Pipeline:
     by_rows: bool = False
     fixed: bool = False
 
-    @property
-    def scaling(self) -> str:
-        """How alpha and s enter."""
-        return self.space.scaling
-
     def combine(self, module: str, alpha: Tensor) -> Entry:
         """Return the merged tensors of one module as its update."""
         return self.space.assemble([self._merge(module, side, alpha) for side in self.space.sides])
@@ -153,11 +138,6 @@ class MaterialisedBasis:
 
     space: Space
     bases: Mapping[tuple[str, str], Tensor]
-
-    @property
-    def scaling(self) -> str:
-        """How alpha and s enter."""
-        return self.space.scaling
 
     def combine(self, module: str, alpha: Tensor) -> Entry:
         """Return ``sum_i weights_i basis_i`` of one module."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from cl_lora.merging.kernels import LowRankSum, Pipeline
 from cl_lora.merging.registry import ALWAYS, IN_DELTA, Kernel, register
-from cl_lora.merging.spaces import SPACES, Sources
+from cl_lora.merging.spaces import SPACES, DeltaSpace, Sources
 
 
 @register(
@@ -16,6 +16,7 @@ from cl_lora.merging.spaces import SPACES, Sources
     formula="sum_i alpha_i s_i B_i A_i",
     paper="peft; Kesim and Helli 2024",
     linearity=ALWAYS,
+    scaling=DeltaSpace.scaling,
 )
 def _exact(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
     """Prepare the exact sum; stacking factors is the same in either space."""

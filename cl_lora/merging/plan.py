@@ -11,11 +11,13 @@ from torch import Tensor
 
 from cl_lora.adapters import Adapter, BaseModel, LoRAFactors, common_base
 from cl_lora.merging.registry import (
+    LARGEST,
     Differentiability,
     Kernel,
     differentiability,
     get_method,
     validate_method,
+    variant_of,
 )
 from cl_lora.merging.spaces import Sources
 from cl_lora.merging.update import Entry, Update, truncate_entry
@@ -33,8 +35,8 @@ class Plan:
         modules: the names of the modules, in the order of the adapters.
         n: the number of adapters.
         differentiability: how the update depends on the coefficients.
-        variant: everything that defines the result beside adapters and coefficients: method,
-            space, scaling, rank and the method's options.
+        variant: everything that defines the result beside adapters and coefficients; see
+            :func:`~cl_lora.merging.variant_of`.
         base: what all adapters say of the model they were trained on.
     """
 
@@ -43,6 +45,7 @@ class Plan:
     differentiability: Differentiability
     variant: dict[str, Any]
     _kernel: Kernel = field(repr=False)
+    _rank: int | None = field(default=None, repr=False)
     base: BaseModel = field(default_factory=BaseModel)
 
     @property
@@ -101,8 +104,7 @@ class Plan:
 
     def _entry(self, module: str, alpha: Tensor) -> Entry:
         entry = self._kernel.combine(module, alpha)
-        rank: int | None = self.variant["rank"]
-        return entry if rank is None else truncate_entry(entry, rank)
+        return entry if self._rank is None else truncate_entry(entry, self._rank)
 
     def _rows(self, alpha: Tensor) -> Tensor:
         whole, each = (self.n,), (len(self.modules), self.n)
@@ -133,15 +135,14 @@ def prepare(
     complete = validate_method(method, space, options)
     info = get_method(method)
     sources = gather(adapters)
-    if complete["rank"] is None and info.default_rank is not None:
-        complete["rank"] = info.default_rank(sources)
-    kernel = info.prepare(sources, space, complete)
+    rank = complete["rank"]
     return Plan(
         modules=tuple(sources.modules),
         n=sources.n,
         differentiability=info.linearity.of(space, complete),
-        variant={"method": method, "space": space, "scaling": kernel.scaling, **complete},
-        _kernel=kernel,
+        variant=variant_of(method, space, options),
+        _kernel=info.prepare(sources, space, complete),
+        _rank=sources.largest_rank if rank == LARGEST else rank,
         base=common_base([adapter.base for adapter in adapters]),
     )
 
@@ -152,7 +153,7 @@ def merge(
     weights: Sequence[float] | Tensor | None = None,
     *,
     space: str = "delta",
-    rank: int | None = None,
+    rank: int | str | None = None,
     **options: Any,
 ) -> Update:
     """Merge adapters into one update.
@@ -168,7 +169,7 @@ def merge(
         weights: n coefficients of any sign; None gives each 1/n. Note that TIES already averages
             over the agreeing adapters: its papers use 1.
         space: ``delta`` or ``factors``.
-        rank: truncate each module's result to this rank.
+        rank: truncate each module's result to this rank, or to ``largest``, that of the adapters.
         **options: the method's options.
 
     Raises:

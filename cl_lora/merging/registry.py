@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
@@ -23,10 +23,6 @@ that plain automatic differentiation finds. ``no``: without one, or with one not
 
 class Kernel(Protocol):
     """The computation behind a plan: all that does not depend on the coefficients is settled."""
-
-    @property
-    def scaling(self) -> str:
-        """How the coefficient alpha and the adapter's scaling s enter; part of the variant."""
 
     def combine(self, module: str, alpha: Tensor) -> Entry:
         """Return the update of one module for coefficients ``alpha`` (n,)."""
@@ -74,11 +70,15 @@ DENSITY = OptionSpec(
     "a fraction in (0, 1]",
     "the fraction of entries kept in each adapter",
 )
+LARGEST = "largest"
+"""The rank that stands for the largest of any adapter in any module."""
+
 RANK = OptionSpec(
     None,
-    lambda v: v is None or is_count(v),
-    "none or an integer of at least 1",
-    "truncate each merged delta to this rank by SVD (peft's *_svd)",
+    lambda v: v is None or v == LARGEST or is_count(v),
+    f"none, {LARGEST} or an integer of at least 1",
+    "truncate each merged delta to this rank by SVD (peft's *_svd), or to the largest rank of the "
+    "adapters (peft's default)",
 )
 
 
@@ -134,9 +134,10 @@ class MethodInfo:
         linearity: when the update is linear in the coefficients, and what it is otherwise.
         spaces: the spaces it works in.
         options: option name -> its specification; every method also has ``rank``.
+        scaling: how the coefficient alpha and the adapter's scaling s enter, for a method that
+            does the same in every space; None for one that does as its space does.
         data_free: needs no samples beyond the adapters.
         needs_task_id: the task must be known at inference.
-        default_rank: the rank truncated to if none is given; None leaves the result exact.
     """
 
     name: str
@@ -147,9 +148,9 @@ class MethodInfo:
     linearity: Linearity
     spaces: tuple[str, ...]
     options: Mapping[str, OptionSpec]
+    scaling: str | None = None
     data_free: bool = True
     needs_task_id: bool = False
-    default_rank: Callable[[Sources], int] | None = field(default=None)
 
 
 METHODS: dict[str, MethodInfo] = {}
@@ -167,11 +168,13 @@ def register(
     linearity: Linearity,
     spaces: tuple[str, ...] = ("delta", "factors"),
     options: Mapping[str, OptionSpec] | None = None,
+    default_rank: int | str | None = None,
     **flags: Any,
 ) -> Callable[[Prepare], Prepare]:
     """Register the decorated ``prepare(sources, space, options) -> kernel`` as a merge method.
 
-    ``flags`` are further fields of :class:`MethodInfo`. Decorators may be stacked to give one
+    Further arguments are fields of :class:`MethodInfo`. ``default_rank`` is what the result is
+    truncated to if no rank is given; None leaves it exact. Decorators may be stacked to give one
     computation several names.
 
     Raises:
@@ -180,8 +183,8 @@ def register(
 
     def decorate(prepare: Prepare) -> Prepare:
         taken = METHODS.get(name)
-        check_free("merge method", name, taken and taken.prepare, prepare)
-        specs = {**(options or {}), "rank": RANK}
+        check_free("merge method", name, taken.prepare if taken else None, prepare)
+        specs = {**(options or {}), "rank": replace(RANK, default=default_rank)}
         METHODS[name] = MethodInfo(
             name, summary, formula, paper, prepare, linearity, spaces, specs, **flags
         )
@@ -279,7 +282,29 @@ def validate_method(
         raise UserError(
             f"Merge method {method!r} has no space {space!r}; use {' or '.join(info.spaces)}"
         )
-    return check_options(f"merge method {method!r}", info.options, options or {})
+    complete = check_options(f"merge method {method!r}", info.options, options or {})
+    if complete["rank"] is None:
+        complete["rank"] = info.options["rank"].default
+    return complete
+
+
+def variant_of(
+    method: str, space: str = "delta", options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return everything that defines a merge beside its adapters and coefficients.
+
+    What is recorded of every arm and with every update: method, space, scaling (how alpha and the
+    adapter's scaling s enter) and the complete options.
+
+    >>> variant_of("svd")
+    {'method': 'svd', 'space': 'delta', 'scaling': 'alpha * s * B A', 'rank': 'largest'}
+
+    Raises:
+        UserError: as :func:`validate_method`.
+    """
+    complete = validate_method(method, space, options)
+    scaling = get_method(method).scaling or SPACES[space].scaling
+    return {"method": method, "space": space, "scaling": scaling, **complete}
 
 
 def differentiability(

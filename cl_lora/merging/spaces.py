@@ -27,13 +27,14 @@ class Sources:
     n: int
     dtype: torch.dtype
 
+    @property
+    def largest_rank(self) -> int:
+        """The largest rank of any adapter in any module."""
+        return max(f.rank for factors in self.modules.values() for f in factors)
+
 
 class Space(Protocol):
     """One module of n adapters as stacks of n tensors, and back."""
-
-    @property
-    def scaling(self) -> str:
-        """How the coefficient alpha and the adapter's scaling s enter; recorded in the variant."""
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -55,7 +56,12 @@ class Space(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class DeltaSpace:
-    """Dense updates ``dW_i = s_i B_i A_i`` with weights ``alpha_i``: the plain mathematics."""
+    """Dense updates ``dW_i = s_i B_i A_i`` with weights ``alpha_i``: the plain mathematics.
+
+    Attributes:
+        sources: the adapters.
+        scaling: how the coefficient alpha and the adapter's scaling s enter, for the variant.
+    """
 
     sources: Sources
     scaling: ClassVar[str] = "alpha * s * B A"
@@ -140,11 +146,6 @@ class KeptStacks:
     def sources(self) -> Sources:
         """The adapters."""
         return self.space.sources
-
-    @property
-    def scaling(self) -> str:
-        """As of the space."""
-        return self.space.scaling
 
     @property
     def sides(self) -> tuple[str, ...]:

@@ -6,13 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from cl_lora.merging.kernels import LowRankSum
-from cl_lora.merging.registry import NEVER, Kernel, register
+from cl_lora.merging.registry import LARGEST, NEVER, Kernel, register
 from cl_lora.merging.spaces import Sources
-
-
-def largest_rank(sources: Sources) -> int:
-    """Return the largest rank of any adapter in any module, the default of peft."""
-    return max(f.rank for factors in sources.modules.values() for f in factors)
 
 
 @register(
@@ -22,7 +17,7 @@ def largest_rank(sources: Sources) -> int:
     paper="peft",
     linearity=NEVER,
     spaces=("delta",),
-    default_rank=largest_rank,
+    default_rank=LARGEST,
 )
 def _svd(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
     """Prepare the exact sum; the plan truncates it through QR of the stacked factors."""

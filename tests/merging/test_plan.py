@@ -21,6 +21,7 @@ from cl_lora.merging import (
     prepare,
     pruning,
     require_learnable,
+    variant_of,
 )
 from cl_lora.merging.plan import gather
 from cl_lora.merging.spaces import DeltaSpace, FactorSpace
@@ -311,6 +312,26 @@ def test_the_variant_says_all_that_defines_the_result():
     }
     assert prepare(toy_adapters(2), "ties", space="factors").variant["scaling"].startswith("sqrt")
     assert prepare(toy_adapters(2), "cat", space="factors").variant["scaling"].startswith("alpha")
+
+
+@pytest.mark.parametrize(("method", "space"), METHODS_AND_SPACES)
+@pytest.mark.parametrize("options", [{}, {"rank": 2}, {"rank": None}])
+def test_the_variant_is_known_before_there_are_adapters(method, space, options):
+    expected = variant_of(method, space, options)
+    assert prepare(toy_adapters(2), method, space=space, **options).variant == expected
+    settings = {k: v for k, v in expected.items() if k in get_method(method).options}
+    assert variant_of(method, space, settings) == expected
+
+
+@pytest.mark.parametrize("method", ["svd", "ties"])
+def test_the_largest_rank_is_that_of_the_adapters(method):
+    adapters = toy_adapters(3, (2, 4, 3))
+    largest, expected = merge(adapters, method, rank="largest"), merge(adapters, method, rank=4)
+    for module in largest.modules():
+        assert largest.entries[module].rank == 4
+        assert torch.equal(largest.delta(module), expected.delta(module))
+    assert largest.variant["rank"] == "largest"
+    assert merge(adapters, "svd").entries["out"].rank == 4
 
 
 def test_learned_coefficients_are_refused_where_the_merge_is_not_differentiable():

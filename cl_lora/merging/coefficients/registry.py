@@ -121,7 +121,7 @@ def register_rule(
 
     def decorate(start: Start) -> Start:
         taken = RULES.get(name)
-        check_free("coefficient rule", name, taken and taken.start, start)
+        check_free("coefficient rule", name, taken.start if taken else None, start)
         RULES[name] = RuleInfo(name, formula, paper, how, options or {}, start)
         return start
 
