@@ -197,6 +197,30 @@ def test_an_error_puts_the_smallest_first_and_says_so_on_its_axis(tmp_path):
     assert draw_figures(run)["matrices"].axes[-1].get_ylabel() == "RMSE (px, less is better)"
 
 
+def test_all_score_matrices_share_the_scale_of_their_colour_bar(tmp_path):
+    run = RunFolder.read(as_errors(fabricate_run(tmp_path / "run")))
+    *panels, bar = draw_figures(run)["matrices"].axes
+    every = [mean_matrix(run, arm, RMSE) for arm in run.scores.arms]
+    limits = (np.nanmin(every), np.nanmax(every))
+    images = [ax.images[0] for ax in panels if ax.images]
+    assert len(images) == len(every)
+    assert {image.get_clim() for image in images} == {limits}
+    assert bar.get_ylim() == pytest.approx(limits)
+
+
+def test_numbers_in_a_matrix_are_told_from_their_cells_and_bright_is_good(tmp_path):
+    run = RunFolder.read(as_errors(fabricate_run(tmp_path / "run")))
+    ax = figures.matrix_figure(run, "ties_w1", RMSE).axes[0]
+    matrix = mean_matrix(run, "ties_w1", RMSE)
+    (image,) = ax.images
+    best, worst = (image.to_rgba(np.array([[v]]))[0, 0, :3].mean() for v in (matrix.min(), 1e3))
+    assert best > 0.5 > worst
+    for text in ax.texts:
+        j, s = (round(v) for v in text.get_position())
+        cell = image.to_rgba(np.array([[matrix[s, j]]]))[0, 0, :3].mean()
+        assert (text.get_color() == "white") == (cell < 0.52), (s, j)
+
+
 @pytest.mark.parametrize(
     ("metric", "title"),
     [
@@ -272,12 +296,15 @@ def test_a_figure_is_one_function(run_path, registry):
     assert (run_path / "figures" / "seeds.svg").is_file()
 
 
-@pytest.mark.parametrize(
-    ("name", "problem"), [("final", "'Final score by arm'"), ("../x", "names the figure's files")]
-)
-def test_a_name_that_is_taken_or_no_file_name_is_refused(name, problem, registry):
-    with pytest.raises(UserError, match=problem):
-        figure(name, "Title", "Caption.")
+def test_a_taken_name_is_refused_but_to_the_same_function_again(registry):
+    with pytest.raises(UserError, match=r"'final' is registered already, by .*final_scores"):
+        figure("final", "Title", "Caption.")(figures.robustness_to_scale)
+    figure("final", "Another title", "Caption.")(figures.final_scores)
+
+
+def test_a_name_that_names_no_file_is_refused(registry):
+    with pytest.raises(UserError, match="names the figure's files"):
+        figure("../x", "Title", "Caption.")
 
 
 def test_every_figure_says_what_it_shows():

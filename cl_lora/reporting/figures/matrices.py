@@ -41,6 +41,8 @@ def score_matrices(run: RunFolder, metric: Metric) -> Figure:
     height = side * max(0.3, S / T)
     fig = Figure(figsize=(columns * side + 0.9, rows * (height + 0.28) + 0.7), layout="constrained")
     axes = np.atleast_1d(np.array(fig.subplots(rows, columns, squeeze=False))).ravel()
+    matrices = [mean_matrix(run, arm, metric)[:, scored] for arm in arms]
+    limits = _limits(matrices, metric)
     image = None
     for i, ax in enumerate(axes):
         if i >= len(arms):
@@ -50,10 +52,11 @@ def score_matrices(run: RunFolder, metric: Metric) -> Figure:
         lowest = i + columns >= len(arms)
         image = draw_matrix(
             ax,
-            mean_matrix(run, arms[i], metric)[:, scored],
+            matrices[i],
             stages if i % columns == 0 else None,
             experiences if lowest else None,
             metric,
+            limits,
         )
         ax.set_title(shorten(arms, 26 if T <= 6 else 36)[i], fontsize=6.5, weight="normal")
     assert image is not None
@@ -70,7 +73,8 @@ def matrix_figure(run: RunFolder, arm: str, metric: Metric) -> Figure:
     sides = (1.4 + 0.5 * len(experiences), 1.4 + 0.5 * len(stages))
     fig = Figure(figsize=sides, layout="constrained")
     ax = fig.add_subplot()
-    draw_matrix(ax, mean_matrix(run, arm, metric)[:, scored], stages, experiences, metric)
+    matrix = mean_matrix(run, arm, metric)[:, scored]
+    draw_matrix(ax, matrix, stages, experiences, metric, _limits([matrix], metric))
     ax.set_title(arm)
     ax.set_ylabel(_rows_title(run))
     ax.set_xlabel(_EVALUATED)
@@ -83,8 +87,9 @@ def draw_matrix(
     rows: Sequence[str] | None,
     columns: Sequence[str] | None,
     metric: Metric,
+    limits: tuple[float, float],
 ) -> Any:
-    """Draw R (S, T) into ``ax`` with its numbers, and return the image for a colour bar.
+    """Draw R (S, T) into ``ax`` with its numbers, bright for good, and return the image.
 
     Args:
         ax: where to draw.
@@ -92,12 +97,15 @@ def draw_matrix(
         rows: names of the S stages; None to leave them out.
         columns: names of the T experiences; None to leave them out.
         metric: what was scored.
+        limits: the ends of the colour scale, as shown.
+
+    Returns:
+        The image, for a colour bar.
     """
     values = metric.scale * matrix
-    # Percentages share one scale, so that figures of two runs can be compared.
-    low, high = (0.0, 100.0) if metric.percent else (None, None)
-    colors = mpl.colormaps["cividis"].with_extremes(bad="#eeeeee")
-    image = ax.imshow(values, cmap=colors, aspect="equal", vmin=low, vmax=high)
+    map_name = "cividis" if metric.higher_is_better else "cividis_r"
+    colors = mpl.colormaps[map_name].with_extremes(bad="#eeeeee")
+    image = ax.imshow(values, cmap=colors, aspect="equal", vmin=limits[0], vmax=limits[1])
     ax.grid(visible=False)
     ax.set_xticks(range(values.shape[1]), shorten(columns, 8) if columns else [], rotation=90)
     ax.set_yticks(range(values.shape[0]), shorten(rows, 8) if rows else [])
@@ -106,15 +114,28 @@ def draw_matrix(
         spine.set_visible(False)
     if max(values.shape) <= 10:
         shades = np.asarray(image.norm(values))
+        brightness = shades if metric.higher_is_better else 1 - shades
         for s, j in np.ndindex(values.shape):
             value = values.item(s, j)
             if math.isfinite(value):
                 # White on the dark half of the map, black on the light half.
-                color = "white" if shades[s, j] < 0.55 else "black"
+                color = "white" if brightness[s, j] < 0.55 else "black"
                 ax.text(
                     j, s, _cell(value, metric), ha="center", va="center", fontsize=6.5, color=color
                 )
     return image
+
+
+def _limits(matrices: Sequence[FloatArray], metric: Metric) -> tuple[float, float]:
+    """Return the ends of one colour scale for all ``matrices``.
+
+    Percentages share theirs, so that the figures of two runs can be compared.
+    """
+    if metric.percent:
+        return 0.0, 100.0
+    values = metric.scale * np.concatenate([m.ravel() for m in matrices])
+    found = values[np.isfinite(values)]
+    return (float(found.min()), float(found.max())) if len(found) else (0.0, 1.0)
 
 
 def _cell(value: float, metric: Metric) -> str:

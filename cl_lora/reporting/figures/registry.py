@@ -76,24 +76,29 @@ def figure(
         position: place in the report, the smallest first; this project's own take 10 to 60.
 
     Raises:
-        UserError: if another figure has the name, or it cannot name a file.
+        UserError: if the name is another function's already, or cannot name a file.
     """
     if not _NAME.fullmatch(name):
         raise UserError(
             f"Expected a figure's name of small letters, digits, _ and - but got {name!r}: it "
             "names the figure's files; choose another name"
         )
-    if name in FIGURES:
-        raise UserError(
-            f"The figure {name!r} is registered already as {FIGURES[name].title!r}; choose "
-            "another name"
-        )
 
     def register(draw: Draw) -> Draw:
+        # The same function may come again: its module was loaded anew.
+        if name in FIGURES and _origin(FIGURES[name].draw) != _origin(draw):
+            raise UserError(
+                f"Expected a new name for the figure of {_origin(draw)} but {name!r} is registered "
+                f"already, by {_origin(FIGURES[name].draw)}; choose another name"
+            )
         FIGURES[name] = FigureInfo(name, title, caption, draw, ordered, position)
         return draw
 
     return register
+
+
+def _origin(draw: Draw) -> str:
+    return f"{draw.__module__}.{draw.__qualname__}"
 
 
 def in_order() -> tuple[FigureInfo, ...]:
