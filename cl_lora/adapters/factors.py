@@ -71,8 +71,8 @@ def truncate(factors: LoRAFactors, rank: int) -> LoRAFactors:
     """Return the best approximation of ``dW`` of at most ``rank`` (Eckart-Young).
 
     With ``B = Q_b R_b`` and ``A^T = Q_a R_a`` the singular values of ``dW`` are those of the small
-    (r, r) matrix ``s R_b R_a^T``, so no (d_out, d_in) matrix is ever decomposed. The singular
-    values are split evenly over the two factors.
+    matrix ``s R_b R_a^T``, (r, r) or less where d_out or d_in is below r, so no (d_out, d_in)
+    matrix is ever decomposed. The singular values are split evenly over the two factors.
 
     Raises:
         UserError: if ``rank`` is below 1.
@@ -83,6 +83,6 @@ def truncate(factors: LoRAFactors, rank: int) -> LoRAFactors:
         return factors
     q_b, r_b = torch.linalg.qr(factors.B)
     q_a, r_a = torch.linalg.qr(factors.A.T)
-    u, s, vh = torch.linalg.svd(factors.scaling * (r_b @ r_a.T))
+    u, s, vh = torch.linalg.svd(factors.scaling * (r_b @ r_a.T), full_matrices=False)
     root = s[:rank].sqrt()
     return LoRAFactors(root[:, None] * (vh[:rank] @ q_a.T), (q_b @ u[:, :rank]) * root, 1.0)
