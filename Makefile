@@ -9,7 +9,7 @@ TEST_ENV := OMP_NUM_THREADS=1 CL_LORA_CACHE=$(CURDIR)/.cache
 .PHONY: demo test lint install clean
 
 demo: $(VENV)/.demo
-	$(BIN)/cl-lora run
+	$(BIN)/cl-lora demo
 
 test: $(VENV)/.test lint
 	$(TEST_ENV) $(BIN)/python -m pytest
