@@ -20,29 +20,44 @@ DROP = {
         0,
         lambda v: is_count(v, least=0),
         "an integer of at least 0",
-        "the seed of the random masks",
+        "the seed of the random masks; in a run they depend on the run's seed too",
     ),
 }
 
 
-def dare_mask(shape: torch.Size, density: float, mask_seed: int, *site: int | str) -> Tensor:
+def dare_mask(
+    shape: torch.Size, density: float, mask_seed: int, *site: int | str, seed: int | None = None
+) -> Tensor:
     """Return the bool mask that keeps each entry with probability ``density``.
 
-    ``site`` is the adapter's index, the module and the side (``delta``, ``A`` or ``B``).
+    The generator is derived from mask_seed, the run's seed and the site, so the mask of one tensor
+    depends on no other: adding an adapter or a module leaves earlier masks alone.
 
-    The generator is derived from mask_seed and the site, so the mask of one tensor depends on no
-    other: adding an adapter or a module leaves earlier masks alone.
+    Args:
+        shape: of the tensor.
+        density: the probability.
+        mask_seed: the method's own seed.
+        *site: the adapter's index, the module and the side (``delta``, ``A`` or ``B``).
+        seed: the run's seed, so that the spread over seeds holds that of the masks; None outside
+            a run.
     """
-    generator = torch_generator(mask_seed, "dare", *site)
+    keys = site if seed is None else ("seed", seed, *site)
+    generator = torch_generator(mask_seed, "dare", *keys)
     return torch.rand(shape, generator=generator) < density
 
 
-def drop_and_rescale(density: float, mask_seed: int) -> Sparsify:
-    """Return the sparsifier that keeps entries by :func:`dare_mask` and divides by ``density``."""
+def drop_and_rescale(sources: Sources, options: Mapping[str, Any]) -> Sparsify:
+    """Return the sparsifier that keeps entries by :func:`dare_mask` and divides by the density.
+
+    Args:
+        sources: the adapters and the run's seed.
+        options: ``density`` and ``mask_seed``.
+    """
+    density, mask_seed, seed = options["density"], options["mask_seed"], sources.seed
 
     def sparsify(stack: Tensor, module: str, side: str) -> Tensor:
         for index, tensor in enumerate(stack):
-            mask = dare_mask(tensor.shape, density, mask_seed, index, module, side)
+            mask = dare_mask(tensor.shape, density, mask_seed, index, module, side, seed=seed)
             tensor.mul_(mask.to(tensor.device)).div_(density)
         return stack
 
@@ -55,12 +70,12 @@ def drop_and_rescale(density: float, mask_seed: int) -> Sparsify:
     formula="sum_i alpha_i z_i dW_i / density, z_i ~ Bernoulli(density)",
     paper="Yu et al. 2024",
     linearity=IN_DELTA,
+    random=True,
     options=DROP,
 )
 def _dare_linear(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
     """Prepare randomly sparsified tensors for their sum."""
-    drop = drop_and_rescale(options["density"], options["mask_seed"])
-    return Pipeline(SPACES[space](sources), drop, fixed=True)
+    return Pipeline(SPACES[space](sources), drop_and_rescale(sources, options), fixed=True)
 
 
 @register(
@@ -70,13 +85,14 @@ def _dare_linear(sources: Sources, space: str, options: Mapping[str, Any]) -> Ke
     "m_i = [sign(T_i) = sign(sum_j T_j)]",
     paper="Yu et al. 2024; Yadav et al. 2023",
     linearity=FIXED_ELECTION,
+    random=True,
     options={**DROP, **ELECTION},
 )
 def _dare_ties(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
     """Prepare randomly sparsified tensors for their election."""
     return Pipeline(
         SPACES[space](sources),
-        drop_and_rescale(options["density"], options["mask_seed"]),
+        drop_and_rescale(sources, options),
         disjoint(options),
         by_rows=True,
         fixed=is_fixed(options),

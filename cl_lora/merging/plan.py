@@ -118,7 +118,12 @@ class Plan:
 
 
 def prepare(
-    adapters: Sequence[Adapter], method: str, *, space: str = "delta", **options: Any
+    adapters: Sequence[Adapter],
+    method: str,
+    *,
+    space: str = "delta",
+    seed: int | None = None,
+    **options: Any,
 ) -> Plan:
     """Check everything and return the plan of a merge.
 
@@ -126,6 +131,8 @@ def prepare(
         adapters: n adapters of the same modules; ranks may differ where the method allows it.
         method: name of a registered method; see :func:`cl_lora.merging.method_names`.
         space: ``delta`` (on s B A) or ``factors`` (on A and B apart, as peft).
+        seed: the run's seed, which random methods draw by; the variant of a random method then
+            holds it. None outside a run.
         **options: the method's options, and ``rank`` to truncate the result.
 
     Raises:
@@ -134,13 +141,14 @@ def prepare(
     """
     complete = validate_method(method, space, options)
     info = get_method(method)
-    sources = gather(adapters)
+    sources = gather(adapters, seed)
     rank = complete["rank"]
+    drawn = {"seed": seed} if info.random and seed is not None else {}
     return Plan(
         modules=tuple(sources.modules),
         n=sources.n,
         differentiability=info.linearity.of(space, complete),
-        variant=variant_of(method, space, options),
+        variant={**variant_of(method, space, options), **drawn},
         _kernel=info.prepare(sources, space, complete),
         _rank=sources.largest_rank if rank == LARGEST else rank,
         base=common_base([adapter.base for adapter in adapters]),
@@ -154,6 +162,7 @@ def merge(
     *,
     space: str = "delta",
     rank: int | str | None = None,
+    seed: int | None = None,
     **options: Any,
 ) -> Update:
     """Merge adapters into one update.
@@ -170,12 +179,13 @@ def merge(
             over the agreeing adapters: its papers use 1.
         space: ``delta`` or ``factors``.
         rank: truncate each module's result to this rank, or to ``largest``, that of the adapters.
+        seed: the seed of the run whose masks are wanted; None draws by ``mask_seed`` alone.
         **options: the method's options.
 
     Raises:
         UserError: as :func:`prepare`, and for weights not finite or not n.
     """
-    plan = prepare(adapters, method, space=space, rank=rank, **options)
+    plan = prepare(adapters, method, space=space, seed=seed, rank=rank, **options)
     if weights is None:
         weights = [1 / plan.n] * plan.n
     alpha = torch.as_tensor(weights, dtype=torch.float64)
@@ -214,7 +224,7 @@ def require_learnable(
         )
 
 
-def gather(adapters: Sequence[Adapter]) -> Sources:
+def gather(adapters: Sequence[Adapter], seed: int | None = None) -> Sources:
     """Check that adapters fit each other and turn them around: module -> its n factors.
 
     Half precision is raised to float32; gradients are cut.
@@ -238,7 +248,7 @@ def gather(adapters: Sequence[Adapter]) -> Sources:
         module: tuple(_cast(adapter.factors[module], dtype) for adapter in adapters)
         for module in first.factors
     }
-    return Sources(modules, len(adapters), dtype)
+    return Sources(modules, len(adapters), dtype, seed)
 
 
 def _check_fits(adapter: Adapter, first: Adapter) -> None:

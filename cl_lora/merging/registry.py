@@ -136,6 +136,7 @@ class MethodInfo:
         options: option name -> its specification; every method also has ``rank``.
         scaling: how the coefficient alpha and the adapter's scaling s enter, for a method that
             does the same in every space; None for one that does as its space does.
+        random: draws at random, so that the run's seed is part of what defines an update.
         data_free: needs no samples beyond the adapters.
         needs_task_id: the task must be known at inference.
     """
@@ -149,6 +150,7 @@ class MethodInfo:
     spaces: tuple[str, ...]
     options: Mapping[str, OptionSpec]
     scaling: str | None = None
+    random: bool = False
     data_free: bool = True
     needs_task_id: bool = False
 

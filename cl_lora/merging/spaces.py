@@ -21,11 +21,19 @@ from cl_lora.support.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Sources:
-    """Checked adapters, turned around: module -> its n factors, all float32 or all float64."""
+    """Checked adapters, turned around.
+
+    Attributes:
+        modules: module -> its n factors, all float32 or all float64.
+        n: the number of adapters.
+        dtype: of every factor.
+        seed: the run's seed, for methods that draw at random; None outside a run.
+    """
 
     modules: Mapping[str, tuple[LoRAFactors, ...]]
     n: int
     dtype: torch.dtype
+    seed: int | None = None
 
     @property
     def largest_rank(self) -> int:

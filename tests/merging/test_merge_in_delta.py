@@ -7,7 +7,7 @@ import pytest
 import torch
 from merge_reference import dense, reference, relative_error, toy_adapters
 
-from cl_lora.merging import merge, prepare
+from cl_lora.merging import merge, prepare, variant_of
 from cl_lora.merging.dare import dare_mask
 
 WEIGHTS = [[1.0, 1.0, 1.0], [0.7, 0.1, 1.9], [1.3, -0.4, 0.25]]
@@ -121,6 +121,45 @@ def test_dare_keeps_the_expected_share_and_another_seed_gives_other_masks():
     assert abs(mask.double().mean() - 0.2) < 0.01
     assert not torch.equal(mask, dare_mask(torch.Size((300, 300)), 0.2, 1, 0, "m", "delta"))
     assert not torch.equal(mask, dare_mask(torch.Size((300, 300)), 0.2, 0, 1, "m", "delta"))
+
+
+def test_masks_derive_from_the_run_s_seed_too():
+    shape = torch.Size((40, 40))
+    site = (1, "m", "delta")
+    masks = [dare_mask(shape, 0.5, 3, *site, seed=seed) for seed in (None, 0, 1, 2)]
+    masks += [dare_mask(shape, 0.5, 4, *site, seed=1)]
+    for one, two in itertools.combinations(masks, 2):
+        assert not torch.equal(one, two)
+    assert torch.equal(masks[2], dare_mask(shape, 0.5, 3, *site, seed=1))
+
+
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+@pytest.mark.parametrize("space", ["delta", "factors"])
+def test_a_plan_of_another_seed_drops_other_entries(method, space):
+    adapters, alpha = toy_adapters(2), torch.ones(2)
+
+    def deltas(**seed):
+        update = prepare(adapters, method, space=space, **seed).combine(alpha)
+        return torch.cat([update.delta(m).flatten() for m in update.modules()]), update.variant
+
+    (plain, variant), (none, _), (first, of_first), (again, _), (second, _) = (
+        deltas(**s) for s in ({}, {"seed": None}, {"seed": 0}, {"seed": 0}, {"seed": 1})
+    )
+    assert torch.equal(plain, none)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, plain)
+    assert of_first == {**variant, "seed": 0}
+    update = merge(adapters, method, alpha, space=space, seed=1)
+    assert torch.equal(torch.cat([update.delta(m).flatten() for m in update.modules()]), second)
+
+
+def test_the_seed_changes_nothing_where_nothing_is_random():
+    adapters = toy_adapters(2)
+    first, second = (prepare(adapters, "ties", seed=s).combine(torch.ones(2)) for s in (0, 1))
+    assert first.variant == second.variant == variant_of("ties")
+    for module in first.modules():
+        assert torch.equal(first.delta(module), second.delta(module))
 
 
 def _one(row):
