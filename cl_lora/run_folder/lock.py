@@ -1,0 +1,66 @@
+"""Who may write to a run folder: one process at a time, and only into a folder of ours."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cl_lora.run_folder.layout import CONFIG_FILE, LEFTOVERS, LOCK_FILE
+from cl_lora.support import files
+from cl_lora.support.errors import UserError
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make the folder and keep every other process from writing to it.
+
+    Temporary names that a killed process left behind are deleted, and nothing else; a folder that
+    it was about to replace gets its name back.
+
+    Raises:
+        UserError: if the folder holds something else than a run, cannot be written, or is in use.
+    """
+    with files.explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        require_run_folder(folder)
+        lock = (folder / LOCK_FILE).open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"Another process is writing to {folder}; wait for it, or choose another run_dir"
+            ) from error
+        _remove_leftovers(folder)
+        yield
+
+
+def require_run_folder(folder: Path) -> None:
+    """Refuse a folder that holds files and no run; one that is missing or empty is none yet.
+
+    Raises:
+        UserError: naming one of the files.
+    """
+    if not folder.exists() or (folder / CONFIG_FILE).exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"Expected a run folder but {folder} is a file; choose another run_dir")
+    ours = (LOCK_FILE, *(pattern.split("*")[0] for pattern in LEFTOVERS if "/" not in pattern))
+    others = [path.name for path in folder.iterdir() if not path.name.startswith(ours)]
+    if others:
+        raise UserError(
+            f"{folder} holds other files ({sorted(others)[0]}, ...) and no run; "
+            "choose an empty or new run_dir"
+        )
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for pattern in LEFTOVERS:
+        # A process killed while it replaced a folder leaves the only copy under a hidden name.
+        for parent in {path.parent for path in folder.glob(pattern)}:
+            files.restore_below(parent)
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
