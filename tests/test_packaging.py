@@ -51,6 +51,29 @@ def test_version_is_a_literal_that_needs_no_import() -> None:
     assert values == [cl_lora.__version__]
 
 
+# What numpy 2 brought, by the version that did.
+NUMPY = {
+    (2, 0): "astype bitwise_count concat isdtype matrix_transpose permute_dims pow trapezoid "
+    "unique_all unique_counts unique_inverse unique_values vecdot",
+    (2, 1): "cumulative_prod cumulative_sum unstack",
+    (2, 2): "matvec vecmat",
+}
+
+
+def test_the_oldest_numpy_allowed_has_all_that_is_used(
+    setup: configparser.ConfigParser,
+) -> None:
+    (bound,) = re.findall(r"^numpy>=(\d+)\.(\d+)$", setup["options"]["install_requires"], re.M)
+    used = {
+        name
+        for folder in ("cl_lora", "benchmarks", "strategies")
+        for path in (ROOT / folder).rglob("*.py")
+        for name in re.findall(r"\bnp\.(\w+)", path.read_text())
+    }
+    needed = [version for version, names in NUMPY.items() if used & set(names.split())]
+    assert tuple(map(int, bound)) >= max(needed, default=(1, 26))
+
+
 def test_every_requirement_is_pinned(setup: configparser.ConfigParser) -> None:
     pinned = {
         line.split("==")[0].lower().replace("_", "-")
