@@ -42,25 +42,26 @@ def build(cls: type[C], values: Mapping[str, Any], where: str) -> C:
     Args:
         cls: a dataclass whose ``__post_init__`` checks the values themselves.
         values: option -> value, as YAML gives it; lists become tuples.
-        where: prefix of the options in messages, e.g. ``strategy``.
+        where: prefix of the options in messages, e.g. ``strategy``; empty at the top.
 
     Raises:
         UserError: for an unknown or missing option, or a value of the wrong type.
     """
     hints = typing.get_type_hints(cls)
+    prefix = f"{where}." if where else ""
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
-            raise unknown_name(f"{where} option", name, fields)
+            raise unknown_name(f"{where} option".strip(), name, fields)
     for name in missing_options(cls, values):
         about = fields[name].metadata
         if "meaning" in about:
             raise UserError(
-                f"Expected {where}.{name}, {about['meaning']}, but it is not given; "
-                f"add {where}.{name}={about['example']}"
+                f"Expected {prefix}{name}, {about['meaning']}, but it is not given; "
+                f"add {prefix}{name}={about['example']}"
             )
-        raise UserError(f"The option {where}.{name} is missing; give it a value")
-    given = {name: _convert(v, hints[name], f"{where}.{name}") for name, v in values.items()}
+        raise UserError(f"The option {prefix}{name} is missing; give it a value")
+    given = {name: _convert(v, hints[name], prefix + name) for name, v in values.items()}
     return cls(**given)
 
 

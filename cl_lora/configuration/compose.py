@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -126,7 +127,10 @@ class Composer:
         except ValueError as error:
             if "Config group override must be" not in str(error):
                 raise
-            raise UserError("A group needs a choice, as model=embedded, but got null") from error
+            got = str(error).rpartition("Got ")[2]
+            raise UserError(
+                f"Expected the name of a choice for a group, as model=embedded, but got a {got}"
+            ) from error
         except UserWarning as error:
             if "is not available" not in str(error):
                 raise
@@ -169,12 +173,14 @@ class Composer:
         if hydra.sweeper["_target_"] != _BASIC_SWEEPER:
             return None
         params = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
-        task = self.parse([*params, *hydra.overrides.task])
+        # Going through them would resolve what is the job's to resolve.
+        given = _container(OmegaConf.to_container(hydra.overrides, resolve=False))
+        task = self.parse([*params, *given["task"]])
         try:
             batches = BasicSweeper.split_arguments(task, None)
         except HydraException as error:
             raise UserError(f"{_sentence(str(error))}; name the values, as KEY=A,B") from error
-        return [[*hydra.overrides.hydra, *job] for batch in batches for job in batch]
+        return [[*given["hydra"], *job] for batch in batches for job in batch]
 
     def compose(self, overrides: Sequence[str], number: int | None = None) -> dict[str, Any]:
         """Return the configuration of one job as plain containers.
@@ -191,8 +197,8 @@ class Composer:
             self._check_choice(override, overrides)
         self._check_arms_once(parsed)
         config = self.load(overrides)
-        _pretend_running(config, number)
-        return self.explaining(partial(plain, config), overrides)
+        with _as_if_running(config, number):
+            return self.explaining(partial(plain, config), overrides)
 
     def known_keys(self, overrides: Sequence[str] = ()) -> list[str]:
         """Return every option, dotted, and every group.
@@ -359,17 +365,25 @@ def _container(values: Any) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _pretend_running(config: DictConfig, number: int | None) -> None:
-    """Set what Hydra will set when the job starts, for values that interpolate it."""
-    HydraConfig.instance().set_config(config)
-    with read_write(config.hydra), open_dict(config.hydra):
+@contextlib.contextmanager
+def _as_if_running(config: DictConfig, number: int | None) -> Iterator[None]:
+    """Set what Hydra sets where a job runs, for values that interpolate it."""
+    hydra = HydraConfig.instance()
+    before = hydra.cfg
+    try:
         if number is not None:
-            config.hydra.job.num = number
-            config.hydra.job.id = str(number)
+            with read_write(config.hydra), open_dict(config.hydra):
+                config.hydra.job.num, config.hydra.job.id = number, str(number)
+        hydra.set_config(config)
         folder = Path(config.hydra.run.dir)
         if number is not None:
             folder = Path(config.hydra.sweep.dir) / str(config.hydra.sweep.subdir)
-        config.hydra.runtime.output_dir = str(folder.absolute())
+        with read_write(config.hydra):
+            config.hydra.runtime.output_dir = str(folder.absolute())
+        hydra.set_config(config)
+        yield
+    finally:
+        hydra.cfg = before
 
 
 def _unknown_option(name: str, known: Sequence[str]) -> UserError:
