@@ -49,7 +49,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield tmp_path
-    root.handlers, root.level = handlers, level  # --info prints through the root logger
+    # --info prints through the root logger.
+    root.handlers = handlers
+    root.setLevel(level)
     assert not list(tmp_path.glob("**/multirun.yaml"))
     assert not {"outputs", "multirun", ".hydra", ".cl-lora-sweep"} & set(os.listdir(tmp_path))
     assert not list(tmp_path.glob("*.log"))
