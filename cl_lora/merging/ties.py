@@ -122,8 +122,10 @@ def disjoint(options: Mapping[str, Any]) -> Spread:
     def spread(stack: Tensor, weights: Tensor) -> Tensor:
         weights = weights.to(stack)
         mask = elect(sign(stack, weights))
-        # In place, because the stack is ours: the divisor alone may carry a gradient.
-        return stack.mul_(mask) / divisor(mask, weights)
+        by = divisor(mask, weights)
+        # In place, because the stack is ours; but autograd keeps what is divided by a divisor that
+        # carries a gradient, and blocks of rows share one stack.
+        return (stack * mask if by.requires_grad else stack.mul_(mask)) / by
 
     return spread
 

@@ -190,7 +190,8 @@ def test_the_gradient_of_a_root_is_not_finite_at_zero():
 
 
 @pytest.mark.parametrize(
-    ("method", "space", "options"), LEARNABLE, ids=[f"{m}-{s}-{o}" for m, s, o in LEARNABLE]
+    ("method", "space", "options"),
+    [*LEARNABLE, ("svd", "delta", {}), ("ties", "delta", {"rank": 2})],
 )
 def test_a_materialised_plan_of_any_variant_gives_the_same_again_and_again(method, space, options):
     plan = prepare(toy_adapters(3, dtype=torch.float64), method, space=space, **options)
@@ -368,15 +369,16 @@ def test_a_spread_sees_whole_tensors_unless_it_says_otherwise(monkeypatch):
     assert relative_error(pipeline.combine("out", alpha), whole) < 1e-6
 
 
-@pytest.mark.parametrize(("method", "space"), METHODS_AND_SPACES)
+@pytest.mark.parametrize(("method", "space", "options"), [*LEARNABLE, ("svd", "delta", {})])
 @pytest.mark.parametrize("entries", [1, 50, 77])
-def test_rows_may_be_merged_in_blocks(method, space, entries, monkeypatch):
+def test_rows_may_be_merged_in_blocks(method, space, options, entries, monkeypatch):
     """Blocks of one row, of some rows, and of a number that leaves a rest, against all at once."""
     alpha = torch.tensor([0.7, -0.2, 1.1], dtype=torch.float64).requires_grad_()
     merged = []
     for block in (10**9, entries):
         monkeypatch.setattr(kernels, "_BLOCK", block)
-        update = prepare(toy_adapters(3, dtype=torch.float64), method, space=space).combine(alpha)
+        adapters = toy_adapters(3, dtype=torch.float64)
+        update = prepare(adapters, method, space=space, **options).combine(alpha)
         deltas = [update.delta(module) for module in update.modules()]
         (slope,) = torch.autograd.grad(sum(delta.square().sum() for delta in deltas), alpha)
         merged.append([*deltas, slope])
