@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cl_lora.models.heads import HEAD_POLICIES
-from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.models.head_policies import HeadPolicy, get_head_policy
+from cl_lora.support.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class TrainingConfig:
         head_lr: peak learning rate of the head.
         weight_decay: AdamW's decoupled decay.
         warmup: share of the steps in which the learning rate rises from zero.
-        head: one of the head policies.
+        head: name of a head policy.
     """
 
     epochs: int = 3
@@ -47,8 +47,32 @@ class TrainingConfig:
             )
         if not 0 <= self.warmup < 1:
             raise UserError(f"Expected strategy.warmup to be in [0, 1) but got {self.warmup}")
-        if self.head not in HEAD_POLICIES:
-            raise unknown_name("head policy", self.head, HEAD_POLICIES)
+        get_head_policy(self.head)
+
+    @property
+    def policy(self) -> HeadPolicy:
+        """The head policy."""
+        return get_head_policy(self.head)
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """How the adapters of a bank follow one another.
+
+    Attributes:
+        name: the purpose of the random draws of training.
+        continues: whether an experience trains the adapter of the one before on.
+    """
+
+    name: str
+    continues: bool
+
+
+FRESH = Lineage("fresh", continues=False)
+"""A new adapter an experience."""
+
+CONTINUED = Lineage("sequential", continues=True)
+"""One adapter, trained on from experience to experience."""
 
 
 def schedule(step: int, total: int, warmup: float) -> float:

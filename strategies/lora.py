@@ -5,37 +5,46 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cl_lora.adapters import Adapter, LoRAFactors
 from cl_lora.adapters.injection import LoRAConfig, extract, inject, remove
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.heads import linear_head, new_linear_head
-from cl_lora.strategies.config import TrainingConfig, schedule
+from cl_lora.strategies.config import FRESH, Lineage, TrainingConfig, schedule
 from cl_lora.support import progress
 from cl_lora.support.errors import UserError
 from cl_lora.support.seeding import seed_everything
+from cl_lora.tasks import Accumulator, Task
 
 
-class LoRAClassifier(nn.Module):
-    """Normalisation, a Vision Transformer (bare or wrapped by peft) and a head."""
+class LoRAModel(nn.Module):
+    """A frozen backbone (bare or wrapped by peft) and a head."""
 
     def __init__(self, backbone: Backbone, head: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return float32 logits (batch, classes) of uint8 images (batch, 3, H, W)."""
-        out: Tensor = self.head(self.backbone(images))
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return float32 outputs (batch, outputs) of a batch of the backbone's inputs."""
+        out: Tensor = self.head(self.backbone(inputs))
         return out.float()
+
+    def train(self, mode: bool = True) -> LoRAModel:
+        """Switch dropout on or off; statistics of the frozen backbone never move."""
+        super().train(mode)
+        for module in self.backbone.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
 
 
 class _Meter(SupervisedPlugin):  # type: ignore[misc]
@@ -58,62 +67,92 @@ class _Meter(SupervisedPlugin):  # type: ignore[misc]
         self._stack.close()
 
 
+class _Curve(SupervisedPlugin):  # type: ignore[misc]
+    """Keeps the mean loss and the primary metric of every epoch of an experience."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self._task = task
+        self.metric = task.kind.metrics[0].name
+        self.epochs: list[dict[str, float]] = []
+
+    def before_training_exp(self, strategy: Any, *_: Any, **__: Any) -> None:
+        self.epochs = []
+
+    def before_training_epoch(self, strategy: Any, *_: Any, **__: Any) -> None:
+        self._scores: Accumulator = self._task.kind.accumulator(self._task)
+        self._loss, self._count = 0.0, 0
+
+    def after_training_iteration(self, strategy: Any, *_: Any, **__: Any) -> None:
+        size = len(strategy.mb_y)
+        self._loss += float(strategy.loss.detach()) * size
+        self._count += size
+        self._scores.update(strategy.mb_output.detach(), strategy.mb_y)
+
+    def after_training_epoch(self, strategy: Any, *_: Any, **__: Any) -> None:
+        value = float(self._scores.scores()[self.metric])
+        entry = {"epoch": len(self.epochs) + 1, "loss": self._loss / self._count}
+        self.epochs.append({**entry, self.metric: value})
+
+
 class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
     """Trains one adapter an experience; between experiences the backbone is bare.
 
     Args:
         backbone: the frozen Vision Transformer; it is wrapped while an experience is trained and
             given back untouched.
-        classes: number of classes of the head.
+        task: what is learned: the head's outputs, the loss, what is measured.
         lora: shape of the adapters.
         training: optimisation and head policy.
-        seed: the run's seed; adapters, batches and dropout are drawn from (seed, kind,
+        seed: the run's seed; adapters, batches and dropout are drawn from (seed, lineage,
             experience), the head from (seed).
-        kind: ``fresh`` trains a new adapter each experience, ``sequential`` trains one adapter on
-            from experience to experience.
+        lineage: whether each adapter is fresh or trained on.
         device: where to train.
         bf16: autocast the forward pass to bfloat16.
+        plugins: Avalanche plugins, such as its replay or EWC.
     """
 
     def __init__(
         self,
         *,
         backbone: Backbone,
-        classes: int,
+        task: Task,
         lora: LoRAConfig,
         training: TrainingConfig,
         seed: int,
-        kind: str = "fresh",
+        lineage: Lineage = FRESH,
         device: torch.device | str = "cpu",
         bf16: bool = False,
+        plugins: Sequence[SupervisedPlugin] = (),
     ) -> None:
+        self.task = task
         self.lora = lora
         self.training = training
         self.seed = seed
-        self.kind = kind
+        self.lineage = lineage
         self.bf16 = bf16
-        self._initial_head = new_linear_head(backbone.features, classes, seed)
+        self._initial_head = new_linear_head(backbone.features, task.outputs, seed)
         self._meter = _Meter()
+        self._curve = _Curve(task)
         self._factors: Mapping[str, LoRAFactors] | None = None
         self._trained_before = False
         self._step = self._steps = 0
-        model = LoRAClassifier(backbone, linear_head(self._initial_head.state_dict()))
+        model = LoRAModel(backbone, linear_head(self._initial_head.state_dict()))
         with warnings.catch_warnings():
             # Avalanche warns of having no logger; ours is the run folder.
             warnings.filterwarnings("ignore", message="No loggers specified")
-            evaluator = EvaluationPlugin(
-                accuracy_metrics(epoch=True), loss_metrics(epoch=True), loggers=[]
-            )
+            evaluator = EvaluationPlugin(loggers=[])
         super().__init__(
             model=model,
             # A placeholder: make_optimizer builds the real one for each experience.
             optimizer=torch.optim.AdamW(model.head.parameters(), lr=training.head_lr),
-            criterion=nn.CrossEntropyLoss(),
+            criterion=task.kind.loss,
             train_mb_size=training.batch_size,
             train_epochs=training.epochs,
             eval_mb_size=4 * training.batch_size,
             device=device,
-            plugins=[self._meter],
+            # Ours come last: others may change the data loader, whose length the meter shows.
+            plugins=[*plugins, self._curve, self._meter],
             evaluator=evaluator,
             eval_every=-1,
         )
@@ -128,7 +167,7 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
         """Train on one Avalanche experience and return its adapter, with the head beside it.
 
         Args:
-            experience: an experience of a stream of (uint8 image, label) samples.
+            experience: an experience of a stream of (input, target) samples.
             name: the adapter's name, and what the progress shows.
             label: what the random draws depend on beside the seed; default: the experience's
                 index.
@@ -138,7 +177,7 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
         """
         index = experience.current_experience
         key = str(index) if label is None else label
-        seed_everything(self.seed, f"train-{self.kind}", key)
+        seed_everything(self.seed, f"train-{self.lineage.name}", key)
         self._meter.description = f"seed {self.seed}: training {name}"
         start = time.monotonic()
         try:
@@ -146,6 +185,8 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
         finally:
             self._meter.close()
             self.backbone.vit = remove(self.backbone.vit) if self._wrapped else self.backbone.vit
+            # Else dropout and normalisation of the backbone would serve as in training.
+            self.model.eval()
         assert self._factors is not None
         return Adapter(
             name=name,
@@ -154,10 +195,11 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
             training={
                 "experience": index,
                 "name": name,
-                "kind": self.kind,
+                "lineage": self.lineage.name,
                 "seed": self.seed,
                 "seconds": round(time.monotonic() - start, 3),
-                "loss": self._curve(),
+                "metric": self._curve.metric,
+                "loss": self._curve.epochs,
             },
         )
 
@@ -175,14 +217,13 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
     # a plugin's before_training_exp would come too late, and the adapter would never train.
 
     def _before_training_exp(self, **kwargs: Any) -> None:
-        start = self._factors if self.kind == "sequential" else None
+        start = self._factors if self.lineage.continues else None
         self.backbone.vit = inject(self.backbone.vit, self.lora, start)
-        if self.training.head == "per_experience" and self.kind == "fresh":
+        if self.training.policy.restarts and not self.lineage.continues:
             self.model.head = linear_head(self._initial_head.state_dict())
-        # Re-create the metrics' history, so that the curve is this experience's alone.
-        self.evaluator.reset_last_metrics()
-        self.evaluator.all_metric_results.clear()
         super()._before_training_exp(**kwargs)
+        # Only now: a plugin such as replay may have made another data loader.
+        self._step, self._steps = 0, len(self.dataloader) * self.train_epochs
         self.model.train()
 
     def _after_training_exp(self, **kwargs: Any) -> None:
@@ -192,8 +233,8 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
 
     def make_optimizer(self, **_: Any) -> None:
         """Build a fresh AdamW over the trainable parameters, with a learning rate for the head."""
-        frozen = self.training.head == "frozen" and self._trained_before and self.kind == "fresh"
-        self.model.head.requires_grad_(not frozen)
+        first = not self._trained_before or self.lineage.continues
+        self.model.head.requires_grad_(self.training.policy.trains(first))
         lora = [p for p in self.backbone.parameters() if p.requires_grad]
         head = [p for p in self.model.head.parameters() if p.requires_grad]
         groups = [{"params": lora, "lr": self.training.lr}]
@@ -201,12 +242,11 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
             groups.append({"params": head, "lr": self.training.head_lr})
         self.optimizer = torch.optim.AdamW(groups, weight_decay=self.training.weight_decay)
         self.optimized_param_id: dict[str, Any] = {}
-        self._step, self._steps = 0, len(self.dataloader) * self.train_epochs
         for group in self.optimizer.param_groups:
             group["peak"] = group["lr"]
 
     def forward(self) -> Tensor:
-        """Return the logits of the current batch, under autocast where asked for."""
+        """Return the outputs for the current batch, under autocast where asked for."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             out: Tensor = self.model(self.mb_x)
         return out
@@ -228,18 +268,3 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
             group["lr"] = group["peak"] * share
         self._step += 1
         super().optimizer_step()
-
-    def _curve(self) -> list[dict[str, float]]:
-        """Return loss and accuracy of every epoch, as Avalanche's metrics saw them."""
-        history = self.evaluator.get_all_metrics()
-        series = {
-            short: values
-            for key, (_, values) in history.items()
-            for short, mark in (("loss", "Loss_Epoch"), ("accuracy", "Top1_Acc_Epoch"))
-            if mark in key
-        }
-        pairs = zip(series["loss"], series["accuracy"], strict=True)
-        return [
-            {"epoch": i, "loss": float(loss), "accuracy": float(accuracy)}
-            for i, (loss, accuracy) in enumerate(pairs, start=1)
-        ]

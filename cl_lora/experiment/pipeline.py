@@ -1,26 +1,46 @@
-"""From a configuration to a finished run folder: validate, train each bank, evaluate every arm."""
+"""From a configuration to a finished run folder: validate, train each bank, score every row."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cl_lora.adapters.injection import split_qkv, target_modules
 from cl_lora.benchmarks import make_benchmark, validate_benchmark_config
-from cl_lora.benchmarks.core import DomainBenchmark, Indices, draw_buffer
-from cl_lora.experiment.arms import Arm, check_references, check_weights
-from cl_lora.experiment.banks import train_banks
-from cl_lora.experiment.evaluator import ArmEvaluator
-from cl_lora.experiment.settings import Settings, read_settings, set_threads
+from cl_lora.benchmarks.core import Benchmark
+from cl_lora.benchmarks.draw import draw_buffer
+from cl_lora.benchmarks.splits import Indices
+from cl_lora.experiment.arms import Arm, check_weights
+from cl_lora.experiment.evaluator import Evaluator, as_scores
+from cl_lora.experiment.ledger import Ledger, open_ledger
+from cl_lora.experiment.merged import serve_arm
+from cl_lora.experiment.serving import Served, Workbench
+from cl_lora.experiment.settings import Settings, read_settings, set_threads, strategy_defaults
+from cl_lora.experiment.stages import Stage
+from cl_lora.experiment.training import train_banks
 from cl_lora.models.backbones import Backbone, image_size, load_backbone
 from cl_lora.models.compute import Compute
-from cl_lora.run_folder.writer import RunWriter
-from cl_lora.support import progress
-from cl_lora.support.errors import DivergedError
+from cl_lora.run_folder import layout
+from cl_lora.run_folder.config_file import read_config, write_config
+from cl_lora.run_folder.environment import device_name, environment
+from cl_lora.run_folder.hits import write_hits
+from cl_lora.run_folder.identity import require_same
+from cl_lora.run_folder.lock import locked, require_run_folder
+from cl_lora.run_folder.records import ExperienceRecord, StreamRecord, TaskRecord
+from cl_lora.run_folder.results import Results
+from cl_lora.support import files, progress
+from cl_lora.support.errors import DivergedError, UserError
 
 log = logging.getLogger(__name__)
+
+Buffers = dict[int, tuple[Indices, ...]]
+"""Samples a class -> for each experience the indices of its buffer."""
 
 
 def execute(raw: Mapping[str, Any]) -> Path:
@@ -36,32 +56,20 @@ def execute(raw: Mapping[str, Any]) -> Path:
     """
     set_threads(raw.get("threads"))
     settings = check(raw)
-    with RunWriter(settings) as run:
-        arms = run.made_arms()
-        benchmark = make_benchmark(raw["benchmark"], image_size(settings.model))
-        check_weights(arms, len(benchmark.domains))
-        buffers = {seed: _buffers(settings, arms, benchmark, seed) for seed in run.seeds}
-        backbone = prepare_backbone(settings)
-        run.record_stream(
-            benchmark,
-            {
-                "fingerprint": backbone.fingerprint(),
-                "img_size": backbone.img_size,
-                **backbone.normalisation,
-            },
-        )
-        failed: list[DivergedError] = []
-        for seed in run.seeds:
-            run.record_buffers(seed, benchmark, buffers[seed])
-            failed += _seed(settings, run, arms, benchmark, backbone, buffers[seed], seed)
-            arms = tuple(arm for arm in arms if arm.name in run.arms)
-    if failed:
-        names = ", ".join(run.stopped)
-        raise DivergedError(
-            f"{failed[0]}; everything else is finished and {run.folder} goes on without {names}: "
-            "name an arm with other settings to try it again, or leave it out (~arms.NAME)"
-        )
-    return run.folder
+    if settings.given_folder is not None:
+        _look_into(settings.given_folder)  # before data are decoded
+    benchmark = make_benchmark(raw["benchmark"], image_size(settings.model))
+    _check_tasks(settings, benchmark)
+    backbone = prepare_backbone(settings)
+    record = {
+        "fingerprint": backbone.fingerprint(),
+        "img_size": backbone.img_size,
+        **backbone.normalisation,
+    }
+    identity = json.loads(json.dumps(settings.identity(benchmark.fingerprint, record)))
+    folder = settings.folder(identity)
+    with locked(folder):
+        return _Run(settings, benchmark, backbone, identity, folder).finish()
 
 
 def check(raw: Mapping[str, Any]) -> Settings:
@@ -72,7 +80,7 @@ def check(raw: Mapping[str, Any]) -> Settings:
     """
     settings = read_settings(raw)
     validate_benchmark_config(raw["benchmark"])
-    settings.make_arms(raw["arms"])
+    _ = settings.arms
     return settings
 
 
@@ -86,67 +94,227 @@ def prepare_backbone(settings: Settings) -> Backbone:
     return backbone.to(settings.device)
 
 
-def _buffers(
-    settings: Settings, arms: Sequence[Arm], benchmark: DomainBenchmark, seed: int
-) -> dict[int, tuple[Indices, ...]]:
-    """Draw the buffers that some arm, or the run's prototypes, will need."""
-    needed = {arm.spc for arm in arms if arm.rule.learned or arm.head == "prototypes"}
-    if settings.training.head == "prototypes":
-        needed |= {settings.spc, *(arm.spc for arm in arms)}
-    return {spc: draw_buffer(benchmark, spc, seed) for spc in sorted(needed)}
+def _look_into(folder: Path) -> None:
+    require_run_folder(folder)
+    if (folder / layout.CONFIG_FILE).exists():
+        read_config(folder)
 
 
-def _seed(
-    settings: Settings,
-    run: RunWriter,
-    arms: Sequence[Arm],
-    benchmark: DomainBenchmark,
-    backbone: Backbone,
-    buffers: dict[int, tuple[Indices, ...]],
-    seed: int,
-) -> list[DivergedError]:
-    """Train and score what is missing of one seed; return the errors of arms that diverged."""
-    references = check_references(run.references)
-    evaluator = ArmEvaluator(
-        benchmark=benchmark,
-        backbone=backbone,
-        banks=train_banks(settings, benchmark, backbone, run.folder, seed, references),
-        compute=Compute(settings.device, settings.bf16),
-        seed=seed,
-        head_policy=settings.training.head,
-        buffers=buffers,
-        spc=settings.spc,
-        batch_size=settings.eval_batch_size,
-        head_lr=settings.training.head_lr,
-    )
-    everything: list[Arm | str] = [*references, *arms]
-    units = [
-        (arm, t)
-        for t in range(-1, len(benchmark.domains))
-        for arm in everything
-        if t in evaluator.rows(arm) and not run.scores.done(seed, name_of(arm), t)
-    ]
-    failed: list[DivergedError] = []
-    if not units:
+def _check_tasks(settings: Settings, benchmark: Benchmark) -> None:
+    """Refuse a task that the heads of a run cannot serve."""
+    if len(benchmark.tasks) > 1:
+        names = ", ".join(task.name for task in benchmark.tasks)
+        raise UserError(
+            f"Expected experiences that share one task, as they share a head, but "
+            f"{benchmark.name!r} has several: {names}; choose another benchmark"
+        )
+    task = benchmark.tasks[0]
+    policies = [settings.training.policy, *(arm.policy for arm in settings.arms)]
+    for policy in policies:
+        if policy.needs_classes and not task.labels:
+            raise UserError(
+                f"The head policy {policy.name!r} needs classes but task {task.name!r} of "
+                f"{benchmark.name!r} is of kind {task.kind.name!r}; choose another head"
+            )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What is scored: an arm or a reference row."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    serve: Callable[[Workbench, Stage], Served]
+    arm: Arm | None = None
+
+
+class _Run:
+    """One run folder, from what is there to all that is wanted."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        benchmark: Benchmark,
+        backbone: Backbone,
+        identity: Mapping[str, Any],
+        folder: Path,
+    ) -> None:
+        self.settings, self.benchmark, self.backbone = settings, benchmark, backbone
+        self.identity, self.folder = identity, folder
+        self.stages = settings.protocol.stages(benchmark.names)
+        there = (folder / layout.CONFIG_FILE).exists()
+        recorded = read_config(folder) if there else None
+        if recorded is not None:
+            require_same(folder, recorded.identity, identity, strategy_defaults())
+        self.ledger: Ledger = open_ledger(folder, recorded, settings)
+        check_weights(self.ledger.arms, len(benchmark.experiences))
+        self.buffers = {seed: self._draw(seed) for seed in self.ledger.seeds}
+        self.results = Results(folder, self.ledger.rows, self._cells())
+
+    def finish(self) -> Path:
+        """Record what is run, do what is missing, and return the folder.
+
+        Raises:
+            DivergedError: if arms diverged; everything else is finished then.
+        """
+        self.results.forget(self.ledger.renewed)  # before they are recorded as going on
+        write_config(self.folder, self.ledger.record(self.settings, self.identity))
+        self._write_environment()
+        with logging_to(self.folder / layout.LOG_FILE):
+            record = self._stream().record()
+            files.write_json(self.folder / layout.STREAM_FILE, record)
+            failed = [error for seed in self.ledger.seeds for error in self._seed(seed)]
+        if failed:
+            names = ", ".join(self.ledger.stopped)
+            raise DivergedError(
+                f"{failed[0]}; everything else is finished and {self.folder} goes on without "
+                f"{names}: name an arm with other settings to try it again, or leave it out "
+                "(~arms.NAME)"
+            )
+        return self.folder
+
+    def _seed(self, seed: int) -> list[DivergedError]:
+        """Train and score what is missing of one seed; return the errors of arms that diverged."""
+        self._write_buffers(seed)
+        banks = dict.fromkeys(["fresh", *(b for r in self.ledger.references for b in r.banks)])
+        bench = Workbench(
+            benchmark=self.benchmark,
+            backbone=self.backbone,
+            banks=train_banks(
+                self.settings, self.benchmark, self.backbone, self.folder, seed, banks
+            ),
+            compute=Compute(self.settings.device, self.settings.bf16),
+            seed=seed,
+            policy=self.settings.training.policy,
+            buffers=self.buffers[seed],
+            spc=self.settings.options.spc,
+            batch_size=self.settings.options.eval_batch_size,
+            head_lr=self.settings.training.head_lr,
+        )
+        units = [
+            (row, stage)
+            for stage in self.stages
+            for row in self._rows()
+            if stage in row.stages and not self.results.done(seed, row.name, stage.index)
+        ]
+        return self._score(bench, units) if units else []
+
+    def _score(self, bench: Workbench, units: Sequence[tuple[_Row, Stage]]) -> list[DivergedError]:
+        failed: list[DivergedError] = []
+        evaluator = Evaluator(bench)
+        arms, rows = len(self.ledger.arms), len(self.ledger.references)
+        total = sum(len(stage.evaluated) for _, stage in units)
+        with progress.meter(f"seed {bench.seed}: evaluating {arms} arms", total) as advance:
+            for row, stage in units:
+                if row.name in self.ledger.stopped:
+                    continue
+                try:
+                    served = row.serve(bench, stage) if stage.index >= 0 else bench.untrained(stage)
+                except DivergedError as error:
+                    assert row.arm is not None
+                    log.warning("%s", error)
+                    self.ledger = self.ledger.without(row.arm, str(error))
+                    write_config(self.folder, self.ledger.record(self.settings, self.identity))
+                    failed.append(error)
+                    continue
+                results = evaluator.score(served, stage, advance)
+                hits = {(stage.index, j): r.hits for j, r in results.items() if r.hits is not None}
+                if hits:
+                    write_hits(layout.hits_file(self.folder, bench.seed, row.name), hits)
+                self.results.add(as_scores(bench, row.name, stage, results), served.coefficients)
+        log.info("seed %d: evaluated %d arms and %d reference rows", bench.seed, arms, rows)
         return failed
-    total = len(units) * len(benchmark.domains)
-    with progress.meter(f"seed {seed}: evaluating {len(arms)} arms", total) as advance:
-        for arm, t in units:
-            if isinstance(arm, Arm) and arm.name in run.stopped:
-                continue
-            try:
-                scores, coefficients = evaluator.evaluate(arm, t, advance)
-            except DivergedError as error:
-                assert isinstance(arm, Arm)
-                log.warning("%s", error)
-                run.stop(arm, error)
-                failed.append(error)
-            else:
-                run.add(scores, coefficients)
-    log.info("seed %d: evaluated %d arms and %d reference rows", seed, len(arms), len(references))
-    return failed
+
+    def _rows(self) -> list[_Row]:
+        references = [_Row(r.name, r.scored(self.stages), r.serve) for r in self.ledger.references]
+        arms = [_Row(arm.name, self.stages, partial(_serve, arm), arm) for arm in self.ledger.arms]
+        return [*references, *arms]
+
+    def _cells(self) -> dict[int, frozenset[tuple[int, str]]]:
+        """Return for each stage the (experience, metric) that a whole unit has scores of."""
+        experiences = self.benchmark.experiences
+        return {
+            stage.index: frozenset(
+                (j, metric.name)
+                for j in stage.evaluated
+                for metric in experiences[j].task.kind.metrics
+            )
+            for stage in self.stages
+        }
+
+    def _draw(self, seed: int) -> Buffers:
+        """Draw the buffers that some arm, or the heads of the reference rows, will need."""
+        needed = {arm.spc for arm in self.ledger.arms if arm.needs_buffer}
+        if self.settings.training.policy.needs_support:
+            needed.add(self.settings.options.spc)
+        return {spc: draw_buffer(self.benchmark, spc, seed) for spc in sorted(needed)}
+
+    # What is recorded -----------------------------------------------------------------------
+
+    def _write_buffers(self, seed: int) -> None:
+        for spc, parts in self.buffers[seed].items():
+            named = {
+                name: [int(i) for i in part]
+                for name, part in zip(self.benchmark.names, parts, strict=True)
+            }
+            files.write_json(
+                layout.buffer_file(self.folder, seed, spc),
+                {"seed": seed, "samples_per_class": spc, "indices": named},
+            )
+
+    def _write_environment(self) -> None:
+        """Write where this command runs; where earlier ones ran stays below ``earlier``."""
+        path = self.folder / layout.ENVIRONMENT_FILE
+        settings = self.settings
+        here = environment(
+            device=str(settings.device),
+            device_name=device_name(settings.device),
+            precision=settings.precision,
+            seeds=settings.seeds,
+        )
+        earlier: list[dict[str, Any]] = []
+        if path.exists():
+            with suppress(ValueError):  # a damaged file is replaced: nothing is computed from it
+                there = json.loads(path.read_text())
+                earlier = [*there.pop("earlier", []), there]
+        earlier = [e for e in earlier if {**e, "written": here["written"]} != here]
+        files.write_json(path, {**here, "earlier": earlier} if earlier else here)
+
+    def _stream(self) -> StreamRecord:
+        benchmark, protocol = self.benchmark, self.settings.protocol
+        return StreamRecord(
+            name=benchmark.name,
+            experiences=tuple(
+                ExperienceRecord(e.name, e.task.name, len(e.train), len(e.val), len(e.test))
+                for e in benchmark.experiences
+            ),
+            tasks=tuple(
+                TaskRecord(t.name, t.kind.name, t.labels, t.kind.metrics) for t in benchmark.tasks
+            ),
+            fingerprint=benchmark.fingerprint,
+            protocol=protocol.name,
+            ordered=protocol.ordered,
+            stages=self.stages,
+            backbone=self.identity["backbone"],
+        )
 
 
-def name_of(arm: Arm | str) -> str:
-    """Return the name of an arm or of a reference row."""
-    return arm if isinstance(arm, str) else arm.name
+def _serve(arm: Arm, bench: Workbench, stage: Stage) -> Served:
+    return serve_arm(bench, arm, stage)
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Write what the package logs to a file as well."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("cl_lora")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        # On a full disk closing tries once more to write what is buffered, and must not hide the
+        # sentence that says so.
+        with suppress(OSError):
+            handler.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +14,84 @@ import torch
 
 from cl_lora.adapters.injection import LoRAConfig
 from cl_lora.configuration.build import build
-from cl_lora.experiment.arms import Arm, check_references, make_arms
+from cl_lora.experiment.arms import Arm, ArmDefaults, make_arms
+from cl_lora.experiment.references import Reference, get_references
+from cl_lora.experiment.stages import Protocol, get_protocol
 from cl_lora.models.backbones import ModelConfig
 from cl_lora.strategies.config import TrainingConfig
 from cl_lora.support.errors import UserError, unknown_name
 from cl_lora.support.files import digest
 
-FORMAT = 2
-"""Version of the run folder; a folder of another version is refused."""
-
 _CPU_BF16 = ("avx512_bf16", "amx_tile")
 
-_TOP = (
-    "benchmark",
-    "model",
-    "strategy",
-    "arms",
-    "references",
-    "seeds",
-    "run_dir",
-    "runs_root",
-    "report",
-    "device",
-    "precision",
-    "threads",
-    "eval_batch_size",
-    "spc",
-    "buffer_batch_size",
-)
+_DEVICES: Mapping[str, Callable[[], int]] = {
+    "cpu": lambda: 1,
+    "cuda": lambda: int(torch.cuda.device_count()),
+    "mps": lambda: int(torch.backends.mps.is_available()),
+}
+"""What can be asked for, and how many of it torch sees."""
+
+_PARTS = ("benchmark", "model", "strategy", "arms")
+"""Keys of the configuration that are mappings of their own."""
+
+_PLACES = ("root", "path", "checkpoint", "cache_dir", "split_lists")
+"""Settings that say where something lies; what lies there has a fingerprint."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options at the top of the configuration.
+
+    Attributes:
+        seeds: one bank of adapters is trained for each.
+        references: names of the reference rows.
+        protocol: when adapters are merged, and which.
+        spc: buffer samples per class and experience, where an arm does not say.
+        buffer_batch_size: buffer samples a step when coefficients are learned.
+        eval_batch_size: inputs a forward pass in evaluation.
+        device: ``auto`` or a device of torch.
+        precision: ``fp32``, ``bf16`` or ``auto``.
+        threads: CPU threads; None leaves what the environment says.
+        run_dir: the run folder; None lets the settings name it.
+        runs_root: where it lies then.
+        report: whether report, figures and TensorBoard files are written at the end.
+        plugins: modules that register further choices.
+    """
+
+    seeds: Sequence[int] | int = (0,)
+    references: Sequence[str] | None = ()
+    protocol: str = "prefixes"
+    spc: int = 5
+    buffer_batch_size: int = 32
+    eval_batch_size: int = 128
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    run_dir: str | int | None = None
+    runs_root: str | int | None = "runs"
+    report: bool = True
+    plugins: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for key in ("spc", "buffer_batch_size", "eval_batch_size", "threads"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(
+                    f"Expected {key} to be a whole number of at least 1 but got {value!r}"
+                )
+        for key in ("run_dir", "runs_root"):
+            if getattr(self, key) == "":
+                raise UserError(f"Expected {key} to be a folder but got ''; give it a name")
+        seeds = self.seed_list
+        if not seeds or min(seeds) < 0:
+            raise UserError(f"Expected seeds to be a list like [0,1,2] but got {self.seeds!r}")
+        if len(set(seeds)) != len(seeds):
+            raise UserError(f"A seed is named twice in seeds={list(seeds)}; remove it")
+
+    @property
+    def seed_list(self) -> tuple[int, ...]:
+        """The seeds, also where a single number was given."""
+        return (self.seeds,) if isinstance(self.seeds, int) else tuple(self.seeds)
 
 
 @dataclass(frozen=True)
@@ -48,58 +100,107 @@ class Settings:
 
     Attributes:
         raw: the resolved configuration, as it is recorded.
+        options: the options at its top.
         model: the backbone.
         lora: the adapters' shape.
         training: how they are trained.
-        references: names of the reference rows.
+        protocol: when adapters are merged, and which.
+        references: the reference rows.
         seeds: one bank is trained for each.
         device: where everything is computed.
         bf16: whether forward passes are autocast to bfloat16.
-        eval_batch_size: images a forward pass in evaluation.
-        spc: buffer samples per class and domain, where an arm does not say.
-        buffer_batch_size: buffer images a step when coefficients are learned.
     """
 
     raw: Mapping[str, Any]
+    options: RunOptions
     model: ModelConfig
     lora: LoRAConfig
     training: TrainingConfig
-    references: tuple[str, ...]
+    protocol: Protocol
+    references: tuple[Reference, ...]
     seeds: tuple[int, ...]
     device: torch.device
     bf16: bool
-    eval_batch_size: int
-    spc: int
-    buffer_batch_size: int
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What decides the adapters: two runs that differ in it never share a folder."""
-        identity = {key: self.raw[key] for key in ("benchmark", "model", "strategy")}
-        identity["precision"] = "bf16" if self.bf16 else "fp32"
-        identity["device"] = self.device.type
-        if self.training.head == "prototypes":
-            identity["spc"] = self.spc  # of the prototypes of the reference rows
-        # Where decoded images are kept does not change them.
-        identity["benchmark"] = {k: v for k, v in self.raw["benchmark"].items() if k != "cache_dir"}
-        return identity
+    def precision(self) -> str:
+        """The precision that is computed in."""
+        return "bf16" if self.bf16 else "fp32"
 
-    def make_arms(self, raw: Mapping[str, Mapping[str, Any]]) -> tuple[Arm, ...]:
-        """Build and validate arms; what they leave open is the run's.
+    @cached_property
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms of this command.
 
         Raises:
             UserError: as :func:`cl_lora.experiment.arms.make_arm`.
         """
-        return make_arms(raw, spc=self.spc, buffer_batch_size=self.buffer_batch_size)
+        return make_arms(self.raw["arms"], self.defaults)
 
     @property
-    def folder(self) -> Path:
-        """The run folder: ``run_dir``, or a name that the configuration decides."""
-        if self.raw["run_dir"] is not None:
-            return Path(str(self.raw["run_dir"]))
-        short = digest(self.identity, size=4)
-        name = f"{self.raw['benchmark']['name']}-{self.raw['model']['name']}-{short}"
-        return Path(str(self.raw["runs_root"] or "runs")) / name
+    def defaults(self) -> ArmDefaults:
+        """What holds for an arm that does not say."""
+        return ArmDefaults(self.options.spc, self.options.buffer_batch_size, self.training.head)
+
+    @property
+    def banks(self) -> tuple[str, ...]:
+        """Names of the banks that are needed."""
+        return tuple(dict.fromkeys(["fresh", *(b for r in self.references for b in r.banks)]))
+
+    def identity(self, data: str, backbone: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what decides the numbers: runs that differ in it never share a folder.
+
+        Never where something lies, how it is spelled, or which arms are compared.
+
+        Args:
+            data: fingerprint of the benchmark.
+            backbone: fingerprint of the weights, input size and normalisation.
+        """
+        return {"data": data, "backbone": dict(backbone), **self._training_identity}
+
+    @property
+    def _training_identity(self) -> dict[str, Any]:
+        identity: dict[str, Any] = {
+            "strategy": {**_plain(self.lora), **_plain(self.training)},
+            "protocol": self.protocol.name,
+            "precision": self.precision,
+            "device": self.device.type,
+        }
+        if self.training.policy.needs_support:
+            identity["spc"] = self.options.spc  # of the heads of the reference rows
+        return identity
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Return what is known of the identity before data and weights are read."""
+        parts = {
+            part: {k: v for k, v in self.raw[part].items() if k not in _PLACES}
+            for part in ("benchmark", "model")
+        }
+        places = {
+            f"{part}.{k}": str(v)
+            for part in ("benchmark", "model")
+            for k, v in self.raw[part].items()
+            if k in _PLACES and k != "cache_dir"
+        }
+        return {**parts, "places": places, **self._training_identity}
+
+    @property
+    def given_folder(self) -> Path | None:
+        """The run folder that the user named, if any."""
+        given = self.options.run_dir
+        return None if given is None else Path(str(given))
+
+    def folder(self, identity: Mapping[str, Any]) -> Path:
+        """Return the run folder: ``run_dir``, or a name that the identity decides.
+
+        An option at its default does not enter the name, so that options that a later version
+        adds change no folder.
+        """
+        if self.given_folder is not None:
+            return self.given_folder
+        told = {**identity, "strategy": _without_defaults(identity["strategy"])}
+        name = f"{self.raw['benchmark']['name']}-{self.raw['model']['name']}-{digest(told, size=4)}"
+        return Path(str(self.options.runs_root or "runs")) / name
 
 
 def read_settings(raw: Mapping[str, Any]) -> Settings:
@@ -108,49 +209,55 @@ def read_settings(raw: Mapping[str, Any]) -> Settings:
     Raises:
         UserError: with the first thing that is wrong.
     """
+    known = [field.name for field in dataclasses.fields(RunOptions)]
     for key in raw:
-        if key not in _TOP:
-            raise unknown_name("option", key, _TOP)
-    for key in ("run_dir", "runs_root"):
-        # A folder may be called 2024, which YAML reads as a number.
-        if raw[key] is not None and (not isinstance(raw[key], str | int) or raw[key] == ""):
-            raise UserError(f"Expected {key} to be a folder but got {raw[key]!r}")
-    strategy = dict(raw["strategy"])
-    strategy.pop("name", None)
-    lora_keys = LoRAConfig.__dataclass_fields__
-    training_keys = TrainingConfig.__dataclass_fields__
+        if key not in known and key not in _PARTS:
+            raise unknown_name("option", key, [*known, *_PARTS])
+    options = build(RunOptions, {k: v for k, v in raw.items() if k in known}, "")
+    strategy = {k: v for k, v in raw["strategy"].items() if k != "name"}
+    lora, training = (
+        {f.name for f in dataclasses.fields(cls)} for cls in (LoRAConfig, TrainingConfig)
+    )
     for key in strategy:
-        if key not in lora_keys and key not in training_keys:
-            raise unknown_name("strategy option", key, [*lora_keys, *training_keys])
-    device = pick_device(raw["device"])
+        if key not in lora | training:
+            raise unknown_name("strategy option", key, [*lora, *training])
+    device = pick_device(options.device)
     return Settings(
         raw=raw,
+        options=options,
         model=build(ModelConfig, raw["model"], "model"),
-        lora=build(LoRAConfig, {k: v for k, v in strategy.items() if k in lora_keys}, "strategy"),
+        lora=build(LoRAConfig, {k: v for k, v in strategy.items() if k in lora}, "strategy"),
         training=build(
-            TrainingConfig, {k: v for k, v in strategy.items() if k in training_keys}, "strategy"
+            TrainingConfig, {k: v for k, v in strategy.items() if k in training}, "strategy"
         ),
-        references=check_references(raw["references"] or ()),
-        seeds=_seeds(raw["seeds"]),
+        protocol=get_protocol(options.protocol),
+        references=get_references(options.references or ()),
+        seeds=options.seed_list,
         device=device,
-        bf16=pick_bf16(raw["precision"], device),
-        eval_batch_size=_positive(raw, "eval_batch_size"),
-        spc=_positive(raw, "spc"),
-        buffer_batch_size=_positive(raw, "buffer_batch_size"),
+        bf16=pick_bf16(options.precision, device),
     )
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the torch device for ``auto``, ``cpu`` or ``cuda``.
+    """Return the torch device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    ``auto`` is the first CUDA device where there is one, else the CPU.
 
     Raises:
-        UserError: for another name, or for ``cuda`` where there is none.
+        UserError: for another name, or a device that torch does not see.
     """
-    if name not in ("auto", "cpu", "cuda"):
-        raise unknown_name("device", name, ("auto", "cpu", "cuda"))
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda was asked for but torch sees no CUDA device; use device=auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, colon, index = name.partition(":")
+    if kind not in _DEVICES or (colon and (kind != "cuda" or not index.isdecimal())):
+        raise unknown_name("device", name, ("auto", "cuda:N", *_DEVICES))
+    count = _DEVICES[kind]()
+    if count <= int(index or 0):
+        seen = f"{count} of them" if count else "none"
+        raise UserError(
+            f"device={name} was asked for but torch sees {seen}; use device=auto or another one"
+        )
+    return torch.device(name)
 
 
 def pick_bf16(precision: str, device: torch.device) -> bool:
@@ -168,6 +275,8 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Return whether ``device`` has instructions for bfloat16 products."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False  # nothing tells
     checks = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in _CPU_BF16)
     return any(bool(check()) for check in checks if check is not None)
 
@@ -181,18 +290,16 @@ def set_threads(threads: int | None) -> None:
     torch.set_num_threads(min(threads, os.cpu_count() or threads))
 
 
-def _positive(raw: Mapping[str, Any], key: str) -> int:
-    value = raw[key]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"Expected {key} to be a whole number of at least 1 but got {value!r}")
-    return value
+def _plain(settings: Any) -> dict[str, Any]:
+    values = dataclasses.asdict(settings)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
-def _seeds(value: Any) -> tuple[int, ...]:
-    listed = isinstance(value, Sequence) and not isinstance(value, str)
-    seeds = list(value) if listed else [value]
-    if not seeds or any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in seeds):
-        raise UserError(f"Expected seeds to be a list like [0,1,2] but got {value!r}")
-    if len(set(seeds)) != len(seeds):
-        raise UserError(f"A seed is named twice in seeds={seeds}; remove it")
-    return tuple(seeds)
+def strategy_defaults() -> dict[str, Any]:
+    """Return every option of a strategy at its default: what an older folder leaves unsaid."""
+    return {**_plain(LoRAConfig()), **_plain(TrainingConfig())}
+
+
+def _without_defaults(strategy: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = strategy_defaults()
+    return {k: v for k, v in strategy.items() if k not in defaults or defaults[k] != v}

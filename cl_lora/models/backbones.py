@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -20,6 +21,7 @@ from cl_lora.support.errors import UserError, unknown_name
 from cl_lora.support.files import digest
 
 EMBEDDED = "embedded"
+_SPLIT_KEY = re.compile(r"(.*\.qkv)\.[qkv]\.(weight|bias)$")
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,22 @@ class Backbone(nn.Module):
         return out
 
     def fingerprint(self) -> str:
-        """Return a digest of all weights: two equal backbones have equal fingerprints."""
+        """Return a digest of all weights: two equal backbones have equal fingerprints.
+
+        Whether q, k and v are one layer or three does not change what the weights are.
+        """
+        weights: dict[str, list[Tensor]] = {}
+        for key, value in self.vit.state_dict().items():
+            # The three parts of a split projection come in the order in which they were cut.
+            weights.setdefault(_SPLIT_KEY.sub(r"\1.\2", key), []).append(value.detach().cpu())
         parts: list[object] = []
-        for key, value in sorted(self.vit.state_dict().items()):
-            # A LoRA wrapper or a split of q, k and v must not change what the weights are.
-            parts += [key, value.detach().cpu().contiguous().numpy().tobytes()]
+        for key, values in sorted(weights.items()):
+            parts += [
+                key,
+                torch.cat(values).contiguous().numpy().tobytes()
+                if len(values) > 1
+                else values[0].contiguous().numpy().tobytes(),
+            ]
         return digest(*parts)
 
 

@@ -1,4 +1,4 @@
-"""Forward passes over uint8 images, and the differentiable one that learns coefficients."""
+"""Forward passes, and the differentiable one that learns coefficients."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from cl_lora.adapters.injection import SupportsDelta, module_weight
@@ -33,27 +33,21 @@ class Compute:
 
     @torch.no_grad()
     def features(self, backbone: Backbone, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield float32 features (batch, d) and int64 labels (batch,) of every batch."""
-        for images, labels in batches:
+        """Yield float32 features (batch, d) and the targets of every batch of (inputs, targets)."""
+        for inputs, targets in batches:
             with self.autocast():
-                out = backbone(images.to(self.device, non_blocking=True))
-            yield out.float(), labels.to(self.device)
+                out = backbone(inputs.to(self.device, non_blocking=True))
+            yield out.float(), targets.to(self.device)
 
-    def merged_features(self, backbone: Backbone, update: SupportsDelta, images: Tensor) -> Tensor:
-        """Return features (batch, d) of uint8 images, differentiable in ``update``.
+    def merged_features(self, backbone: Backbone, update: SupportsDelta, inputs: Tensor) -> Tensor:
+        """Return features (batch, d) of the backbone's inputs, differentiable in ``update``.
 
         The update is added to the weights out of place, so the backbone stays as it is.
         """
         weights: dict[str, Tensor] = {}
         for name in update.modules():
             weight = module_weight(backbone.vit, name)
-            weights[f"{name}.weight"] = weight + update.delta(name).to(weight)
-        backbone.choose_attention()
+            weights[f"vit.{name}.weight"] = weight + update.delta(name).to(weight)
         with self.autocast():
-            out: Tensor = functional_call(backbone.vit, weights, (backbone.normalise(images),))
+            out: Tensor = functional_call(backbone, weights, (inputs,))
         return out.float()
-
-
-def freeze(module: nn.Module) -> nn.Module:
-    """Return ``module`` in eval mode, with gradients off."""
-    return module.requires_grad_(False).eval()

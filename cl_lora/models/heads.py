@@ -1,4 +1,4 @@
-"""Classification heads on pooled features, and how heads of several experiences are joined."""
+"""Heads on pooled features: linear ones, class means, and their weighted sums."""
 
 from __future__ import annotations
 
@@ -10,36 +10,32 @@ from torch.nn import functional as F
 
 from cl_lora.support.seeding import torch_generator
 
-HEAD_POLICIES: Mapping[str, str] = {
-    "shared": "one linear head, trained on from experience to experience, never merged",
-    "per_experience": "a head kept with each adapter, merged with the adapters' coefficients",
-    "frozen": "the head trained with the first adapter, fixed from then on",
-    "prototypes": "class means of the merged backbone's features over the buffer (cosine)",
-}
+HeadState = Mapping[str, Tensor]
+"""A head's state dict, as it lies beside its adapter."""
 
 
-def new_linear_head(features: int, classes: int, seed: int) -> nn.Linear:
-    """Return a linear head (features -> classes) drawn from (seed, "head").
+def new_linear_head(features: int, outputs: int, seed: int) -> nn.Linear:
+    """Return a linear head (features -> outputs) drawn from (seed, "head").
 
-    Weights are truncated normal with deviation 0.02 and the bias is zero, as timm initialises
-    the head of a Vision Transformer.
+    Weights are truncated normal with standard deviation 0.02 and the bias is zero, as timm
+    initialises the head of a Vision Transformer.
     """
-    head = nn.Linear(features, classes)
+    head = nn.Linear(features, outputs)
     with torch.no_grad():
         nn.init.trunc_normal_(head.weight, std=0.02, generator=torch_generator(seed, "head"))
         head.bias.zero_()
     return head
 
 
-def linear_head(state: Mapping[str, Tensor]) -> nn.Linear:
-    """Return the linear head with these weights: weight (classes, features), bias (classes,)."""
-    classes, features = state["weight"].shape
-    head = nn.Linear(features, classes)
+def linear_head(state: HeadState) -> nn.Linear:
+    """Return the linear head with these weights: weight (outputs, features), bias (outputs,)."""
+    outputs, features = state["weight"].shape
+    head = nn.Linear(features, outputs)
     head.load_state_dict({key: value.clone() for key, value in state.items()})
     return head
 
 
-def merge_heads(heads: Sequence[Mapping[str, Tensor]], coefficients: Tensor) -> dict[str, Tensor]:
+def merge_heads(heads: Sequence[HeadState], coefficients: Tensor) -> dict[str, Tensor]:
     """Return ``sum_i alpha_i head_i``, the heads of n experiences joined like their adapters.
 
     Args:
@@ -53,11 +49,16 @@ def merge_heads(heads: Sequence[Mapping[str, Tensor]], coefficients: Tensor) -> 
     }
 
 
+def average_heads(heads: Sequence[HeadState]) -> dict[str, Tensor]:
+    """Return the mean of n heads."""
+    return merge_heads(heads, torch.full((len(heads),), 1 / len(heads)))
+
+
 class PrototypeHead(nn.Module):
     """Nearest class mean by cosine similarity: ``logits = scale * cos(f, mu_c)``.
 
     Args:
-        features: float tensor (n, d), features of the buffer.
+        features: float tensor (n, d), features of the support samples.
         labels: int64 tensor (n,); every class must occur.
         classes: how many classes there are.
     """
@@ -74,3 +75,8 @@ class PrototypeHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (batch, classes) of features (batch, d)."""
         return self.scale * F.normalize(features, dim=1) @ F.normalize(self.weight, dim=1).T
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Return ``module`` in eval mode, with gradients off."""
+    return module.requires_grad_(False).eval()

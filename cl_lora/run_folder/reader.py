@@ -113,9 +113,16 @@ class RunFolder:
         variants: Mapping[str, Mapping[str, Any]] = self.config.get("variants") or {}
         return variants.get(arm, {})
 
-    def definition(self, arm: str) -> Mapping[str, Any]:
-        """Return all that is recorded of what ``arm`` is: its variant, or else its settings."""
-        return self.variant(arm) or self.settings(arm)
+    def description(self, arm: str) -> str:
+        """Return the sentences that say what an arm or a reference row is; empty if none do."""
+        descriptions: Mapping[str, str] = self.config.get("descriptions") or {}
+        return str(descriptions.get(arm, ""))
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What decides the run's numbers, as recorded."""
+        identity: Mapping[str, Any] = self.config.get("identity") or {}
+        return identity
 
     @classmethod
     def read(cls, path: str | Path, *, allow_unfinished: bool = False) -> RunFolder:
@@ -150,16 +157,22 @@ class RunFolder:
         stream = _read_stream(path / STREAM_FILE)
         has_scores = (path / SCORES_FILE).is_file()
         scores = ScoreTable.read(path / SCORES_FILE) if has_scores else ScoreTable()
-        if scores.experiences > len(stream.names):
-            raise UserError(
-                f"{path / SCORES_FILE} has scores on {scores.experiences} experiences but "
-                f"{STREAM_FILE} lists {len(stream.names)} experiences; they belong to two runs: "
-                f"delete {SCORES_FILE} and run the command again"
-            )
+        for what, found, listed in (
+            ("experiences", scores.experiences, len(stream.names)),
+            ("stages", scores.stages, len(stream.trained_stages)),
+        ):
+            if found > listed:
+                raise UserError(
+                    f"{path / SCORES_FILE} has scores on {found} {what} but {STREAM_FILE} lists "
+                    f"{listed} {what}; they belong to two runs: delete {SCORES_FILE} and run the "
+                    "command again"
+                )
         # What was scored of an arm that was stopped stays in the file, and out of every report.
         rows = {*config["arms"], *config["references"]}
         scores = ScoreTable(score for score in scores if score.arm in rows)
-        coefficients = _read_coefficients(path / COEFFICIENTS_FILE, len(stream.names))
+        coefficients = _read_coefficients(
+            path / COEFFICIENTS_FILE, len(stream.trained_stages), len(stream.names)
+        )
         coefficients = coefficients[coefficients["arm"].isin(rows)].reset_index(drop=True)
         environment = path / ENVIRONMENT_FILE
         run = cls(
@@ -257,7 +270,7 @@ def _read_stream(path: Path) -> StreamRecord:
         raise _damaged(path, str(error)) from error
 
 
-def _read_coefficients(path: Path, domains: int) -> pd.DataFrame:
+def _read_coefficients(path: Path, stages: int, experiences: int) -> pd.DataFrame:
     kinds = {"seed": int, "arm": str, "stage": int, "group": str, "adapter": int, "value": float}
     if not path.is_file():
         return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
@@ -277,8 +290,13 @@ def _read_coefficients(path: Path, domains: int) -> pd.DataFrame:
             f"{path} is damaged: its last line is cut off; delete it and {SCORES_FILE} and run the "
             "command again: both are computed from the adapters"
         )
-    if not frame[["stage", "adapter"]].isin(range(domains)).all(axis=None):
-        raise _damaged(path, f"it has rows of other experiences than the {domains} of the stream")
+    known = frame["stage"].isin(range(stages)) & frame["adapter"].isin(range(experiences))
+    if not known.all():
+        raise _damaged(
+            path,
+            f"it has rows of other experiences than the {experiences} of the stream, or of other "
+            f"stages than its {stages}",
+        )
     return frame[list(COEFFICIENT_COLUMNS)]
 
 

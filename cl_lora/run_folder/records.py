@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from cl_lora.evaluation.metrics import Metric
+from cl_lora.evaluation.shape import Shape
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,10 @@ class StageRecord:
     support: tuple[int, ...]
     x: float | None = None
 
+    def seen_by(self, member: int) -> StageRecord:
+        """Return the stage without the support of experiences after ``member``."""
+        return replace(self, support=tuple(j for j in self.support if j <= member))
+
 
 @dataclass(frozen=True)
 class StreamRecord:
@@ -103,6 +108,23 @@ class StreamRecord:
     def trained_stages(self) -> tuple[StageRecord, ...]:
         """The stages after training, in order."""
         return tuple(stage for stage in self.stages if stage.index >= 0)
+
+    def scored_by(self, metric: str) -> tuple[int, ...]:
+        """Return the indices of the experiences whose task has the metric."""
+        tasks = {t.name for t in self.tasks if metric in {m.name for m in t.metrics}}
+        return tuple(j for j, e in enumerate(self.experiences) if e.task in tasks)
+
+    def shape(self, metric: str) -> Shape:
+        """Return which scores of a metric a whole run has: stages, experiences, what is scored."""
+        scored = set(self.scored_by(metric))
+        return Shape(
+            stages=len(self.trained_stages),
+            experiences=len(self.experiences),
+            ordered=self.ordered,
+            evaluated=tuple(
+                tuple(j for j in stage.evaluated if j in scored) for stage in self.trained_stages
+            ),
+        )
 
     def record(self) -> dict[str, Any]:
         """Return plain JSON that :meth:`from_record` reads."""

@@ -17,7 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny_run import overrides
 
-from cl_lora.cli import main
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from cl_lora.experiment.pipeline import execute
 
 ARMS = (
     "+arms.ties_factors={method: ties, space: factors, coefficients: 1}",
@@ -36,11 +39,19 @@ HEADS = {
 }
 
 
+def composed(overrides: list[str]) -> dict[str, object]:
+    """Return the configuration of some overrides as plain containers."""
+    with initialize_config_module("cl_lora.configs", version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
+    return {str(k): v for k, v in config.items() if k != "experiment"}
+
+
 def frozen() -> dict[str, object]:
     """Return every score, coefficient and adapter tensor of the runs, as text or digest."""
     found: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for head, more in HEADS.items():
+        for head in sys.argv[3:] or HEADS:
+            more = HEADS[head]
             run = Path(folder, head)
             policy = () if head == "split" else (f"strategy.head={head}",)
             arms = tuple(
@@ -49,7 +60,7 @@ def frozen() -> dict[str, object]:
             given = overrides(run, "seeds=[0,1]", *policy, *more, *arms)
             if head != "split":
                 given.append("precision=fp32")
-            assert main(["run", *given]) == 0
+            execute(composed(given))
             for name in ("scores.csv", "coefficients.csv"):
                 rows = list(csv.reader((run / name).open(newline="")))[1:]
                 found[f"{head}/{name}"] = ["|".join(row) for row in rows]
@@ -64,6 +75,7 @@ def frozen() -> dict[str, object]:
 
 def check(there: dict[str, object], here: dict[str, object]) -> int:
     """Print what differs and return how much."""
+    there = {k: v for k, v in there.items() if k.split("/")[0] in {h.split("/")[0] for h in here}}
     different = [key for key in dict.fromkeys([*there, *here]) if there.get(key) != here.get(key)]
     for key in different:
         print("DIFFERENT", key)

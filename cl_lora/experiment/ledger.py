@@ -1,0 +1,115 @@
+"""What a run folder is to hold: the arms, rows and seeds of earlier commands and of this one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cl_lora.experiment.arms import Arm, make_arm, settings_of
+from cl_lora.experiment.describe import describe_arm, describe_reference
+from cl_lora.experiment.references import Reference, get_references
+from cl_lora.experiment.settings import Settings
+from cl_lora.run_folder.config_file import ConfigRecord
+from cl_lora.run_folder.identity import first_difference
+from cl_lora.support.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Everything that one folder is to hold.
+
+    Attributes:
+        given: name of an arm -> its settings, as they were given.
+        arms: the arms; those of earlier commands mean what they meant then.
+        references: the reference rows.
+        seeds: ascending.
+        stopped: arms that diverged and were not named again.
+        renewed: names of arms that diverged and are named again with other settings.
+    """
+
+    given: Mapping[str, Mapping[str, Any]]
+    arms: tuple[Arm, ...]
+    references: tuple[Reference, ...]
+    seeds: tuple[int, ...]
+    stopped: Mapping[str, Mapping[str, Any]]
+    renewed: tuple[str, ...]
+
+    @property
+    def rows(self) -> list[str]:
+        """Names of arms and rows, as they are sorted."""
+        return [*(arm.name for arm in self.arms), *(row.name for row in self.references)]
+
+    def without(self, arm: Arm, reason: str) -> Ledger:
+        """Return the ledger after an arm diverged: later commands skip it until they name it."""
+        entry = {"arm": self.given[arm.name], "variant": arm.variant, "reason": reason}
+        return replace(
+            self,
+            given={name: given for name, given in self.given.items() if name != arm.name},
+            arms=tuple(a for a in self.arms if a.name != arm.name),
+            stopped={**self.stopped, arm.name: entry},
+        )
+
+    def record(self, settings: Settings, identity: Mapping[str, Any]) -> ConfigRecord:
+        """Return what ``config.yaml`` says."""
+        raw = settings.raw
+        descriptions = {arm.name: describe_arm(arm) for arm in self.arms}
+        descriptions |= {row.name: describe_reference(row) for row in self.references}
+        return ConfigRecord(
+            name=f"{raw['benchmark']['name']}-{raw['model']['name']}",
+            identity=identity,
+            arms=self.given,
+            variants={arm.name: arm.variant for arm in self.arms},
+            descriptions=descriptions,
+            references=tuple(row.name for row in self.references),
+            seeds=self.seeds,
+            stopped=self.stopped,
+            settings={**raw, "run_dir": None, "runs_root": None},
+        )
+
+
+def open_ledger(folder: Path, recorded: ConfigRecord | None, settings: Settings) -> Ledger:
+    """Put what a folder records and what a command asks for together.
+
+    Args:
+        folder: the run folder.
+        recorded: its ``config.yaml``; None for a new folder.
+        settings: those of the command.
+
+    Raises:
+        UserError: if an arm would mean two things.
+    """
+    recorded = recorded or ConfigRecord("", {})
+    wanted = settings.raw["arms"]
+    # An arm of an earlier command means what it meant then, whatever the defaults of today.
+    known = {
+        name: make_arm(
+            name, {**given, **settings_of(recorded.variants.get(name, {}))}, settings.defaults
+        )
+        for name, given in recorded.arms.items()
+    }
+    asked = {arm.name: arm for arm in settings.arms}
+    for name in asked.keys() & known.keys():
+        difference = first_difference(known[name].variant, asked[name].variant)
+        if difference:
+            key, old, new = difference
+            raise UserError(
+                f"Arm {name!r} is defined twice: {key} is {old!r} in {folder} and {new!r} here; "
+                "give the new one another name, or choose another run_dir"
+            )
+    made = {**known, **asked}
+    given = {**recorded.arms, **wanted}
+    rows = dict.fromkeys([*recorded.references, *(row.name for row in settings.references)])
+    return Ledger(
+        given=given,
+        arms=tuple(made[name] for name in given),
+        references=get_references(tuple(rows)),
+        seeds=tuple(sorted({*recorded.seeds, *settings.seeds})),
+        stopped={name: s for name, s in recorded.stopped.items() if name not in wanted},
+        renewed=tuple(
+            name
+            for name, arm in asked.items()
+            if name in recorded.stopped and recorded.stopped[name]["variant"] != arm.variant
+        ),
+    )

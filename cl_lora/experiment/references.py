@@ -1,0 +1,137 @@
+"""Reference rows: what the arms are compared with. Each is a choice of bank and adapter."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, TypeVar
+
+from cl_lora.experiment.serving import Served, Workbench
+from cl_lora.experiment.stages import Stage
+from cl_lora.support.errors import UserError, unknown_name
+
+
+class Reference(ABC):
+    """A row that stands beside the arms and is not ranked among them.
+
+    Attributes:
+        name: the row's name in every table and file.
+        summary: what it is, in a few words.
+        banks: the kinds of bank that it needs.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    banks: ClassVar[tuple[str, ...]] = ("fresh",)
+
+    def scored(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+        """Return the stages at which it is scored."""
+        return tuple(stages)
+
+    @abstractmethod
+    def serve(self, bench: Workbench, stage: Stage) -> Served:
+        """Return what it serves at a stage after training."""
+
+
+REFERENCES: dict[str, Reference] = {}
+"""Every registered reference row by name, in the order in which they are shown."""
+
+ReferenceType = TypeVar("ReferenceType", bound=type[Reference])
+
+
+def register_reference(cls: ReferenceType) -> ReferenceType:
+    """Register a reference row by its name.
+
+    Raises:
+        UserError: if the name is taken.
+    """
+    if cls.name in REFERENCES:
+        raise UserError(
+            f"The reference row {cls.name!r} is registered already; choose another name"
+        )
+    REFERENCES[cls.name] = cls()
+    return cls
+
+
+def get_references(names: Sequence[str]) -> tuple[Reference, ...]:
+    """Return the reference rows of these names, in their usual order.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    for name in names:
+        if name not in REFERENCES:
+            raise unknown_name("reference row", name, REFERENCES)
+    return tuple(row for name, row in REFERENCES.items() if name in names)
+
+
+@register_reference
+class Base(Reference):
+    """What the backbone can do without any adapter."""
+
+    name = "base"
+    summary = "no adapter: the pre-trained backbone under the current head"
+
+    def serve(self, bench: Workbench, stage: Stage) -> Served:
+        """Serve the bare backbone."""
+        return Served.everywhere(bench.bare(stage), stage)
+
+
+@register_reference
+class Last(Reference):
+    """What is left of the past where nothing is merged."""
+
+    name = "last"
+    summary = "the adapter trained last, alone"
+
+    def serve(self, bench: Workbench, stage: Stage) -> Served:
+        """Serve the newest adapter."""
+        return Served.everywhere(bench.alone("fresh", stage.members[-1], stage), stage)
+
+
+@register_reference
+class Oracle(Reference):
+    """What the adapters can do where it is known which one an input needs."""
+
+    name = "oracle"
+    summary = "each experience served by its own adapter and head (needs to know the experience)"
+
+    def serve(self, bench: Workbench, stage: Stage) -> Served:
+        """Serve every experience its own adapter, and the newest where it has none yet.
+
+        A head made of support samples is that of the time when the adapter was the newest.
+        """
+        members = {m: bench.alone("fresh", m, stage.seen_by(m)) for m in stage.members}
+        newest = members[stage.members[-1]]
+        return Served({j: members.get(j, newest) for j in stage.evaluated})
+
+
+@register_reference
+class Sequential(Reference):
+    """What plain fine-tuning does."""
+
+    name = "sequential"
+    summary = "one LoRA trained on from experience to experience"
+    banks = ("fresh", "sequential")
+
+    def serve(self, bench: Workbench, stage: Stage) -> Served:
+        """Serve the state after the newest experience."""
+        return Served.everywhere(bench.alone("sequential", stage.members[-1], stage), stage)
+
+
+@register_reference
+class Joint(Reference):
+    """What could be done if all data were there at once."""
+
+    name = "joint"
+    summary = "one LoRA trained on all experiences at once, scored at the end"
+    banks = ("fresh", "joint")
+
+    def scored(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+        """Return the stages at which all data were seen, and the one before any training."""
+        last = stages[-1]
+        return tuple(s for s in stages if s.index < 0 or set(s.members) == set(last.members))
+
+    def serve(self, bench: Workbench, stage: Stage) -> Served:
+        """Serve the one adapter."""
+        return Served.everywhere(bench.alone("joint", 0, stage), stage)

@@ -1,0 +1,209 @@
+"""What is served at a stage: for every experience an update of the backbone and a head."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from cl_lora.adapters import Adapter, LoRAFactors
+from cl_lora.adapters.injection import SupportsDelta, applied
+from cl_lora.benchmarks.batches import target_tensor
+from cl_lora.benchmarks.core import Benchmark
+from cl_lora.benchmarks.splits import Indices
+from cl_lora.experiment.banks import Banks
+from cl_lora.experiment.stages import Stage
+from cl_lora.models.backbones import Backbone
+from cl_lora.models.compute import Batch, Compute
+from cl_lora.models.head_policies import HeadPolicy, HeadSources
+from cl_lora.models.heads import PrototypeHead, freeze, new_linear_head
+from cl_lora.run_folder.records import Coefficient
+from cl_lora.tasks import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """An update (None: the bare backbone) and a head.
+
+    Attributes:
+        update: what is added to the backbone's weights.
+        head: outputs of features, frozen.
+        key: parts with equal keys give the same scores, whatever arm and stage they serve; None
+            where that is not known.
+    """
+
+    update: SupportsDelta | None
+    head: nn.Module
+    key: Hashable | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """What an arm or a baseline serves at a stage.
+
+    Attributes:
+        parts: by index of the experience that is scored.
+        coefficients: what was merged with, for the record.
+        passes: forward passes of the backbone an input needs.
+    """
+
+    parts: Mapping[int, Part]
+    coefficients: tuple[Coefficient, ...] = ()
+    passes: float = 1.0
+
+    @classmethod
+    def everywhere(
+        cls, part: Part, stage: Stage, coefficients: Iterable[Coefficient] = ()
+    ) -> Served:
+        """Serve one part to every experience of a stage."""
+        return cls(dict.fromkeys(stage.evaluated, part), tuple(coefficients))
+
+    def update(self, j: int) -> SupportsDelta | None:
+        """Return the update that serves experience ``j``."""
+        return self.parts[j].update
+
+    def head(self, j: int) -> nn.Module:
+        """Return the head that serves experience ``j``."""
+        return self.parts[j].head
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers must be stored beside the backbone to serve every experience."""
+        updates = {id(p.update): p.update for p in self.parts.values() if p.update is not None}
+        heads = {id(p.head): p.head for p in self.parts.values()}
+        return sum(map(_numbers, updates.values())) + sum(
+            p.numel() for head in heads.values() for p in head.parameters()
+        )
+
+
+class OwnUpdate:
+    """The update of one adapter alone."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.entries: dict[str, LoRAFactors | Tensor] = dict(adapter.factors)
+        self._factors = adapter.factors
+
+    def modules(self) -> tuple[str, ...]:
+        """Return the names of the adapted modules."""
+        return tuple(self._factors)
+
+    def delta(self, module: str) -> Tensor:
+        """Return the dense update of one module, shape (d_out, d_in)."""
+        return self._factors[module].delta()
+
+
+def _numbers(update: SupportsDelta) -> int:
+    """Return how many numbers an update takes: factors, or a dense matrix where that is less."""
+    count = 0
+    for module in update.modules():
+        entry = getattr(update, "entries", {}).get(module)
+        if isinstance(entry, LoRAFactors):
+            d_out, d_in = entry.shape
+            count += min(entry.A.numel() + entry.B.numel(), d_out * d_in)
+        else:
+            count += update.delta(module).numel()
+    return count
+
+
+@dataclass(frozen=True, eq=False)
+class Workbench:
+    """All that serving needs of one seed of a run.
+
+    Attributes:
+        benchmark: the stream; only its train parts reach learned coefficients and heads.
+        backbone: the bare backbone, q, k and v split as the adapters need them.
+        banks: the trained adapters.
+        compute: device and precision.
+        seed: the run's seed.
+        policy: how the heads were trained, and serve where an arm does not say otherwise.
+        buffers: samples a class -> for each experience the indices of its buffer.
+        spc: samples a class of the class means that baselines serve.
+        batch_size: inputs a forward pass.
+        head_lr: learning rate of a head that is tuned with the coefficients.
+    """
+
+    benchmark: Benchmark
+    backbone: Backbone
+    banks: Banks
+    compute: Compute
+    seed: int
+    policy: HeadPolicy
+    buffers: Mapping[int, tuple[Indices, ...]]
+    spc: int
+    batch_size: int
+    head_lr: float
+    _support: dict[tuple[int, tuple[int, ...]], Batch] = field(default_factory=dict)
+
+    @property
+    def task(self) -> Task:
+        """The task that all experiences share."""
+        return self.benchmark.tasks[0]
+
+    @cached_property
+    def _initial_head(self) -> nn.Module:
+        return freeze(new_linear_head(self.backbone.features, self.task.outputs, self.seed))
+
+    def support(self, spc: int, stage: Stage) -> Batch:
+        """Return the inputs and targets that learned coefficients and heads may see at a stage."""
+        key = (spc, stage.support)
+        if key not in self._support:
+            batches = [self._samples(j, self.buffers[spc][j]) for j in stage.support]
+            inputs, targets = zip(*batches, strict=True)
+            self._support.clear()  # one stage at a time is needed
+            self._support[key] = (torch.cat(inputs), torch.cat(targets))
+        return self._support[key]
+
+    def _samples(self, j: int, indices: Indices) -> Batch:
+        experience = self.benchmark.experiences[j]
+        return self.backbone.encode(experience.inputs[indices]), target_tensor(experience, indices)
+
+    def prototypes(
+        self, update: SupportsDelta | None, spc: int, stage: Stage, rows: Tensor | None = None
+    ) -> nn.Module:
+        """Return class means of the support samples' features under an update.
+
+        Args:
+            update: what is added to the backbone.
+            spc: samples a class of each experience.
+            stage: whose support is taken.
+            rows: which of its samples; None for all.
+        """
+        inputs, targets = self.support(spc, stage)
+        if rows is not None:
+            inputs, targets = inputs[rows], targets[rows]
+        size = self.batch_size
+        pairs = (
+            (inputs[i : i + size], targets[i : i + size]) for i in range(0, len(targets), size)
+        )
+        with applied(self.backbone.vit, update):
+            parts = list(self.compute.features(self.backbone, pairs))
+        features, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+        return PrototypeHead(features, labels, self.task.outputs)
+
+    def untrained(self, stage: Stage) -> Served:
+        """Return the bare backbone under a new head."""
+        return Served.everywhere(Part(None, self._initial_head, "untrained"), stage)
+
+    def bare(self, stage: Stage) -> Part:
+        """Return the bare backbone under the head of the newest adapter of a stage."""
+        newest = self.banks["fresh"][stage.members[-1]]
+        return Part(None, self._head(None, [newest], stage))
+
+    def alone(self, bank: str, member: int, stage: Stage) -> Part:
+        """Return one adapter of a bank under its own head."""
+        adapter = self.banks[bank][member]
+        update = OwnUpdate(adapter)
+        # Heads made of the support change with it.
+        of_support = stage.support if self.policy.needs_support else ()
+        return Part(update, self._head(update, [adapter], stage), (bank, member, of_support))
+
+    def _head(
+        self, update: SupportsDelta | None, adapters: Sequence[Adapter], stage: Stage
+    ) -> nn.Module:
+        sources = HeadSources(
+            [a.head for a in adapters], None, lambda: self.prototypes(update, self.spc, stage)
+        )
+        return freeze(self.policy.serve(sources))

@@ -1,0 +1,89 @@
+"""Stages: when adapters are merged, which, and what is scored then; a protocol makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cl_lora.evaluation.scores import UNTRAINED
+from cl_lora.run_folder.records import StageRecord as Stage
+from cl_lora.support.errors import UserError, unknown_name
+
+__all__ = ["PROTOCOLS", "Protocol", "Stage", "get_protocol", "register_protocol", "untrained"]
+
+MakeStages = Callable[[Sequence[str]], tuple[Stage, ...]]
+"""Names of the experiences, in order -> the stages after training, numbered from 0."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a bank is merged over the course of a run.
+
+    Attributes:
+        name: the name it is chosen by.
+        summary: one sentence.
+        ordered: whether stages follow one another in time, stage t after experience t: forgetting
+            and transfer are measured only then.
+        make: makes the stages after training.
+    """
+
+    name: str
+    summary: str
+    ordered: bool
+    make: MakeStages
+
+    def stages(self, names: Sequence[str]) -> tuple[Stage, ...]:
+        """Return every stage of a stream with these experiences, the untrained one first."""
+        return (untrained(names), *self.make(names))
+
+
+def untrained(names: Sequence[str]) -> Stage:
+    """Return the stage before any training, at which every experience is scored."""
+    return Stage(UNTRAINED, "untrained", (), tuple(range(len(names))), ())
+
+
+PROTOCOLS: dict[str, Protocol] = {}
+"""Every registered protocol by name."""
+
+
+def register_protocol(
+    name: str, *, summary: str, ordered: bool
+) -> Callable[[MakeStages], MakeStages]:
+    """Register the decorated ``make(names) -> stages`` as a protocol.
+
+    Raises:
+        UserError: if the name is taken.
+    """
+
+    def decorate(make: MakeStages) -> MakeStages:
+        if name in PROTOCOLS:
+            raise UserError(f"The protocol {name!r} is registered already; choose another name")
+        PROTOCOLS[name] = Protocol(name, summary, ordered, make)
+        return make
+
+    return decorate
+
+
+def get_protocol(name: str) -> Protocol:
+    """Return the protocol called ``name``.
+
+    Raises:
+        UserError: if there is none, naming the nearest known.
+    """
+    if name not in PROTOCOLS:
+        raise unknown_name("protocol", name, PROTOCOLS)
+    return PROTOCOLS[name]
+
+
+@register_protocol(
+    "prefixes",
+    summary="after experience t the adapters 0..t are merged and every experience is scored",
+    ordered=True,
+)
+def prefixes(names: Sequence[str]) -> tuple[Stage, ...]:
+    """Return a stage after each experience."""
+    everything = tuple(range(len(names)))
+    return tuple(
+        Stage(t, name, everything[: t + 1], everything, everything[: t + 1])
+        for t, name in enumerate(names)
+    )

@@ -1,0 +1,160 @@
+"""Head policies: how a head starts, whether it trains, and what it is when a merge is served."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from cl_lora.models.heads import HeadState, average_heads, linear_head, merge_heads
+from cl_lora.support.errors import UserError, unknown_name
+
+
+@dataclass(frozen=True)
+class HeadSources:
+    """What a policy may use to serve a stage.
+
+    Attributes:
+        heads: of the served adapters, in order; the last was trained last.
+        alpha: the coefficients, (n,) or (modules, n); None where nothing was merged.
+        prototypes: makes class means of the support samples' features under what is served.
+    """
+
+    heads: Sequence[HeadState]
+    alpha: Tensor | None
+    prototypes: Callable[[], nn.Module]
+
+
+class HeadPolicy(ABC):
+    """How the head lives through a stream.
+
+    Attributes:
+        name: the name it is chosen by.
+        summary: one sentence.
+        restarts: whether every experience of a bank of fresh adapters starts with a new head.
+        for_one_arm: whether a single arm may ask for it in place of the run's: only where it does
+            not decide how adapters are trained.
+        needs_support: whether it sees support samples.
+        needs_classes: whether it works for tasks with class labels only.
+        tunable: whether a head that was trained with the coefficients can take its place.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    restarts: ClassVar[bool] = False
+    for_one_arm: ClassVar[bool] = False
+    needs_support: ClassVar[bool] = False
+    needs_classes: ClassVar[bool] = False
+    tunable: ClassVar[bool] = True
+
+    def trains(self, first: bool) -> bool:
+        """Return whether training an experience trains the head; ``first``: none came before."""
+        return True
+
+    def start(self, heads: Sequence[HeadState]) -> HeadState:
+        """Return the head under which coefficients are learned, and from which tuning starts."""
+        return heads[-1]
+
+    def merged(self, heads: Sequence[HeadState], alpha: Tensor) -> HeadState | None:
+        """Return a head that is merged with the coefficients, differentiable; None if it is not."""
+        return None
+
+    @abstractmethod
+    def serve(self, sources: HeadSources) -> nn.Module:
+        """Return the head that is served."""
+
+
+HEAD_POLICIES: dict[str, HeadPolicy] = {}
+"""Every registered head policy by name."""
+
+
+def register_head_policy(cls: type[HeadPolicy]) -> type[HeadPolicy]:
+    """Register a policy by its name.
+
+    Raises:
+        UserError: if the name is taken.
+    """
+    if cls.name in HEAD_POLICIES:
+        raise UserError(f"The head policy {cls.name!r} is registered already; choose another name")
+    HEAD_POLICIES[cls.name] = cls()
+    return cls
+
+
+def get_head_policy(name: str) -> HeadPolicy:
+    """Return the policy called ``name``.
+
+    Raises:
+        UserError: if there is none, naming the nearest known.
+    """
+    if name not in HEAD_POLICIES:
+        raise unknown_name("head policy", name, HEAD_POLICIES)
+    return HEAD_POLICIES[name]
+
+
+class _Newest(HeadPolicy):
+    """Serves the head that was trained last."""
+
+    def serve(self, sources: HeadSources) -> nn.Module:
+        return linear_head(sources.heads[-1])
+
+
+@register_head_policy
+class Shared(_Newest):
+    """One head for the whole stream."""
+
+    name = "shared"
+    summary = "one linear head, trained on from experience to experience, never merged"
+
+
+@register_head_policy
+class Frozen(_Newest):
+    """The first experience's head for the whole stream."""
+
+    name = "frozen"
+    summary = "the head trained with the first adapter, fixed from then on"
+
+    def trains(self, first: bool) -> bool:
+        """Return whether nothing was trained before."""
+        return first
+
+
+@register_head_policy
+class PerExperience(HeadPolicy):
+    """A head for each adapter, joined by the adapters' coefficients."""
+
+    name = "per_experience"
+    summary = "a head kept with each adapter, merged with the adapters' coefficients"
+    restarts = True
+
+    def start(self, heads: Sequence[HeadState]) -> HeadState:
+        """Return the mean of the heads."""
+        return average_heads(heads)
+
+    def merged(self, heads: Sequence[HeadState], alpha: Tensor) -> HeadState | None:
+        """Return ``sum_i alpha_i head_i``."""
+        return merge_heads(heads, alpha)
+
+    def serve(self, sources: HeadSources) -> nn.Module:
+        """Return the merged head, or the only one where nothing was merged."""
+        if sources.alpha is None:
+            return linear_head(sources.heads[-1])
+        return linear_head(merge_heads(sources.heads, sources.alpha.float()))
+
+
+@register_head_policy
+class Prototypes(HeadPolicy):
+    """Class means in place of a trained head."""
+
+    name = "prototypes"
+    summary = "class means of the merged backbone's features over the buffer (cosine)"
+    for_one_arm = True
+    needs_support = True
+    needs_classes = True
+    tunable = False
+
+    def serve(self, sources: HeadSources) -> nn.Module:
+        """Return the class means."""
+        return sources.prototypes()

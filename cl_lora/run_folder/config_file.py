@@ -1,0 +1,120 @@
+"""``config.yaml``: what a run is, and every arm, row and seed of all its commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cl_lora.run_folder.layout import CONFIG_FILE, FORMAT
+from cl_lora.support import files
+from cl_lora.support.errors import UserError
+
+_OWN = (
+    "format",
+    "name",
+    "identity",
+    "arms",
+    "variants",
+    "descriptions",
+    "references",
+    "seeds",
+    "stopped",
+)
+
+
+@dataclass(frozen=True)
+class ConfigRecord:
+    """The contents of ``config.yaml``.
+
+    Attributes:
+        name: of the run.
+        identity: what decides its numbers.
+        arms: name -> settings as they were given.
+        variants: name -> the arm with every default written out.
+        descriptions: name of an arm or a reference row -> what it is, in sentences.
+        references: names of the reference rows.
+        seeds: ascending.
+        stopped: arms that diverged, with variant and reason; no report shows them.
+        settings: the rest of the configuration, as the last command had it.
+    """
+
+    name: str
+    identity: Mapping[str, Any]
+    arms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    descriptions: Mapping[str, str] = field(default_factory=dict)
+    references: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    stopped: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """Return plain containers, in the order in which they are written."""
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "identity": self.identity,
+            **{k: v for k, v in self.settings.items() if k not in _OWN},
+            "arms": self.arms,
+            "variants": self.variants,
+            "descriptions": self.descriptions,
+            "references": list(self.references),
+            "seeds": list(self.seeds),
+            **({"stopped": self.stopped} if self.stopped else {}),
+        }
+
+
+def write_config(folder: Path, config: ConfigRecord) -> None:
+    """Write ``config.yaml``, whole or not at all."""
+    # Copied through JSON: tuples become lists, and shared parts are written out, not aliased.
+    plain = json.loads(json.dumps(config.record()))
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    files.write_text(folder / CONFIG_FILE, text)
+
+
+def read_config(folder: Path) -> ConfigRecord:
+    """Read ``config.yaml``.
+
+    Raises:
+        UserError: if it is damaged, or of another version of the run folder.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        detail = " ".join(str(error).split())
+        raise UserError(
+            f"{path} is damaged ({detail}); restore it, or run into a new folder"
+        ) from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged (it holds no settings); run into a new folder")
+    version = values.get("format")
+    if version != FORMAT:
+        raise UserError(
+            f"{folder} was written by another version of cl-lora: expected format {FORMAT} in "
+            f"{CONFIG_FILE} but got {version!r}; use that version, or run again into a new folder"
+        )
+    kinds = {"name": str, "identity": dict, "arms": dict, "variants": dict}
+    kinds |= {"descriptions": dict, "references": list, "seeds": list}
+    for key, kind in kinds.items():
+        if not isinstance(values.get(key), kind):
+            raise UserError(
+                f"{path} is damaged: expected a {kind.__name__} as {key!r} but got "
+                f"{values.get(key)!r}; restore it, or run into a new folder"
+            )
+    return ConfigRecord(
+        name=values["name"],
+        identity=values["identity"],
+        arms=values["arms"],
+        variants=values["variants"],
+        descriptions=values["descriptions"],
+        references=tuple(map(str, values["references"])),
+        seeds=tuple(map(int, values["seeds"])),
+        stopped=values.get("stopped", {}),
+        settings={k: v for k, v in values.items() if k not in _OWN},
+    )

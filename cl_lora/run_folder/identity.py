@@ -1,0 +1,55 @@
+"""What makes two runs the same: everything that decides the numbers, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cl_lora.support.errors import UserError
+
+_SENTENCES = {"data": "data", "backbone": "backbone's weights"}
+
+
+def require_same(
+    folder: Path, there: Mapping[str, Any], here: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> None:
+    """Refuse to mix two identities in one folder.
+
+    Args:
+        folder: the run folder.
+        there: the identity that it records.
+        here: that of the command.
+        defaults: strategy options at their defaults: what an option means that a folder of an
+            older version does not know.
+
+    Raises:
+        UserError: naming the first difference.
+    """
+    known = {**there, "strategy": {**defaults, **there.get("strategy", {})}}
+    difference = first_difference(known, here)
+    if difference is None:
+        return
+    key, old, new = difference
+    what = _SENTENCES.get(key.split(".")[0])
+    if what:
+        raise UserError(f"The {what} changed since {folder} was begun; use a new run_dir")
+    raise UserError(
+        f"{folder} holds another configuration ({key} is {old!r} there and {new!r} here); choose "
+        "another run_dir, or leave run_dir out"
+    )
+
+
+def first_difference(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> tuple[str, Any, Any] | None:
+    """Return the dotted key of the first difference with both values, or None."""
+    for key in dict.fromkeys([*old, *new]):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found = first_difference(a, b, f"{prefix}{key}.")
+            if found:
+                return found
+        elif a != b:
+            return f"{prefix}{key}", a, b
+    return None
