@@ -220,7 +220,7 @@ def require_learnable(
             f"Expected a merge that is differentiable in its coefficients, to learn them, but "
             f"method {method!r} in space {space!r} with these options is not (by gradient: "
             f"{get_method(method).linearity.learned_how}; never with rank); change the options, or "
-            "use fixed coefficients"
+            "use fixed coefficients or rule grid, which need no gradient"
         )
 
 
