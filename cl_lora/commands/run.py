@@ -92,15 +92,15 @@ def _is_older(made: Path, source: Path) -> bool:
 
 
 def print_table(folder: Path) -> None:
-    """Print the comparison of all arms of a run at the terminal's width."""
+    """Print the comparison of all arms of a run, by the primary metric of every kind of task."""
     from rich.console import Console
 
-    from cl_lora.reporting.tables import result_table
+    from cl_lora.reporting.tables import run_table
     from cl_lora.run_folder.reader import RunFolder
 
     finished = RunFolder.read(folder)
     console = Console()
-    table = result_table(
-        finished.scores, finished.experiences, finished.references, arms=finished.arms
-    )
-    print(table.text(console.width, color=console.is_terminal))
+    for metric in {
+        task.metrics[0].name: task.metrics[0] for task in finished.stream.tasks
+    }.values():
+        print(run_table(finished, metric).text(console.width, color=console.is_terminal))
