@@ -1,69 +1,69 @@
-"""From score tables to numbers over seeds: mean, deviation, and paired differences."""
+"""From score tables to numbers over seeds: means, deviations, differences and their intervals.
+
+The unit is the seed. Scores of one seed on several experiences are no independent draws (they
+share adapters, coefficients and head), so experiences are averaged first, and deviations and
+intervals run over seeds: they speak for these experiences and not for others.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias, TypeVar
 
 import numpy as np
-import pandas as pd
 
 from cl_lora.evaluation.continual import MEASURES, FloatArray
 from cl_lora.evaluation.scores import ScoreTable
+from cl_lora.evaluation.shape import Shape
 
 FINAL = "final"
-"""Name of the measure R[T, j], the score on one experience after the last."""
+"""Name of the measure R[S, j], the score on one experience at the last stage."""
 
 ALL_EXPERIENCES = -1
-"""Stands in the column ``evaluated`` for a measure over all experiences."""
+"""Stands in the place of an experience for a measure over all of them."""
+
+AVERAGE = "average"
+"""Name of the measure that differences are taken of."""
+
+Key: TypeAlias = tuple[str, str, int]
+"""An arm, a measure and an experience."""
+
+K = TypeVar("K", bound=Hashable)
 
 
-def per_seed(scores: ScoreTable, experiences: int | None = None) -> pd.DataFrame:
-    """Return every measure of every arm, seed and metric.
+def per_seed(
+    scores: ScoreTable, metric: str, shape: Shape | None = None
+) -> dict[Key, dict[int, float]]:
+    """Return every measure of every arm and seed.
 
     Args:
         scores: the run's scores.
-        experiences: T of the stream; what occurs in the scores if not given.
+        metric: which metric.
+        shape: what the stages are; what occurs in the scores if not given.
 
     Returns:
-        A tidy frame with the columns arm, metric, measure, evaluated, seed, value and
-        higher_is_better. ``measure`` is ``final`` (then ``evaluated`` = j, the value is R[T, j])
-        or a name in :data:`MEASURES` (then ``evaluated`` is -1). Undefined values are NaN.
+        (arm, measure, experience) -> seed -> value. The measure is ``final`` for each experience
+        that the last stage evaluates, or a name in :data:`MEASURES` that exists for the shape, and
+        then the experience is :data:`ALL_EXPERIENCES`. Undefined values are NaN.
 
     Raises:
-        UserError: if the scores hold more than ``experiences`` experiences.
+        UserError: if the metric does not occur, or a score lies outside the shape.
     """
-    return pd.DataFrame(
-        list(_per_seed(scores, scores.metrics, experiences)), columns=list(_Row._fields)
-    )
-
-
-class _Row(NamedTuple):
-    arm: str
-    metric: str
-    measure: str
-    evaluated: int
-    seed: int
-    value: float
-    higher_is_better: bool
-
-
-def _per_seed(
-    scores: ScoreTable, metrics: Sequence[str], experiences: int | None
-) -> Iterator[_Row]:
+    scores.higher_is_better(metric)  # names the metrics there are, if not this one
+    shape = shape or scores.shape()
+    measures = {name: m for name, m in MEASURES.items() if m.exists(shape)}
+    found: dict[Key, dict[int, float]] = {}
     for arm in scores.arms:
-        for metric in metrics:
-            for seed in scores.seeds:
-                matrix = scores.matrix(seed, arm, metric, experiences)
-                up = matrix.higher_is_better
-                for j, value in enumerate(matrix.values[-1]):
-                    yield _Row(arm, metric, FINAL, j, seed, float(value), up)
-                for name, measure in MEASURES.items():
-                    better = up if measure.higher_is_better is None else measure.higher_is_better
-                    value = measure.compute(matrix)
-                    yield _Row(arm, metric, name, ALL_EXPERIENCES, seed, value, better)
+        for seed in scores.seeds:
+            matrix = scores.matrix(seed, arm, metric, shape)
+            for j in shape.final:
+                found.setdefault((arm, FINAL, j), {})[seed] = float(matrix.values[-1, j])
+            for name, measure in measures.items():
+                key = (arm, name, ALL_EXPERIENCES)
+                found.setdefault(key, {})[seed] = measure.compute(matrix)
+    return found
 
 
 @dataclass(frozen=True)
@@ -96,80 +96,54 @@ def estimate(values: Sequence[float], higher_is_better: bool = True) -> Estimate
     return Estimate(mean, deviation, len(x), higher_is_better)
 
 
-def estimates(
-    scores: ScoreTable, metric: str, experiences: int | None = None
-) -> dict[tuple[str, str, int], Estimate]:
-    """Return what :func:`summary` says of one metric, by (arm, measure, evaluated).
+def estimates(scores: ScoreTable, metric: str, shape: Shape | None = None) -> dict[Key, Estimate]:
+    """Return mean and deviation over seeds of all that :func:`per_seed` gives.
 
     Raises:
-        UserError: if the metric does not occur or the scores hold more than ``experiences``
-            experiences.
+        UserError: if the metric does not occur, or a score lies outside the shape.
     """
-    scores.higher_is_better(metric)  # names the metrics there are, if not this one
-    values: dict[tuple[str, str, int], list[float]] = {}
-    directions: dict[tuple[str, str, int], bool] = {}
-    for row in _per_seed(scores, (metric,), experiences):
-        key = (row.arm, row.measure, row.evaluated)
-        values.setdefault(key, []).append(row.value)
-        directions[key] = row.higher_is_better
-    return {key: estimate(x, directions[key]) for key, x in values.items()}
+    up = scores.higher_is_better(metric)
 
+    def direction(measure: str) -> bool:
+        return MEASURES[measure].direction(up) if measure in MEASURES else up
 
-def summary(scores: ScoreTable, experiences: int | None = None) -> pd.DataFrame:
-    """Return mean and deviation over seeds of every measure.
-
-    The deviation is the sample deviation (divisor n - 1) and NaN with one seed. Seeds whose value
-    is undefined are left out, and ``seeds`` says how many remain; see :class:`Estimate`.
-
-    Args:
-        scores: the run's scores.
-        experiences: T of the stream; what occurs in the scores if not given.
-
-    Returns:
-        A frame with the columns arm, metric, measure, evaluated, mean, deviation, seeds and
-        higher_is_better, arms in order of appearance; see :func:`per_seed`.
-
-    Raises:
-        UserError: if the scores hold more than ``experiences`` experiences.
-    """
-    of_metric = {m: estimates(scores, m, experiences) for m in scores.metrics}
-    rows = [
-        (arm, metric, measure, j, e.mean, e.deviation, e.seeds, e.higher_is_better)
-        for arm in scores.arms
-        for metric, found in of_metric.items()
-        for (of_arm, measure, j), e in found.items()
-        if of_arm == arm
-    ]
-    columns = ["arm", "metric", "measure", "evaluated", "mean", "deviation", "seeds"]
-    return pd.DataFrame(rows, columns=[*columns, "higher_is_better"])
+    return {
+        key: estimate(list(values.values()), direction(key[1]))
+        for key, values in per_seed(scores, metric, shape).items()
+    }
 
 
 @dataclass(frozen=True)
-class PairedDifference:
-    """The mean of paired differences with its interval.
+class Difference:
+    """How far one arm lies from another.
 
     Attributes:
-        mean: mean difference, arm minus reference.
-        low: lower end of the interval.
-        high: upper end of the interval.
-        pairs: number of pairs n.
+        mean: the mean difference, arm minus reference.
+        low: lower end of its interval; NaN where there is none.
+        high: upper end of its interval; NaN where there is none.
+        n: how many units the interval is over: seeds, or test samples.
+        p: two-sided p value of the paired test; NaN where there is none.
+        holm: the same, corrected for all arms compared with the reference; see :func:`holm`.
     """
 
     mean: float
     low: float
     high: float
-    pairs: int
+    n: int
+    p: float = math.nan
+    holm: float = math.nan
 
 
 def paired_difference(
     values: FloatArray | Sequence[float],
     reference: FloatArray | Sequence[float],
     confidence: float = 0.95,
-) -> PairedDifference:
+) -> Difference:
     """Return the mean of ``d_i = values_i - reference_i`` with Student's t interval.
 
-    ``mean(d) +- t(n - 1, (1 + confidence) / 2) * deviation(d) / sqrt(n)`` (Student 1908). The
-    interval takes the pairs as independent draws; pairs with an undefined side are left out.
+    ``mean(d) +- t(n - 1, (1 + confidence) / 2) * s(d) / sqrt(n)`` and the p value of
+    ``mean(d) sqrt(n) / s(d)`` (Student 1908). The pairs must be independent draws, such as seeds;
+    pairs with an undefined side are left out.
 
     Args:
         values: (n,) numbers.
@@ -177,7 +151,8 @@ def paired_difference(
         confidence: coverage of the interval.
 
     Returns:
-        The mean and its interval. With no pair all are NaN, with one pair the ends are NaN.
+        The mean, its interval and its p value. With no pair all are NaN, with one pair all but the
+        mean. Where all differences are equal p is 0, and 1 where they are 0.
 
     Raises:
         ValueError: if the shapes differ or the confidence is not in (0, 1).
@@ -193,56 +168,75 @@ def paired_difference(
         raise ValueError(f"Expected confidence in (0, 1) but got {confidence}")
     d = (a - b)[~np.isnan(a - b)]
     n = len(d)
-    if n == 0:
-        return PairedDifference(math.nan, math.nan, math.nan, 0)
-    mean = float(d.mean())
-    if n == 1:
-        return PairedDifference(mean, math.nan, math.nan, 1)
+    if n < 2:
+        return Difference(float(d.mean()) if n else math.nan, math.nan, math.nan, n)
     # Imported late: scipy.special costs a tenth of a second that most commands never need.
-    from scipy.special import stdtrit  # type: ignore[import-untyped, unused-ignore]
+    from scipy.special import stdtr, stdtrit  # type: ignore[import-untyped, unused-ignore]
 
-    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * float(d.std(ddof=1)) / math.sqrt(n)
-    return PairedDifference(mean, mean - half, mean + half, n)
+    mean, error = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(n)
+    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * error
+    # Without any spread the statistic is infinite, or 0 / 0 where the two are the same.
+    p = 2 * float(stdtr(n - 1, -abs(mean) / error)) if error else float(mean == 0)
+    return Difference(mean, mean - half, mean + half, n, p)
 
 
-def differences(
-    scores: ScoreTable,
-    reference: str,
-    metric: str = "accuracy",
-    confidence: float = 0.95,
-    experiences: int | None = None,
-) -> pd.DataFrame:
-    """Return how far each arm's final score lies from that of ``reference``.
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p values corrected for their number (Holm 1979).
 
-    Paired over seeds AND experiences: the n pairs are ``R_arm[T, j] - R_reference[T, j]`` for
-    every seed and j. What makes an experience or a seed easy for both sides cancels. The interval
-    covers the spread over these seeds and domains alike, so it is wide where an arm gains on one
-    domain and loses on another; a claim about new domains needs more domains, not more seeds.
+    With ``p_(1) <= ... <= p_(m)`` the k-th becomes ``max_{i<=k} min(1, (m - i + 1) p_(i))``. The
+    chance that any true null hypothesis has one below alpha is then at most alpha, however the
+    tests depend on one another. NaN stays NaN and is not counted.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    corrected = [math.nan] * len(p_values)
+    largest = 0.0
+    for k, (p, i) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - k) * p))
+        corrected[i] = largest
+    return corrected
+
+
+def corrected(found: Mapping[K, Difference]) -> dict[K, Difference]:
+    """Return the same differences with their Holm-corrected p values: one family of tests."""
+    values = holm([d.p for d in found.values()])
+    return {key: replace(d, holm=p) for (key, d), p in zip(found.items(), values, strict=True)}
+
+
+def averages(
+    scores: ScoreTable, metric: str, shape: Shape | None = None
+) -> dict[str, dict[int, float]]:
+    """Return the average at the last stage: arm -> seed -> value, NaN where undefined."""
+    return {
+        arm: values
+        for (arm, measure, _), values in per_seed(scores, metric, shape).items()
+        if measure == AVERAGE
+    }
+
+
+def differences_of(
+    values: Mapping[K, Mapping[int, float]], reference: Mapping[int, float], confidence: float
+) -> dict[K, Difference]:
+    """Return how far several arms lie from one.
+
+    A pair is a seed that both have: the averages over experiences of both arms. What makes a seed
+    easy for both cancels. The interval covers other seeds on these experiences; a claim about
+    other experiences needs more of them.
 
     Args:
-        scores: the run's scores.
-        reference: the arm to compare with.
-        metric: which metric.
-        confidence: coverage of the interval.
-        experiences: T of the stream; what occurs in the scores if not given.
+        values: arm -> seed -> average, as of :func:`averages`.
+        reference: seed -> average.
+        confidence: coverage of the intervals.
 
     Returns:
-        A frame with the columns arm, metric, reference, difference, low, high, pairs and
-        higher_is_better; see :func:`paired_difference`.
-
-    Raises:
-        UserError: if the reference or the metric does not occur.
+        arm -> its difference, with p values corrected for the number of arms.
     """
-
-    def finals(arm: str) -> FloatArray:
-        rows = [scores.matrix(s, arm, metric, experiences).values[-1] for s in scores.seeds]
-        return np.concatenate(rows)
-
-    up = scores.higher_is_better(metric)
-    other = finals(reference)
-    rows: list[tuple[str, str, str, float, float, float, int, bool]] = []
-    for arm in scores.arms:
-        d = paired_difference(finals(arm), other, confidence)
-        rows.append((arm, metric, reference, d.mean, d.low, d.high, d.pairs, up))
-    columns = ["arm", "metric", "reference", "difference", "low", "high", "pairs"]
-    return pd.DataFrame(rows, columns=[*columns, "higher_is_better"])
+    found = {}
+    for key, of_seed in values.items():
+        seeds = [s for s in of_seed if s in reference]
+        pairs = [of_seed[s] for s in seeds], [reference[s] for s in seeds]
+        found[key] = paired_difference(*pairs, confidence)
+    return corrected(found)

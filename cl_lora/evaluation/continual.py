@@ -1,9 +1,10 @@
 """Continual-learning measures: pure functions of the score matrix R.
 
-``R`` is (T, T) float64; ``R[t, j]`` is the score on experience j after training experience t (both
-from 0 in code, from 1 in the formulas). A missing entry is NaN. An entry that a formula needs and
-that is missing makes the result NaN: nothing is averaged over what happens to be there. ``b`` is
-(T,), the scores before any training.
+``R`` is (S, T) float64; ``R[t, j]`` is the score on experience j at stage t (both from 0 in code,
+from 1 in the formulas). Where stages follow one another in time, stage t is the one after training
+experience t and S = T: only there measures of time exist. A missing entry is NaN. An entry that a
+formula needs and that is missing makes the result NaN: nothing is averaged over what happens to be
+there. ``b`` is (T,), the scores before any training.
 
 Measures of change are oriented so that their sign never depends on the metric: with
 ``higher_is_better=False`` (RMSE, NME) R and b enter negated, so forgetting > 0 always means worse
@@ -12,38 +13,43 @@ and a transfer > 0 always means better.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import InitVar, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cl_lora.evaluation.shape import Shape
 
 FloatArray = NDArray[np.float64]
 
 NAN = float("nan")
 
 
-def average_accuracy(R: FloatArray) -> float:
-    """Return the mean score over all experiences after the last: ``mean_j R[T, j]``.
+def average_accuracy(R: FloatArray, evaluated: Sequence[int] | None = None) -> float:
+    """Return the mean score over all experiences at the last stage: ``mean_j R[S, j]``.
 
     Also known as final average accuracy, ACC (Lopez-Paz and Ranzato 2017) or A_T (Chaudhry et al.
     2018). Avalanche's StreamAccuracy is the mean over samples instead: the two agree where all
     experiences have equally many test samples.
 
     Args:
-        R: (T, T) scores.
+        R: (S, T) scores.
+        evaluated: the experiences of the mean, those that the last stage scores; all, if not given.
 
     Returns:
-        The mean, in the unit of R; NaN if an entry of the last row is missing.
+        The mean, in the unit of R; NaN if one of these entries is missing, or there are none.
 
     Raises:
-        ValueError: if R is not square with T >= 1.
+        ValueError: if R is no matrix with S >= 1 and T >= 1.
 
     Example:
         >>> average_accuracy(np.array([[0.9, 0.1], [0.7, 0.8]]))
         0.75
     """
-    return float(_square(R)[-1].mean())
+    last = _matrix(R)[-1]
+    chosen = last if evaluated is None else last[list(evaluated)]
+    return float(chosen.mean()) if len(chosen) else NAN
 
 
 def average_incremental_accuracy(R: FloatArray) -> float:
@@ -184,24 +190,30 @@ class ScoreMatrix:
     """The scores of one arm, seed and metric.
 
     Attributes:
-        values: (T, T) float64, ``values[t, j]`` on j after training t; NaN where missing.
+        values: (S, T) float64, ``values[t, j]`` on j at stage t; NaN where missing.
         baseline: (T,) scores before any training; NaN where missing.
         metric: what was measured.
         higher_is_better: the metric's direction.
+        shape: what the stages are; one stage after each experience, all evaluated, if not given.
     """
 
     values: FloatArray
     baseline: FloatArray
     metric: str = "accuracy"
     higher_is_better: bool = True
-    experiences: int = field(init=False)
+    given_shape: InitVar[Shape | None] = None
+    shape: Shape = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "experiences", len(_square(self.values)))
-        if self.baseline.shape != (self.experiences,):
+    def __post_init__(self, given_shape: Shape | None) -> None:
+        stages, experiences = _matrix(self.values).shape
+        shape = given_shape or Shape(stages, experiences)
+        if (shape.stages, shape.experiences) != (stages, experiences):
+            raise ValueError(f"Expected R of {shape} but got {self.values.shape}")
+        if self.baseline.shape != (experiences,):
             raise ValueError(
-                f"Expected a baseline of shape ({self.experiences},) but got {self.baseline.shape}"
+                f"Expected a baseline of shape ({experiences},) but got {self.baseline.shape}"
             )
+        object.__setattr__(self, "shape", shape)
 
 
 @dataclass(frozen=True)
@@ -216,6 +228,7 @@ class Measure:
         higher_is_better: direction; None means the direction of the metric itself.
         formula: the definition, in ASCII.
         paper: where the definition comes from.
+        ordered: whether it exists only where stages follow one another, one after each experience.
     """
 
     name: str
@@ -225,6 +238,15 @@ class Measure:
     higher_is_better: bool | None
     formula: str
     paper: str
+    ordered: bool = True
+
+    def exists(self, shape: Shape) -> bool:
+        """Return whether the measure means something for scores of this shape."""
+        return shape.in_time or not self.ordered
+
+    def direction(self, higher_is_better: bool) -> bool:
+        """Return whether more of it is better, for a metric of the given direction."""
+        return higher_is_better if self.higher_is_better is None else self.higher_is_better
 
 
 MEASURES: dict[str, Measure] = {
@@ -234,10 +256,11 @@ MEASURES: dict[str, Measure] = {
             "average",
             "Average",
             "Avg",
-            lambda m: average_accuracy(m.values),
+            lambda m: average_accuracy(m.values, m.shape.final),
             None,
             "mean_j R[T,j]",
             "Lopez-Paz and Ranzato 2017",
+            ordered=False,
         ),
         Measure(
             "forgetting",
@@ -278,6 +301,13 @@ MEASURES: dict[str, Measure] = {
     )
 }
 """Every measure by name, in the order in which reports show them."""
+
+
+def _matrix(R: FloatArray) -> FloatArray:
+    R = np.asarray(R, dtype=np.float64)
+    if R.ndim != 2 or not R.size:
+        raise ValueError(f"Expected R of shape (S, T) with S, T >= 1 but got {R.shape}")
+    return R
 
 
 def _square(R: FloatArray) -> FloatArray:

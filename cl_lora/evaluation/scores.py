@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cl_lora.evaluation.continual import ScoreMatrix
+from cl_lora.evaluation.shape import Shape
 from cl_lora.support import files
 from cl_lora.support.errors import UserError, unknown_name
 
@@ -136,8 +137,13 @@ class ScoreTable:
 
     @property
     def experiences(self) -> int:
-        """T, one more than the largest experience index that occurs; 0 for an empty table."""
-        return max((max(s.stage, s.evaluated) + 1 for s in self), default=0)
+        """T, one more than the largest index of an experience that occurs; 0 for an empty table."""
+        return max((s.evaluated + 1 for s in self), default=0)
+
+    @property
+    def stages(self) -> int:
+        """S, one more than the largest index of a stage that occurs; 0 if nothing was trained."""
+        return max((s.stage + 1 for s in self), default=0)
 
     def higher_is_better(self, metric: str) -> bool:
         """Return the direction of ``metric``.
@@ -150,7 +156,7 @@ class ScoreTable:
         return self._directions[metric]
 
     def matrix(
-        self, seed: int, arm: str, metric: str = "accuracy", experiences: int | None = None
+        self, seed: int, arm: str, metric: str = "accuracy", shape: Shape | None = None
     ) -> ScoreMatrix:
         """Return R and b of one arm and seed.
 
@@ -163,25 +169,28 @@ class ScoreTable:
             seed: which seed.
             arm: which arm.
             metric: which metric.
-            experiences: T; what occurs in the table if not given.
+            shape: what the stages are; if not given, as many stages and experiences as occur in
+                the table, in time.
 
         Raises:
-            UserError: if the arm, the seed or the metric does not occur.
+            UserError: if the arm, the seed or the metric does not occur, or a score lies outside
+                the shape.
         """
         direction = self.higher_is_better(metric)
         if arm not in self.arms:
             raise unknown_name("arm", arm, self.arms)
         if seed not in self.seeds:
             raise unknown_name("seed", seed, map(str, self.seeds))
-        size = self.experiences if experiences is None else experiences
-        values = np.full((size, size), np.nan)
-        baseline = np.full(size, np.nan)
+        shape = shape or self.shape()
+        values = np.full((shape.stages, shape.experiences), np.nan)
+        baseline = np.full(shape.experiences, np.nan)
         for source in (BASE_ARM, arm):
             for score in self._groups.get((seed, source, metric), ()):
-                if max(score.stage, score.evaluated) >= size:
+                if score.evaluated >= shape.experiences or score.stage >= shape.stages:
                     raise UserError(
-                        f"A stream of {size} experiences has no score for {_describe(score.key)}; "
-                        "the scores belong to another stream"
+                        f"A stream of {shape.stages} stages and {shape.experiences} experiences "
+                        f"has no score for {_describe(score.key)}; the scores belong to another "
+                        "stream"
                     )
                 if score.stage == UNTRAINED:
                     baseline[score.evaluated] = score.value
@@ -189,7 +198,11 @@ class ScoreTable:
                     values[score.stage, score.evaluated] = score.value
         if arm == BASE_ARM and np.isnan(values).all():
             values[:] = baseline
-        return ScoreMatrix(values, baseline, metric, direction)
+        return ScoreMatrix(values, baseline, metric, direction, shape)
+
+    def shape(self) -> Shape:
+        """Return the shape of what occurs: as many stages and experiences, in time."""
+        return Shape(max(1, self.stages), max(1, self.experiences))
 
     def to_csv(self, arms: Sequence[str] = ()) -> str:
         """Return the table as text, rows in canonical order.

@@ -16,6 +16,7 @@ from cl_lora.evaluation.continual import (
     forward_transfer,
     seen_average,
 )
+from cl_lora.evaluation.shape import Shape
 
 NAN = math.nan
 # Worked by hand. Columns: experience 0 is best after t=1 (.9), not at its own time (.8).
@@ -140,7 +141,45 @@ def test_no_baseline_no_forward_transfer():
 @pytest.mark.parametrize("shape", [(0, 0), (2, 3), (4,)])
 def test_misshapen_scores_are_named(shape):
     with pytest.raises(ValueError, match=r"shape \(T, T\)"):
-        average_accuracy(np.zeros(shape))
+        forgetting(np.zeros(shape))
+    if shape != (2, 3):
+        with pytest.raises(ValueError, match=r"shape \(S, T\)"):
+            average_accuracy(np.zeros(shape))
+
+
+def test_the_average_is_over_what_the_last_stage_evaluates():
+    two_stages = np.array([[0.1, 0.2, NAN], [0.5, NAN, 0.7]])
+    assert math.isnan(average_accuracy(two_stages))
+    assert average_accuracy(two_stages, (0, 2)) == pytest.approx(0.6)
+    assert math.isnan(average_accuracy(two_stages, ()))
+    shape = Shape(2, 3, ordered=False, evaluated=((0, 1), (0, 2)))
+    matrix = ScoreMatrix(two_stages, np.full(3, NAN), given_shape=shape)
+    assert MEASURES["average"].compute(matrix) == pytest.approx(0.6)
+    assert {n for n, m in MEASURES.items() if m.exists(shape)} == {"average"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "in_time"),
+    [
+        (Shape(3, 3), True),
+        (Shape(3, 3, ordered=False), False),
+        (Shape(2, 3), False),
+        (Shape(1, 1), True),
+    ],
+)
+def test_time_needs_a_stage_after_each_experience(shape, in_time):
+    assert shape.in_time == in_time
+    assert {m.exists(shape) for m in MEASURES.values() if m.ordered} == {in_time}
+    assert MEASURES["average"].exists(shape)
+
+
+def test_shapes_are_checked():
+    with pytest.raises(ValueError, match="at least one stage"):
+        Shape(0, 3)
+    with pytest.raises(ValueError, match="2 stages evaluate but got 1"):
+        Shape(2, 3, evaluated=((0,),))
+    with pytest.raises(ValueError, match=r"stages=2.* but got \(3, 3\)"):
+        ScoreMatrix(R, B, given_shape=Shape(2, 3))
 
 
 def test_misshapen_baseline_is_named():

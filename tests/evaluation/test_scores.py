@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cl_lora.evaluation.scores import COLUMNS, Score, ScoreTable
+from cl_lora.evaluation.shape import Shape
 from cl_lora.support.errors import UserError
 
 names = st.sampled_from(["ties", "task_arithmetic", "base", 'odd, "name"', "ähnlich"])
@@ -101,7 +102,25 @@ def test_the_matrix_of_one_arm():
     # Training does not touch the base model; any other arm that is only scored once is unfinished.
     np.testing.assert_array_equal(table.matrix(0, "base").values, [[0.2, 0.1], [0.2, 0.1]])
     assert np.isnan(table.matrix(0, "own_start").values).all()
-    assert table.matrix(0, "ties", experiences=4).values.shape == (4, 4)
+    assert table.matrix(0, "ties", shape=Shape(4, 4)).values.shape == (4, 4)
+
+
+def test_the_matrix_of_stages_without_order():
+    table = ScoreTable(
+        [
+            *(Score(0, "ties", 0, j, "accuracy", 0.5 + 0.1 * j) for j in range(3)),
+            *(Score(0, "base", -1, j, "accuracy", 0.1) for j in range(3)),
+        ]
+    )
+    assert (table.stages, table.experiences) == (1, 3)
+    shape = Shape(1, 3, ordered=False)
+    ties = table.matrix(0, "ties", shape=shape)
+    np.testing.assert_allclose(ties.values, [[0.5, 0.6, 0.7]])
+    np.testing.assert_array_equal(ties.baseline, [0.1] * 3)
+    np.testing.assert_array_equal(table.matrix(0, "base", shape=shape).values, [[0.1] * 3])
+    assert ties.shape == shape
+    with pytest.raises(UserError, match="stream of 1 stages and 2 experiences"):
+        table.matrix(0, "ties", shape=Shape(1, 2))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +129,7 @@ def test_the_matrix_of_one_arm():
         ((0, "tie"), "Unknown arm 'tie': did you mean 'ties'"),
         ((7, "ties"), "Unknown seed '7'"),
         ((0, "ties", "acuracy"), "Unknown metric 'acuracy': did you mean 'accuracy'"),
-        ((0, "ties", "accuracy", 1), "stream of 1 experiences"),
+        ((0, "ties", "accuracy", Shape(1, 1)), "stream of 1 stages and 1 experiences"),
     ],
 )
 def test_what_is_not_there_is_named(arguments, message):
