@@ -19,7 +19,7 @@ from PIL import Image
 from tiny_run import overrides
 
 from cl_lora.adapters import Adapter
-from cl_lora.cli import main
+from cl_lora.cli import COMMANDS, main
 from cl_lora.configuration.compose import compose_config
 
 
@@ -352,7 +352,7 @@ def test_multirun_into_one_folder_is_refused(tmp_path: Path, capfd) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [["--help"], ["run", "--help"], ["list", "--help"], ["--version"]]
+    "given", [[], ["--help"], ["list", "--help"], ["demo", "--help"], ["--version"]]
 )
 def test_help_loads_nothing_heavy(given: list[str]) -> None:
     code = (
@@ -366,6 +366,38 @@ def test_help_loads_nothing_heavy(given: list[str]) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+def test_without_a_command_the_help_is_printed(capfd) -> None:
+    assert main([]) == 0
+    printed = capfd.readouterr().out
+    for name in COMMANDS:
+        assert f"\n  {name} " in printed
+
+
+@pytest.mark.parametrize("given", [["seeds=[1]"], ["--multirun", "spc=1,2"], ["+arms.x={}"]])
+def test_overrides_without_a_command_name_the_command(given: list[str], capfd) -> None:
+    assert main(given) == 2
+    assert f"write cl-lora run {' '.join(given)}" in capfd.readouterr().err
+
+
+def test_the_demo_is_a_run_without_overrides(monkeypatch) -> None:
+    from cl_lora.commands import run
+
+    given = []
+    monkeypatch.setattr(run, "run", lambda arguments: given.append(arguments) or 0)
+    assert main(["demo"]) == 0
+    assert given == [[]]
+    assert main(["demo", "seeds=[1]"]) == 2
+
+
+def test_help_of_run_fits_and_ends_at_once(capfd) -> None:
+    assert main(["run", "--help"]) == 0
+    printed = capfd.readouterr().out
+    text = printed.partition("The configuration with every KEY")
+    assert max(map(len, text[0].splitlines())) <= 130
+    for part in ("paper_adaptive", "strategy:", "--cfg job", "cl-lora run --multirun"):
+        assert part in printed
+
+
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
@@ -375,11 +407,26 @@ def test_help_loads_nothing_heavy(given: list[str]) -> None:
         ("coefficients", "adaptive"),
         ("arms", "paper_adaptive"),
         ("experiments", "paper_b_pacs"),
+        ("heads", "prototypes"),
+        ("baselines", "sequential"),
+        ("protocols", "prefixes"),
+        ("kinds", "class"),
+        ("metrics", "accuracy"),
+        ("figures", "forgetting"),
     ],
 )
 def test_list(what: str, expected: str, capfd) -> None:
     assert main(["list", what]) == 0
-    assert expected in capfd.readouterr().out
+    lines = capfd.readouterr().out.splitlines()
+    assert expected in [line.strip() for line in lines]
+    assert all(len(line.strip()) > 2 for line in lines if line.startswith("    "))
+
+
+def test_every_list_is_tested() -> None:
+    from cl_lora.commands.list import LISTS
+
+    mark = next(m for m in test_list.pytestmark if m.name == "parametrize")
+    assert {what for what, _ in mark.args[1]} == set(LISTS)
 
 
 def test_doctor_names_versions_device_and_data(capfd, monkeypatch, tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
-"""Settings of a run: the device that is asked for."""
+"""Settings of a run: the device that is asked for, and what makes no other run."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from cl_lora.experiment.settings import has_fast_bf16, pick_device
+from cl_lora.configuration.compose import compose_config
+from cl_lora.experiment.settings import has_fast_bf16, pick_device, read_settings
 from cl_lora.support.errors import UserError
 
 
@@ -74,3 +75,12 @@ def test_the_processors_bf16_says_nothing_of_another_device(
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
     assert has_fast_bf16(torch.device("cpu"))
     assert not has_fast_bf16(torch.device("mps"))
+
+
+def test_which_plugins_are_loaded_makes_no_other_run() -> None:
+    """They only offer choices: what is chosen of them stands in its own place."""
+    one, other = (
+        read_settings(compose_config([f"plugins={names}"])).identity("data", {})
+        for names in ("[]", "[my.module]")
+    )
+    assert one == other
