@@ -193,6 +193,8 @@ def _hparams(run: RunFolder, arm: str) -> dict[str, str | float]:
         "coefficients": s.rule,
         **{"W" if k == "value" else k: v for k, v in {**s.rule_options, **s.options}.items()},
         "spc": s.spc,
+        "head": s.head,
+        "tune_head": "yes" if s.tune_head else "",
     }
     # All numbers as float, as the values of one column must be of one kind.
     return {

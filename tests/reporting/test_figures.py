@@ -1,17 +1,20 @@
 import io
+import json
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from fabricate import ARMS, fabricate_run, many_arms
+from fabricate import ARMS, DOMAINS, fabricate_run, many_arms
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from other_runs import RMSE, as_errors
+from other_runs import RMSE, as_errors, as_stages
 from PIL import Image
 
 from cl_lora.evaluation.metrics import ACCURACY, Metric
+from cl_lora.evaluation.scores import ScoreTable
 from cl_lora.reporting import figures
 from cl_lora.reporting.figures import (
     FIGURES,
@@ -26,6 +29,8 @@ from cl_lora.reporting.figures.labels import label_points
 from cl_lora.reporting.figures.registry import figure, in_order
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support.errors import UserError
+
+SIX = (*DOMAINS, "clipart", "quickdraw")
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +153,9 @@ def test_robustness_joins_arms_that_differ_in_the_scale_alone(many):
     assert list(ties["arm"]) == ["ties_w1", "ties_w3", "ties_w5"]
     adaptive = curves[curves["axis"] == "b_max"]
     assert set(adaptive["family"]) == {
-        *(f"{m}, adaptive, spc 5" for m in ("task_arithmetic", "ties", "dare_ties", "linear")),
-        "dare_ties, factors, adaptive, granularity module, density 0.2, spc 5",
+        *(f"{m}, adaptive, spc 5" for m in ("task_arithmetic", "ties", "linear")),
+        "dare_ties, adaptive, granularity adapter, spc 5",
+        "dare_ties, factors, adaptive, granularity module, spc 5",
     }
 
 
@@ -244,6 +250,67 @@ def test_scores_below_zero_are_not_cut_off(tmp_path):
 def test_a_metric_that_the_run_has_not_is_refused(run_path):
     with pytest.raises(UserError, match="accuracy"):
         draw_figures(RunFolder.read(run_path), "acuracy")
+
+
+@pytest.fixture(
+    scope="module", params=[("all",), ("pairs", "triples"), ("K=1", "K=2", "K=5", "K=10"), "abcdef"]
+)
+def unordered(request, tmp_path_factory):
+    """Runs of one to six stages that do not follow one another, on six experiences."""
+    path = fabricate_run(tmp_path_factory.mktemp("unordered") / "run", domains=SIX)
+    return RunFolder.read(as_stages(path, dict.fromkeys(request.param)))
+
+
+def test_without_order_no_figure_shows_time(unordered):
+    assert set(draw_figures(unordered)) == {"final", "matrices"}
+
+
+def test_without_order_final_scores_are_those_of_the_last_stage(unordered):
+    run = unordered
+    ax = figures.final_scores(run, ACCURACY).axes[0]
+    last = run.stream.trained_stages[-1]
+    assert ax.get_xlabel() == f"Accuracy at stage {last.name} (%)"
+    rows = [
+        s for s in run.scores if (s.arm, s.stage, s.metric) == ("ties_w1", last.index, "accuracy")
+    ]
+    names = [t.get_text() for t in ax.get_yticklabels()]
+    widths = dict(zip(names, (p.get_width() for p in ax.patches), strict=True))
+    assert widths["ties_w1"] == pytest.approx(100 * np.mean([s.value for s in rows]))
+
+
+def test_without_order_a_matrix_has_a_row_for_each_stage(unordered, monkeypatch):
+    run = unordered
+    figure = draw_figures(run)["matrices"]
+    stages = [s.name for s in run.stream.trained_stages]
+    first = figure.axes[0]
+    assert first.images[0].get_array().shape == (len(stages), 6)
+    assert [t.get_text() for t in first.get_yticklabels()] == stages
+    assert figure.get_supylabel() == "stage"
+    assert texts_apart(figure, monkeypatch) > 20
+
+
+def test_an_experience_without_the_metric_is_left_out(tmp_path):
+    path = fabricate_run(tmp_path / "run", seeds=(0,))
+    stream = json.loads((path / "stream.json").read_text())
+    other = {**stream["tasks"][0], "name": "position", "metrics": [RMSE.record()]}
+    stream["tasks"].append(other)
+    stream["experiences"][1]["task"] = "position"
+    (path / "stream.json").write_text(json.dumps(stream))
+    scores = ScoreTable.read(path / "scores.csv")
+    rows = [
+        replace(s, metric="rmse", higher_is_better=False) if s.evaluated == 1 else s
+        for s in scores
+        if s.evaluated != 1 or s.metric == "accuracy"
+    ]
+    ScoreTable(rows).write(path / "scores.csv")
+    run = RunFolder.read(path)
+    for metric, names in (("accuracy", ["photo", "cartoon", "sketch"]), ("rmse", ["art_painting"])):
+        drawn = draw_figures(run, metric)
+        matrix = drawn["matrices"].axes[0].images[0].get_array()
+        assert matrix.shape == (4, len(names))
+        assert not np.isnan(np.asarray(matrix, dtype=float)).any()
+        legend = [t.get_text() for t in drawn["final"].legends[0].get_texts()]
+        assert [t for t in legend if t in run.experiences] == names
 
 
 def test_the_last_adapter_has_a_whisker_as_it_has_no_line(many):

@@ -1,14 +1,18 @@
 import io
+import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from fabricate import ARMS, DOMAINS, REFERENCES, fabricate_run
+from other_runs import RMSE, as_errors, as_stages
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import HISTOGRAMS, EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
 from cl_lora.evaluation.continual import average_accuracy, forgetting
+from cl_lora.evaluation.scores import ScoreTable
 from cl_lora.reporting.tensorboard import write_tensorboard
 from cl_lora.run_folder.layout import FRESH
 from cl_lora.run_folder.reader import RunFolder
@@ -109,7 +113,8 @@ def _hparams(events, kind):
 
 
 def test_hparams_sort_the_arms_by_result(run):
-    settings = ("W", "b_max", "coefficients", "density", "method", "space", "spc")
+    settings = ("W", "b_max", "coefficients", "density", "granularity", "lr", "method", "space")
+    settings += ("spc", "steps", "trim")
     columns = set()
     for arm in (*ARMS, *REFERENCES):
         events = read(run, arm)
@@ -126,6 +131,18 @@ def test_hparams_sort_the_arms_by_result(run):
     start = _hparams(read(run, "ta_adaptive_b3"), metadata.SESSION_START_INFO_TAG)
     assert start.hparams["b_max"].number_value == 3
     assert "density" not in start.hparams
+
+
+def test_hparams_tell_a_tuned_head_and_a_head_of_its_own(tmp_path):
+    arms = {"plain": ARMS["ties_w1"], "other": {**ARMS["ties_w1"], "head": "shared"}}
+    arms["tuned"] = {**ARMS["ties_w1"], "tune_head": True}
+    run = RunFolder.read(fabricate_run(tmp_path / "run", arms=arms, seeds=(0,)))
+    write_tensorboard(run)
+    found = {a: _hparams(read(run, a), metadata.SESSION_START_INFO_TAG).hparams for a in arms}
+    assert "head" not in found["plain"]
+    assert found["other"]["head"].string_value == "shared"
+    assert found["tuned"]["tune_head"].string_value == "yes"
+    assert "tune_head" not in found["plain"]
 
 
 def test_writing_again_leaves_everything_once(run_path):
@@ -152,3 +169,59 @@ def test_an_arm_called_training_keeps_its_folder(tmp_path):
     assert "accuracy/photo" in read(run, "training").Tags()["scalars"]
     assert (path / "tensorboard" / "training_" / "seed-0" / FRESH / "00-photo").is_dir()
     assert run.experiences == DOMAINS
+
+
+def test_without_order_steps_are_stages_and_nothing_is_forgotten(tmp_path):
+    path = fabricate_run(tmp_path / "run", seeds=(0,))
+    run = RunFolder.read(as_stages(path, {"pairs": None, "all": None}))
+    write_tensorboard(run)
+    events = read(run, "ties_w1")
+    values = {(s.stage, s.evaluated): s.value for s in run.scores if unit(s) == "ties_w1 accuracy"}
+    sketch = series(events, "accuracy/sketch")
+    assert sketch == pytest.approx({1: values[0, 3], 2: values[1, 3], 0: sketch[0]})
+    # All that the stage evaluates, as there is no "so far".
+    average = series(events, "accuracy/average")
+    assert average == pytest.approx(
+        {s + 1: np.mean([values[s, j] for j in range(4)]) for s in (0, 1)}
+    )
+    tags = events.Tags()["scalars"]
+    assert not [tag for tag in tags if "forgetting" in tag or "transfer" in tag]
+    assert series(events, "result/average") == pytest.approx({2: average[2]})
+    experiment = _hparams(events, metadata.EXPERIMENT_TAG)
+    assert [m.name.tag for m in experiment.metric_infos] == ["result/average"]
+    (image,) = events.Images("scores/accuracy")
+    assert image.step == 2
+
+
+def unit(score):
+    return f"{score.arm} {score.metric}"
+
+
+@pytest.mark.parametrize(
+    ("counted", "steps"),
+    [((1.0, 5.0, 20.0), {1, 5, 20}), ((0.5, 1.0, 2.0), {1, 2, 3}), ((0.0, 1.0, 2.0), {1, 2, 3})],
+)
+def test_steps_are_what_the_protocol_counts(tmp_path, counted, steps):
+    path = fabricate_run(tmp_path / "run", arms={"ta_w1": ARMS["ta_w1"]}, references=("base",))
+    run = RunFolder.read(as_stages(path, {f"K={x:g}": x for x in counted}))
+    write_tensorboard(run)
+    assert set(series(read(run, "ta_w1"), "accuracy/average")) == steps
+    # Step 0 is before any training.
+    assert set(series(read(run, "ta_w1", "seed-1"), "accuracy/photo")) == {0, *steps}
+
+
+def test_the_first_metric_of_the_run_makes_the_result(tmp_path):
+    # In the file a metric stands by its name: "a_metric" before "rmse", which leads.
+    path = as_errors(fabricate_run(tmp_path / "run", references=(), seeds=(0,)))
+    stream = json.loads((path / "stream.json").read_text())
+    second = replace(RMSE, name="a_metric").record()
+    stream["tasks"][0]["metrics"].append(second)
+    (path / "stream.json").write_text(json.dumps(stream))
+    scores = ScoreTable.read(path / "scores.csv")
+    scores.append([replace(s, metric="a_metric", value=s.value / 2) for s in scores])
+    scores.write(path / "scores.csv")
+    run = RunFolder.read(path)
+    write_tensorboard(run)
+    events = read(run, "ties_w1")
+    assert series(events, "result/average")[4] == pytest.approx(series(events, "rmse/average")[4])
+    assert set(series(events, "forgetting/a_metric")) == {2, 3, 4}

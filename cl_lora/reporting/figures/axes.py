@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from cl_lora.evaluation.continual import FloatArray
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.tables import shorten
-from cl_lora.run_folder.reader import RunFolder
 
 
 def axis_title(metric: Metric, what: str = "") -> str:
@@ -25,13 +24,6 @@ def axis_title(metric: Metric, what: str = "") -> str:
         notes.append("less is better")
     words = [metric.title, what, f"({', '.join(notes)})" if notes else ""]
     return " ".join(word for word in words if word)
-
-
-def at_the_end(run: RunFolder) -> str:
-    """Say when final scores were measured, for an axis."""
-    if run.stream.ordered:
-        return "after the last domain"
-    return f"at stage {run.stream.trained_stages[-1].name}"
 
 
 def draw_spread(ax: Axes, x: FloatArray, mean: FloatArray, spread: FloatArray, color: str) -> None:

@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cl_lora.evaluation.metrics import Metric
-from cl_lora.reporting.describe import arm_settings
 from cl_lora.reporting.figures.axes import draw_spread, stage_ticks
 from cl_lora.reporting.figures.registry import figure
 from cl_lora.reporting.figures.style import GREY, color_of, marker_of
@@ -35,10 +34,11 @@ def coefficients_over_time(run: RunFolder, metric: Metric) -> Figure | None:
     """
     del metric  # all figures are called alike
     frame = run.coefficients
+    # Only what is learned has batches to learn from.
     arms = [
         a
         for a in run.arms
-        if arm_settings(run, a).rule not in ("fixed", "uniform") and (frame["arm"] == a).any()
+        if run.variant(a).get("buffer_batch_size") is not None and (frame["arm"] == a).any()
     ]
     if not arms:
         return None

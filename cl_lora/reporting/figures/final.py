@@ -11,8 +11,9 @@ from matplotlib.patches import Patch
 
 from cl_lora.evaluation.aggregate import ALL_EXPERIENCES, FINAL
 from cl_lora.evaluation.metrics import Metric
-from cl_lora.reporting.figures.axes import at_the_end, axis_title
-from cl_lora.reporting.figures.numbers import by_average, numbers_of, scored_on
+from cl_lora.reporting.describe import at_the_end
+from cl_lora.reporting.figures.axes import axis_title
+from cl_lora.reporting.figures.numbers import by_average, numbers_of
 from cl_lora.reporting.figures.registry import figure
 from cl_lora.reporting.figures.style import OKABE_ITO, color_of, marker_of
 from cl_lora.run_folder.reader import RunFolder
@@ -24,7 +25,7 @@ _REFERENCE_BAR = "#c4c4c4"
 @figure(
     "final",
     "Final score by arm",
-    "Bars: average over domains, whiskers: one deviation over seeds, markers: the domains. "
+    "Bars: average over experiences, whiskers: one deviation over seeds, markers: the experiences. "
     "Arms by their average, reference rows below.",
     position=10,
 )
@@ -37,7 +38,7 @@ def final_scores(run: RunFolder, metric: Metric) -> Figure:
     numbers = numbers_of(run, metric)
     groups = [by_average(numbers, run.arms), by_average(numbers, run.references)]
     rows = [a for group in groups for a in group]
-    scored = scored_on(run, metric)
+    scored = run.stream.shape(metric.name).final
     fig = Figure(figsize=(7.2, 1.5 + 0.24 * len(rows)), layout="constrained")
     ax = fig.add_subplot()
     y = 0.0

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 
 from cl_lora.evaluation.aggregate import ALL_EXPERIENCES
 from cl_lora.evaluation.metrics import Metric
-from cl_lora.reporting.describe import arm_settings
-from cl_lora.reporting.figures.axes import at_the_end, axis_title
+from cl_lora.reporting.describe import arm_settings, at_the_end
+from cl_lora.reporting.figures.axes import axis_title
 from cl_lora.reporting.figures.labels import label_points
 from cl_lora.reporting.figures.numbers import numbers_of, scored_arms
 from cl_lora.reporting.figures.registry import figure

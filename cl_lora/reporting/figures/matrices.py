@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from cl_lora.evaluation.continual import FloatArray
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.figures.axes import axis_title
-from cl_lora.reporting.figures.numbers import mean_matrix, scored_arms, scored_on
+from cl_lora.reporting.figures.numbers import mean_matrix, scored_arms
 from cl_lora.reporting.figures.registry import figure
 from cl_lora.reporting.tables import shorten
 from cl_lora.run_folder.reader import RunFolder
@@ -37,9 +37,9 @@ def score_matrices(run: RunFolder, metric: Metric) -> Figure:
     stages, experiences, scored = _stages(run), *_experiences(run, metric)
     S, T = len(stages), len(experiences)
     side = 1.5 if max(S, T) <= 6 else 2.2
-    # Cells are square: a panel of few stages is low.
-    height = side * max(0.3, S / T)
-    fig = Figure(figsize=(columns * side + 0.9, rows * (height + 0.28) + 0.7), layout="constrained")
+    # Cells are square: a panel of few stages is low, and its labels need room of their own.
+    height = rows * (side * S / T + 0.28) + 0.7 + _labels_room(S, T) * min(2, rows)
+    fig = Figure(figsize=(columns * side + 0.9, height), layout="constrained")
     axes = np.atleast_1d(np.array(fig.subplots(rows, columns, squeeze=False))).ravel()
     matrices = [mean_matrix(run, arm, metric)[:, scored] for arm in arms]
     limits = _limits(matrices, metric)
@@ -70,7 +70,8 @@ def score_matrices(run: RunFolder, metric: Metric) -> Figure:
 def matrix_figure(run: RunFolder, arm: str, metric: Metric) -> Figure:
     """Draw the score matrix of one arm alone, as shown in TensorBoard."""
     stages, experiences, scored = _stages(run), *_experiences(run, metric)
-    sides = (1.4 + 0.5 * len(experiences), 1.4 + 0.5 * len(stages))
+    S, T = len(stages), len(experiences)
+    sides = (1.4 + 0.5 * T, 1.4 + 0.5 * S + _labels_room(S, T))
     fig = Figure(figsize=sides, layout="constrained")
     ax = fig.add_subplot()
     matrix = mean_matrix(run, arm, metric)[:, scored]
@@ -149,8 +150,13 @@ def _stages(run: RunFolder) -> tuple[str, ...]:
 
 def _experiences(run: RunFolder, metric: Metric) -> tuple[tuple[str, ...], list[int]]:
     """Return names and indices of the experiences that ``metric`` scores."""
-    scored = list(scored_on(run, metric))
+    scored = list(run.stream.scored_by(metric.name))
     return tuple(run.experiences[j] for j in scored), scored
+
+
+def _labels_room(S: int, T: int) -> float:
+    """Return the inches that a panel which is wider than high needs below it for its labels."""
+    return 0.4 if S < T else 0.0
 
 
 def _rows_title(run: RunFolder) -> str:

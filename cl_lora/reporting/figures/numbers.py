@@ -31,12 +31,6 @@ def metric_of(run: RunFolder, name: str | None = None) -> Metric:
     return metrics[name]
 
 
-def scored_on(run: RunFolder, metric: Metric) -> tuple[int, ...]:
-    """Return the indices of the experiences whose task has ``metric``."""
-    tasks = {task.name for task in run.stream.tasks if metric in task.metrics}
-    return tuple(j for j, e in enumerate(run.stream.experiences) if e.task in tasks)
-
-
 def scored_arms(run: RunFolder) -> tuple[str, ...]:
     """Return the arms, then the reference rows, that have scores."""
     return tuple(a for a in (*run.arms, *run.references) if a in run.scores.arms)
@@ -44,12 +38,12 @@ def scored_arms(run: RunFolder) -> tuple[str, ...]:
 
 def score_matrix(run: RunFolder, seed: int, arm: str, metric: Metric) -> ScoreMatrix:
     """Return the scores of one arm and seed: values (S, T), a row for each stage after training."""
-    return run.scores.matrix(seed, arm, metric.name, len(run.experiences))
+    return run.scores.matrix(seed, arm, metric.name, run.stream.shape(metric.name))
 
 
 def numbers_of(run: RunFolder, metric: Metric) -> Numbers:
     """Return mean and deviation over seeds of every measure of every arm."""
-    return estimates(run.scores, metric.name, len(run.experiences))
+    return estimates(run.scores, metric.name, run.stream.shape(metric.name))
 
 
 def seeds_of(run: RunFolder) -> tuple[int, ...]:
@@ -79,13 +73,11 @@ def stage_averages(run: RunFolder, values: FloatArray, metric: Metric) -> FloatA
     Returns:
         (S,) means; NaN for a stage with a missing score, or about no experience.
     """
-    scored = set(scored_on(run, metric))
+    evaluated = run.stream.shape(metric.name).evaluated or ()
     means = []
-    for row, stage in zip(values, run.stream.trained_stages, strict=True):
-        about = scored.intersection(stage.evaluated)
-        if run.stream.ordered:
-            about &= set(stage.members)
-        means.append(float(row[sorted(about)].mean()) if about else math.nan)
+    for row, stage, scored in zip(values, run.stream.trained_stages, evaluated, strict=True):
+        about = [j for j in scored if j in stage.members or not run.stream.ordered]
+        means.append(float(row[about].mean()) if about else math.nan)
     return np.array(means)
 
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from cl_lora.evaluation.aggregate import ALL_EXPERIENCES
 from cl_lora.evaluation.continual import FloatArray
 from cl_lora.evaluation.metrics import Metric
-from cl_lora.reporting.describe import arm_settings
-from cl_lora.reporting.figures.axes import at_the_end, axis_title
+from cl_lora.reporting.describe import arm_settings, at_the_end
+from cl_lora.reporting.figures.axes import axis_title
 from cl_lora.reporting.figures.numbers import numbers_of
 from cl_lora.reporting.figures.registry import figure
 from cl_lora.reporting.figures.style import color_of, line_of, marker_of
