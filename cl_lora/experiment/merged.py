@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cl_lora.adapters import Adapter
+from cl_lora.adapters.injection import applied
 from cl_lora.experiment.arms import Arm
 from cl_lora.experiment.serving import Part, Served, Workbench
 from cl_lora.experiment.stages import Stage
-from cl_lora.merging import Learned, Plan, Update, learn, prepare, search
-from cl_lora.merging.coefficients import coefficient_rows
+from cl_lora.merging import Plan, Update, coefficient_rows, learn, prepare, search
 from cl_lora.models.head_policies import HeadSources
 from cl_lora.models.heads import HeadState, freeze, linear_head
 from cl_lora.run_folder.records import Coefficient
@@ -50,15 +51,25 @@ class _Merge:
         plan = prepare(self.adapters, arm.method, space=arm.space, seed=bench.seed, **arm.options)
         tuned: nn.Module | None = None
         if arm.rule.learned:
-            alpha, tuned = self._learned(plan)
+            try:
+                alpha, tuned = self._LEARN[arm.rule.how](self, plan)
+            except UserError as error:
+                raise DivergedError(
+                    f"Arm {arm.name!r}, seed {bench.seed}, stage {self.stage.name!r}: {error}"
+                ) from error
         else:
             alpha = arm.given(self.stage.members, plan.modules)
         update = plan.combine(alpha)
-        head = tuned or arm.policy.serve(
-            HeadSources(self.heads, alpha, lambda: bench.prototypes(update, arm.spc, self.stage))
-        )
+        head = tuned or self._head(update, alpha)
         rows = coefficient_rows(arm.rule, alpha, plan.modules)
         return Served.everywhere(Part(update, freeze(head)), self.stage, list(self._record(rows)))
+
+    def _head(self, update: Update, alpha: Tensor, rows: Tensor | None = None) -> nn.Module:
+        """Return the head that serves an update; ``rows``: the support samples it may see."""
+        bench, spc = self.bench, self.arm.spc
+        return self.arm.policy.serve(
+            HeadSources(self.heads, alpha, lambda: bench.prototypes(update, spc, self.stage, rows))
+        )
 
     def _record(self, rows: Sequence[tuple[str, Tensor]]) -> Iterator[Coefficient]:
         for group, values in rows:
@@ -67,8 +78,31 @@ class _Merge:
                     self.bench.seed, self.arm.name, self.stage.index, group, member, value
                 )
 
+    def _searched(self, plan: Plan) -> tuple[Tensor, nn.Module | None]:
+        """Return the candidate with the lowest loss on the support samples.
+
+        A head that is made of support samples sees one half of each class's, and the loss is
+        taken on the other: on samples that it was made of any head does well.
+        """
+        arm, bench = self.arm, self.bench
+        inputs, targets = bench.support(arm.spc, self.stage)
+        fit, judge = folds(len(targets), arm.spc if arm.policy.needs_support else 1)
+
+        def loss(update: Update) -> float:
+            assert update.alpha is not None
+            head = freeze(self._head(update, update.alpha, fit)).to(bench.compute.device)
+            parts = torch.split(judge, bench.batch_size)
+            batches = ((inputs[rows], targets[rows]) for rows in parts)
+            with applied(bench.backbone.vit, update):
+                features = list(bench.compute.features(bench.backbone, batches))
+            outputs = head(torch.cat([f for f, _ in features]))
+            value = bench.task.kind.loss(outputs, torch.cat([y for _, y in features]))
+            return float(value)
+
+        return search(arm.rule, plan, loss).alpha, None
+
     def _learned(self, plan: Plan) -> tuple[Tensor, nn.Module | None]:
-        """Return learned coefficients, and the head if it was trained along."""
+        """Return coefficients learned by gradient, and the head if it was trained along."""
         arm, bench = self.arm, self.bench
         inputs, targets = bench.support(arm.spc, self.stage)
         device = bench.compute.device
@@ -76,36 +110,20 @@ class _Merge:
         head.requires_grad_(arm.tune_head)
         outputs = self._outputs(head)
 
-        def loss_on(update: Update, rows: Tensor) -> Tensor:
+        steps = int(arm.rule.options["steps"])
+        size, index = arm.buffer_batch_size, self.stage.index
+        order = list(draws(len(targets), size, steps, bench.seed, index))
+
+        def loss(update: Update, step: int) -> Tensor:
+            rows = order[step]
             features = bench.compute.merged_features(
                 bench.backbone, update, inputs[rows].to(device)
             )
             return bench.task.kind.loss(outputs(features, update), targets[rows].to(device))
 
-        def mean_loss(update: Update) -> float:
-            parts = torch.split(torch.arange(len(targets)), arm.buffer_batch_size)
-            return sum(float(loss_on(update, p)) * len(p) for p in parts) / len(targets)
-
-        def gradient() -> Learned:
-            steps = int(arm.rule.options["steps"])
-            size = arm.buffer_batch_size
-            order = list(draws(len(targets), size, steps, bench.seed, self.stage.index))
-            extra = list(head.parameters()) if arm.tune_head else []
-            return learn(
-                arm.rule,
-                plan,
-                lambda update, step: loss_on(update, order[step]),
-                extra_parameters=extra,
-                extra_lr=bench.head_lr if extra else None,
-            )
-
-        try:
-            by_search = arm.rule.how == "search"
-            learned = search(arm.rule, plan, mean_loss) if by_search else gradient()
-        except UserError as error:
-            raise DivergedError(
-                f"Arm {arm.name!r}, seed {bench.seed}, stage {self.stage.name!r}: {error}"
-            ) from error
+        extra = list(head.parameters()) if arm.tune_head else []
+        lr = bench.head_lr if extra else None
+        learned = learn(arm.rule, plan, loss, extra_parameters=extra, extra_lr=lr)
         return learned.alpha, head if arm.tune_head else None
 
     def _outputs(self, head: nn.Module) -> Callable[[Tensor, Update], Tensor]:
@@ -123,6 +141,25 @@ class _Merge:
             return made
 
         return outputs
+
+    _LEARN: ClassVar[Mapping[str, Callable[..., tuple[Tensor, nn.Module | None]]]] = {
+        "gradient": _learned,
+        "search": _searched,
+    }
+
+
+def folds(size: int, spc: int) -> tuple[Tensor, Tensor]:
+    """Return the rows of a buffer to make a head of, and those to judge it on.
+
+    Args:
+        size: how many rows there are, class after class.
+        spc: rows of each class; with one, both parts are the whole buffer.
+    """
+    rows = torch.arange(size)
+    if spc == 1:
+        return rows, rows
+    first = rows % spc < (spc + 1) // 2
+    return rows[first], rows[~first]
 
 
 def draws(size: int, batch_size: int, steps: int, seed: int, stage: int) -> Iterator[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -11,21 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from cl_lora.evaluation.scores import ScoreTable
 from cl_lora.run_folder import layout
+from cl_lora.run_folder.config_file import read_config
 from cl_lora.run_folder.layout import (
     ADAPTERS,
-    COEFFICIENT_COLUMNS,
     COEFFICIENTS_FILE,
     CONFIG_FILE,
     ENVIRONMENT_FILE,
-    FORMAT,
     SCORES_FILE,
     STREAM_FILE,
 )
 from cl_lora.run_folder.records import StreamRecord
+from cl_lora.run_folder.results import read_coefficients
 from cl_lora.support.errors import UserError
 
 _TRAINING_FILE = "training.json"
@@ -148,7 +146,7 @@ class RunFolder:
                 f"{path} is no run folder: it has no {CONFIG_FILE}; "
                 "give the folder that cl-lora run wrote"
             )
-        config = _read_config(path / CONFIG_FILE)
+        config = read_config(path).record()
         if not (path / STREAM_FILE).is_file():
             raise UserError(
                 f"{path} is unfinished: it has a {CONFIG_FILE} but no {STREAM_FILE}, so nothing "
@@ -170,9 +168,7 @@ class RunFolder:
         # What was scored of an arm that was stopped stays in the file, and out of every report.
         rows = {*config["arms"], *config["references"]}
         scores = ScoreTable(score for score in scores if score.arm in rows)
-        coefficients = _read_coefficients(
-            path / COEFFICIENTS_FILE, len(stream.trained_stages), len(stream.names)
-        )
+        coefficients = _coefficient_frame(path / COEFFICIENTS_FILE, stream)
         coefficients = coefficients[coefficients["arm"].isin(rows)].reset_index(drop=True)
         environment = path / ENVIRONMENT_FILE
         run = cls(
@@ -218,33 +214,6 @@ class RunFolder:
         )
 
 
-def _read_config(path: Path) -> Mapping[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        detail = " ".join(str(error).split())
-        raise UserError(
-            f"{path} is damaged ({detail}); restore it, or run into a new folder"
-        ) from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is damaged (it holds no settings); run into a new folder")
-    version = config.get("format")
-    if version != FORMAT:
-        raise UserError(
-            f"{path.parent} was written by another version of cl-lora: expected format {FORMAT} "
-            f"in {CONFIG_FILE} but got {version!r}; use that version, or run again into a new "
-            "folder"
-        )
-    expected = {"name": str, "seeds": list, "arms": dict, "references": list}
-    for key, kind in expected.items():
-        if not isinstance(config.get(key), kind):
-            raise UserError(
-                f"{path} is damaged: expected a {kind.__name__} as {key!r} but got "
-                f"{config.get(key)!r}; restore it, or run into a new folder"
-            )
-    return config
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
@@ -270,34 +239,16 @@ def _read_stream(path: Path) -> StreamRecord:
         raise _damaged(path, str(error)) from error
 
 
-def _read_coefficients(path: Path, stages: int, experiences: int) -> pd.DataFrame:
+def _coefficient_frame(path: Path, stream: StreamRecord) -> pd.DataFrame:
+    rows = read_coefficients(path) if path.is_file() else []
     kinds = {"seed": int, "arm": str, "stage": int, "group": str, "adapter": int, "value": float}
-    if not path.is_file():
-        return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
-    try:
-        text = path.read_text()
-        frame = pd.read_csv(
-            io.StringIO(text), dtype=kinds, keep_default_na=False, on_bad_lines="error"
-        )
-    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
-        raise _damaged(path, " ".join(str(error).split())) from error
-    missing = [c for c in COEFFICIENT_COLUMNS if c not in frame.columns]
-    if missing:
-        raise _damaged(path, f"missing column{'s' * (len(missing) > 1)} {', '.join(missing)}")
-    if not text.endswith("\n"):
-        # Cut within the last number, it would still read as one.
-        raise UserError(
-            f"{path} is damaged: its last line is cut off; delete it and {SCORES_FILE} and run the "
-            "command again: both are computed from the adapters"
-        )
-    known = frame["stage"].isin(range(stages)) & frame["adapter"].isin(range(experiences))
-    if not known.all():
-        raise _damaged(
-            path,
-            f"it has rows of other experiences than the {experiences} of the stream, or of other "
-            f"stages than its {stages}",
-        )
-    return frame[list(COEFFICIENT_COLUMNS)]
+    frame = pd.DataFrame(
+        {key: pd.Series([getattr(r, key) for r in rows], dtype=kind) for key, kind in kinds.items()}
+    )
+    stages, adapters = len(stream.trained_stages), len(stream.names)
+    if not (frame["stage"].isin(range(stages)) & frame["adapter"].isin(range(adapters))).all():
+        raise _damaged(path, f"it has rows of other experiences than the {adapters} of the stream")
+    return frame
 
 
 def _read_curves(folder: Path) -> tuple[TrainingCurve, ...]:
