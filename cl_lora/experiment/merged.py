@@ -163,12 +163,18 @@ def folds(size: int, spc: int) -> tuple[Tensor, Tensor]:
 
 
 def draws(size: int, batch_size: int, steps: int, seed: int, stage: int) -> Iterator[Tensor]:
-    """Yield the buffer rows of every step: shuffled passes, a whole buffer if it is small."""
+    """Yield the buffer rows of every step: shuffled passes, a whole buffer if it is small.
+
+    No batch holds a row twice: where one pass ends and the next begins, rows that are in the
+    batch already wait for a later one.
+    """
     generator = torch_generator(seed, "buffer-batches", stage)
     pool = torch.empty(0, dtype=torch.int64)
     wanted = min(size, batch_size)
     for _ in range(steps):
         if len(pool) < wanted:
-            pool = torch.cat([pool, torch.randperm(size, generator=generator)])
+            again = torch.randperm(size, generator=generator)
+            there = torch.isin(again, pool)
+            pool = torch.cat([pool, again[~there], again[there]])
         yield pool[:wanted]
         pool = pool[wanted:]
