@@ -43,12 +43,15 @@ def write_tensorboard(run: RunFolder) -> tuple[Path, ...]:
     """Write ``tensorboard/<arm>/`` for every arm and ``tensorboard/training/``; return the folders.
 
     The TensorBoard run ``<arm>`` holds the mean over seeds, ``<arm>/seed-<s>`` one seed where
-    there are several: the regular expression ``seed`` shows or hides them all. Steps count the
-    experiences trained; step 0 is before any training.
+    there are several: the regular expression ``seed`` shows or hides them all. Steps are the
+    stages, counted from 1, or what the protocol counts (K of a few-shot run); step 0 is before any
+    training.
 
-    - ``accuracy/<domain>``: R[t, j]; ``accuracy/average``: mean over the domains seen so far;
-      the same for every other metric.
-    - ``forgetting/accuracy``: forgetting (Chaudhry et al. 2018) after each experience.
+    - ``accuracy/<experience>``: R[t, j]; ``accuracy/average``: mean over the experiences seen so
+      far, or over all that the stage evaluates where stages do not follow one another; the same
+      for every other metric.
+    - ``forgetting/accuracy``: forgetting (Chaudhry et al. 2018) after each stage, where stages
+      follow one another.
     - ``coefficients/<adapter>``: mean over layers or modules; where each has its own, a histogram
       shows them.
     - ``scores/accuracy``: the score matrix as an image.
