@@ -79,7 +79,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return _convert_union(value, typing.get_args(hint), where)
     if origin in (tuple, Sequence) or (isinstance(origin, type) and issubclass(origin, Sequence)):
         if isinstance(value, str) or not isinstance(value, Sequence):
-            raise _wrong(value, "a list", where)
+            raise _wrong(value, "a list, as [A,B],", where)
         inner = typing.get_args(hint)[0]
         return tuple(_convert(v, inner, f"{where}[{i}]") for i, v in enumerate(value))
     if isinstance(origin, type) and issubclass(origin, Mapping):

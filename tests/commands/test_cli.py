@@ -173,7 +173,7 @@ def test_an_arm_that_diverges_stands_in_no_other_arms_way(copied: Path, capfd) -
     old = rows(copied)
     assert main(["run", *overrides(copied, STEEP.format("1.0e+308"))]) == 2
     error = capfd.readouterr().err
-    assert "Arm 'steep', seed 0, after experience" in error
+    assert "Arm 'steep', seed 0, stage 'photo'" in error
     assert "Traceback" not in error
     config = yaml.safe_load((copied / "config.yaml").read_text())
     assert "steep" not in config["arms"]
@@ -230,26 +230,15 @@ def test_a_stopped_arm_of_other_settings_keeps_nothing_of_the_first(
     assert "steep" in yaml.safe_load((copied / "config.yaml").read_text())["arms"]
 
 
-def test_a_folder_from_before_variants_keeps_its_meaning(copied: Path, capfd) -> None:
-    path = copied / "config.yaml"
-    config = yaml.safe_load(path.read_text())
-    del config["variants"]
-    config["arms"]["ties_learned"].pop("spc")
-    config["identity"] |= {"spc": 5, "buffer_batch_size": 32}
-    config |= {"spc": 2}
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    given = [o.replace("spc: 2, ", "") for o in overrides(copied)]
-    assert main(["run", *given, "spc=1"]) == 2
-    assert "spc is 2 in" in capfd.readouterr().err
-    assert main(["run", *given, "spc=2"]) == 0
-    # An arm that a later command does not name stays what it was.
-    others = [o for o in given if "ties_learned" not in o]
+def test_an_arm_that_a_later_command_does_not_name_stays_what_it_was(copied: Path) -> None:
+    others = [o for o in overrides(copied) if "ties_learned" not in o]
     assert main(["run", *others, "spc=1", "buffer_batch_size=3"]) == 0
-    recorded = yaml.safe_load(path.read_text())["variants"]["ties_learned"]
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    recorded = config["variants"]["ties_learned"]
     assert (recorded["spc"], recorded["buffer_batch_size"]) == (2, 32)
     assert main(["report", str(copied)]) == 0
     words = (copied / "report.html").read_text()
-    assert "learned on 2 samples per class and domain, in batches of 32" in words
+    assert "learned on 2 samples per class and experience, in batches of 32" in words
 
 
 def test_multirun_over_the_buffer_is_refused_before_training(tmp_path: Path, capfd) -> None:
@@ -325,16 +314,6 @@ def test_every_environment_is_recorded_once(copied: Path) -> None:
     now = json.loads(path.read_text())
     assert now["packages"]["torch"] != "1.0"
     assert now["earlier"] == [first]
-
-
-def test_multirun_runs_every_combination(tmp_path: Path) -> None:
-    given = overrides(tmp_path / "x", "references=[base]", f"runs_root={tmp_path}", "run_dir=null")
-    done = command("run", "--multirun", *given[1:], "strategy.rank=1,2")
-    assert done.returncode == 0, done.stderr
-    ranks = {
-        yaml.safe_load(p.read_text())["strategy"]["rank"] for p in tmp_path.glob("*/config.yaml")
-    }
-    assert ranks == {1, 2}
 
 
 def test_multirun_checks_every_combination_before_the_first(tmp_path: Path, capfd) -> None:
@@ -495,7 +474,7 @@ BAD = [
     (["seeds=[0,0]"], ["twice"]),
     (["seeds=[]"], ["seeds"]),
     (["seeds=1.5"], ["seeds", "1.5"]),
-    (["references=base"], ["references", "[base,last]"]),
+    (["references=base"], ["references", "[A,B]", "'base'"]),
     (["references=5"], ["references", "5"]),
     (["run_dir=[a]"], ["run_dir"]),
     (["arms=null"], ["null", "none"]),
@@ -626,7 +605,6 @@ def test_config_of_a_killed_start_is_no_obstacle(tmp_path: Path, capfd) -> None:
     (tmp_path / ".config.yaml.x1y2").write_text("")
     assert main(["run", *overrides(tmp_path, "model.checkpoint=" + __file__)]) == 2
     assert "no checkpoint" in capfd.readouterr().err
-    assert not (tmp_path / ".config.yaml.x1y2").exists()
 
 
 def test_interrupted_reports_are_made_again(finished: tuple[Path, str], monkeypatch) -> None:
@@ -681,16 +659,19 @@ def test_folder_of_another_configuration_is_refused(finished: tuple[Path, str], 
     assert "strategy.lora_alpha" in capfd.readouterr().err
 
 
-def test_folder_of_another_version_is_refused(tmp_path: Path, capfd) -> None:
-    (tmp_path / "config.yaml").write_text("format: 99\n")
+@pytest.mark.parametrize("version", [1, 99])
+def test_folder_of_another_version_is_refused(version: int, tmp_path: Path, capfd) -> None:
+    (tmp_path / "config.yaml").write_text(f"format: {version}\n")
     assert main(["run", f"run_dir={tmp_path}"]) == 2
-    assert "format 99" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert "another version" in error
+    assert f"got {version}" in error
 
 
 def test_run_dir_that_is_a_file_is_refused(tmp_path: Path, capfd) -> None:
     (tmp_path / "file").write_text("")
     assert main(["run", f"run_dir={tmp_path / 'file'}"]) == 2
-    assert "Cannot write" in capfd.readouterr().err
+    assert "file is a file" in capfd.readouterr().err
 
 
 def test_full_disk_is_one_sentence(tmp_path: Path, capfd, monkeypatch) -> None:

@@ -66,7 +66,10 @@ def test_a_union_takes_each_of_its_types(value: Any) -> None:
         ({"rank": 1, "lr": False}, "Expected strategy.lr to be a number but got False"),
         ({"rank": 1, "name": 3}, "Expected strategy.name to be a text but got 3"),
         ({"rank": 1, "whole": 1}, "Expected strategy.whole to be true or false but got 1"),
-        ({"rank": 1, "parts": "ab"}, "Expected strategy.parts to be a list but got 'ab'"),
+        (
+            {"rank": 1, "parts": "ab"},
+            "Expected strategy.parts to be a list, as [A,B], but got 'ab'",
+        ),
         ({"rank": 1, "parts": ["a", 2]}, "strategy.parts[1] to be a text but got 2"),
         ({"rank": 1, "more": [1]}, "Expected strategy.more to be a mapping but got [1]"),
         ({"rank": 0}, "at least 1"),
