@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import yaml
 
 from cl_lora.evaluation.metrics import ACCURACY, F1
 from cl_lora.evaluation.scores import Score, ScoreTable
-from cl_lora.run_folder.layout import FORMAT
+from cl_lora.run_folder.hits import write_hits
+from cl_lora.run_folder.layout import FORMAT, hits_file
 from cl_lora.run_folder.records import (
     ExperienceRecord,
     StageRecord,
@@ -69,6 +71,60 @@ def fabricate_scores(arms, references=REFERENCES, domains=DOMAINS, seeds=(0, 1, 
     return table
 
 
+def variant_of(settings, spc=5):
+    """Return what a run records of an arm: short forms written out, defaults filled in."""
+    rule = settings.get("coefficients", "uniform")
+    if not isinstance(rule, dict):
+        rule = {"name": rule} if isinstance(rule, str) else {"name": "fixed", "value": rule}
+    learned = rule["name"] not in ("fixed", "uniform")
+    defaults = {"name": rule["name"]}
+    if learned:
+        defaults |= {"granularity": "adapter", "steps": 100, "lr": 0.05}
+    return {
+        "method": settings["method"],
+        "space": settings.get("space", "delta"),
+        "scaling": "alpha * s * B A",
+        "rank": None,
+        **({"density": 0.2, "trim": "tensor"} if "ties" in settings["method"] else {}),
+        **{k: v for k, v in settings.items() if k not in ("coefficients", "spc")},
+        "coefficients": {**defaults, **rule},
+        "spc": settings.get("spc", spc) if learned else None,
+        "buffer_batch_size": 32 if learned else None,
+        "head": settings.get("head"),
+        "tune_head": settings.get("tune_head", False),
+    }
+
+
+def describe(name, settings):
+    """Return sentences as the trunk composes them."""
+    if settings is None:
+        return f"Reference row: what {name} is."
+    variant = variant_of(settings)
+    return f"The method {variant['method']}. Coefficients: {variant['coefficients']}."
+
+
+def fabricate_hits(folder, seeds, arms, metric="accuracy", samples=300):
+    """Write right and wrong bits that agree with the scores.
+
+    Scores are rounded to whole numbers of samples in ``scores.csv``, as a real run's are.
+    """
+    table = ScoreTable.read(folder / "scores.csv")
+    rounded = [
+        replace(s, value=round(s.value * samples) / samples) if s.metric == metric else s
+        for s in table
+    ]
+    ScoreTable(rounded).write(folder / "scores.csv")
+    for s in rounded:
+        if s.metric == metric and s.seed in seeds and s.arm in arms:
+            draw = np.random.default_rng([s.evaluated, 5])  # hard samples are hard for all arms
+            noise = np.random.default_rng([s.stage + 1, s.evaluated, len(s.arm)])
+            hard = draw.uniform(0, 1, samples) + 0.3 * noise.uniform(0, 1, samples)
+            right = np.zeros(samples, dtype=bool)
+            right[np.argsort(hard)[: round(s.value * samples)]] = True
+            path = hits_file(folder, s.seed, s.arm)
+            write_hits(path, {(s.stage, s.evaluated): right})
+
+
 def fabricate_run(
     folder: Path,
     *,
@@ -87,7 +143,20 @@ def fabricate_run(
         "format": FORMAT,
         "name": name,
         "seeds": list(seeds),
+        "identity": {
+            "data": fingerprint,
+            "backbone": {"fingerprint": "beef", "input_size": 112},
+            "strategy": {"rank": 8, "epochs": 2, "lr": 1e-4, "head": "shared"},
+            "protocol": "prefixes",
+            "precision": "fp32",
+            "device": "cpu",
+        },
         "arms": arms,
+        "variants": {arm: variant_of(settings) for arm, settings in arms.items()},
+        "descriptions": {
+            **{arm: describe(arm, settings) for arm, settings in arms.items()},
+            **{row: describe(row, None) for row in references},
+        },
         "references": list(references),
         "strategy": {"name": "lora", "rank": 8, "epochs": 2, "lr": 1e-4, "head": "shared"},
         "spc": 5,

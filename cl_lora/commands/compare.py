@@ -15,15 +15,16 @@ def run(given: Sequence[str]) -> int:
     """Print the comparison of runs, and draw it where that was asked for."""
     parser = Parser(
         "compare",
-        "Put finished runs side by side. Seeds are averaged where data, splits, model and training "
-        "are the same; everything else stands in columns of its own.",
+        "Put finished runs side by side. Seeds are averaged where data, splits, model, training, "
+        "precision and device are the same; everything else stands in columns of its own.",
     )
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="folders of runs")
-    parser.add_argument("--metric", default="accuracy", help="what to compare (accuracy)")
+    parser.add_argument("--metric", help="what to compare (the runs' primary metric)")
     parser.add_argument(
         "--to",
         metavar="ARM",
-        help="show paired differences to this arm; CONDITION:ARM for that of one condition",
+        help="show differences to this arm with their intervals (over seeds; over test images "
+        "where there is one seed); CONDITION:ARM for that of one condition",
     )
     parser.add_argument(
         "--format", default="table", metavar="FORMAT", help="table, markdown, latex or csv (table)"
@@ -37,7 +38,13 @@ def run(given: Sequence[str]) -> int:
     arguments = parser.parse_args(given)
 
     from cl_lora.configuration.plugins import load_plugins
-    from cl_lora.reporting.compare import RENDERERS, compare_runs, require_poolable
+    from cl_lora.reporting.compare import (
+        RENDERERS,
+        compare_runs,
+        comparison_figure,
+        comparison_table,
+        require_poolable,
+    )
     from cl_lora.run_folder.reader import RunFolder
 
     load_plugins()
@@ -52,14 +59,14 @@ def run(given: Sequence[str]) -> int:
         from rich.console import Console
 
         console = Console()
-        text = comparison.table().text(console.width, color=console.is_terminal)
+        text = comparison_table(comparison).text(console.width, color=console.is_terminal)
     else:
         text = RENDERERS[arguments.format](comparison)
     print(text, end="")
     if arguments.figure:
         from cl_lora.reporting.figures import render
 
-        files.write_bytes(arguments.figure, render(comparison.figure(), kind))
+        files.write_bytes(arguments.figure, render(comparison_figure(comparison), kind))
         print(f"Figure: {arguments.figure}", file=sys.stderr)
     return 0
 

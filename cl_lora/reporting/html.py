@@ -14,23 +14,17 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from cl_lora.evaluation.aggregate import differences
+from cl_lora.evaluation.aggregate import averages
 from cl_lora.evaluation.continual import MEASURES
+from cl_lora.evaluation.metrics import Metric
 from cl_lora.evaluation.scores import UNTRAINED
-from cl_lora.reporting.describe import in_words
+from cl_lora.reporting.differences import Source, differences_to
 from cl_lora.reporting.figures import FIGURES, draw_figures, render
-from cl_lora.reporting.tables import (
-    METRIC_TITLES,
-    MISSING,
-    PERCENT_METRICS,
-    Column,
-    ResultTable,
-    result_table,
-)
+from cl_lora.reporting.tables import MISSING, Column, ResultTable, run_table
+from cl_lora.run_folder.layout import REPORT_FILE
 from cl_lora.run_folder.reader import RunFolder
+from cl_lora.run_folder.records import TaskRecord
 from cl_lora.support import files
-
-REPORT_FILE = "report.html"
 
 COMPARED_WITH = ("sequential", "last", "base")
 """The reference row that differences are taken to: the first of these that was scored."""
@@ -43,15 +37,15 @@ _LARGEST_SVG = 400_000
 class _Cell:
     value: str
     text: str
-    spread: str = ""
+    around: str = ""
     best: bool = False
 
 
 def write_html(run: RunFolder) -> Path:
     """Write ``report.html`` into the run's folder and return its path.
 
-    One file: style, script and figures are inline. The first metric of the scores leads; the
-    others have a table each.
+    One file: style, script and figures are inline. The primary metric leads; the others have a
+    table each.
 
     Raises:
         UserError: if there are no scores, or the folder cannot be written.
@@ -64,11 +58,9 @@ def write_html(run: RunFolder) -> Path:
 def render_html(run: RunFolder) -> str:
     """Return the report of ``run`` as HTML; the same run gives the same text."""
     run.check_finished()
-    metric = run.scores.metrics[0]
-    tables = [
-        result_table(run.scores, run.experiences, run.references, m, run.arms)
-        for m in run.scores.metrics
-    ]
+    metrics = [m for name, m in run.stream.metrics.items() if name in run.scores.metrics]
+    metric = metrics[0]
+    tables = [run_table(run, m) for m in metrics]
     reference = next((r for r in COMPARED_WITH if r in run.scores.arms), None)
     environment = Environment(
         loader=PackageLoader("cl_lora.reporting"),
@@ -79,14 +71,13 @@ def render_html(run: RunFolder) -> str:
     )
     return environment.get_template("report.html.j2").render(
         run=run,
-        lead=_lead(tables[0], metric),
+        lead=_lead(tables[0], metric, len(run.scores.seeds)),
         facts=_facts(run),
         tables=[_table(t) for t in tables],
         figures=list(_figures(run, metric)),
-        reference=reference,
-        differences=_differences(run, reference, metric) if reference else [],
+        differences=_differences(run, reference, metric) if reference else None,
         arms=[
-            {"name": a, "words": in_words(run, a), "settings": _one_line(run.settings(a))}
+            {"name": a, "words": run.description(a), "settings": _one_line(run.settings(a))}
             for a in (*run.arms, *run.references)
         ],
         training=list(_training(run)),
@@ -101,26 +92,25 @@ def render_html(run: RunFolder) -> str:
     )
 
 
-def _lead(table: ResultTable, metric: str) -> str:
+def _lead(table: ResultTable, metric: Metric, seeds: int) -> str:
     j = next(i for i, c in enumerate(table.columns) if c.key == "average")
-    column = table.columns[j]
-    unit = "\N{NO-BREAK SPACE}%" if column.percent else ""
-    name = METRIC_TITLES.get(metric, metric).lower() if metric != "f1" else METRIC_TITLES["f1"]
+    unit = f"\N{NO-BREAK SPACE}{metric.unit}" if metric.unit else ""
     ranked = len(table.rows) - table.references
     # A single arm has none to lead.
     best = [i for i in range(ranked) if ranked == 1 or table.is_best(i, j)]
 
     def said(i: int) -> str:
-        value, spread = column.number(float(table.mean[i, j])), float(table.spread[i, j])
-        return value + ("" if math.isnan(spread) else f" ± {column.number(spread)}") + unit
+        return " ".join(part for part in table.cell(i, j) if part) + unit
 
     parts = []
     if best:
         which = " and ".join(table.rows[i] for i in best)
-        parts.append(f"Best of {ranked} arms by average {name}: {which} with {said(best[0])}.")
+        parts.append(f"{metric.title}, average: best of {ranked} arms {which}, {said(best[0])}.")
     rows = [f"{table.rows[i]} {said(i)}" for i in range(ranked, len(table.rows))]
     if rows:
         parts.append(f"For reference: {', '.join(rows)}.")
+    if seeds > 1:
+        parts.append(f"Mean ± deviation over {seeds} seeds.")
     return " ".join(parts)
 
 
@@ -130,13 +120,19 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     model = run.config.get("model") or {}
     strategy = run.config.get("strategy") or {}
     return [
-        ("Benchmark", f"{stream.name}, {len(stream.tasks[0].labels)} classes"),
+        ("Benchmark", stream.name),
+        ("Tasks" if len(stream.tasks) > 1 else "Task", "; ".join(map(_task, stream.tasks))),
         ("Domains in order", domains),
         ("Model", str(model.get("name", MISSING))),
         ("Adapters", ", ".join(f"{k} {_plain(v)}" for k, v in strategy.items() if v is not None)),
         ("Seeds", ", ".join(map(str, run.seeds))),
         ("Data fingerprint", stream.fingerprint),
     ]
+
+
+def _task(task: TaskRecord) -> str:
+    labels = f", {len(task.labels)} labels" if task.labels else ""
+    return f"{task.name} ({task.kind}{labels})"
 
 
 def _table(table: ResultTable) -> dict[str, Any]:
@@ -146,10 +142,10 @@ def _table(table: ResultTable) -> dict[str, Any]:
         kind = "reference" if i >= first else ""
         kind += " first-reference" if i == first and i else ""
         cells = []
-        for j, column in enumerate(table.columns):
-            mean, spread = float(table.mean[i, j]), float(table.spread[i, j])
-            text = "" if math.isnan(spread) else column.number(spread).lstrip("+")
-            cells.append(_Cell(_value(mean), column.number(mean), text, table.is_best(i, j)))
+        for j in range(len(table.columns)):
+            text, around = table.cell(i, j)
+            value = _value(float(table.mean[i, j]))
+            cells.append(_Cell(value, text, around.replace("± ", "±"), table.is_best(i, j)))
         rows.append({"name": name, "kind": kind, "cells": cells})
     return {
         "title": table.title,
@@ -159,8 +155,8 @@ def _table(table: ResultTable) -> dict[str, Any]:
     }
 
 
-def _figures(run: RunFolder, metric: str) -> Iterator[dict[str, Any]]:
-    for name, figure in draw_figures(run, metric).items():
+def _figures(run: RunFolder, metric: Metric) -> Iterator[dict[str, Any]]:
+    for name, figure in draw_figures(run, metric.name).items():
         yield {
             "title": FIGURES[name].title,
             "caption": FIGURES[name].caption,
@@ -176,25 +172,32 @@ def _source(figure: Figure) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _differences(run: RunFolder, reference: str, metric: str) -> list[dict[str, Any]]:
-    frame = differences(run.scores, reference, metric, experiences=len(run.experiences))
-    column = Column("", "", "", percent=metric in PERCENT_METRICS, signed=True)
+def _differences(run: RunFolder, reference: str, metric: Metric) -> dict[str, Any]:
+    source = Source((run,), averages(run.scores, metric.name, run.stream.shape(metric.name)))
+    arms = [a for a in (*run.arms, *run.references) if a in source.averages and a != reference]
+    differences = differences_to(source, arms, source, reference, metric)
+    column = Column("", "", "", percent=metric.percent, signed=True)
+    p, n = Column("", "", "", form="p"), Column("", "", "", form="count")
     rows = []
-    for arm, mean, low, high, pairs in zip(
-        frame["arm"],
-        frame["difference"],
-        frame["low"],
-        frame["high"],
-        frame["pairs"],
-        strict=True,
-    ):
-        if arm == reference:
-            continue
-        cells = [_Cell(_value(v), column.number(v)) for v in (mean, low, high)]
-        cells.append(_Cell(str(pairs), str(pairs)))
-        kind = "reference" if arm in run.references else ""
-        rows.append({"name": arm, "kind": kind, "cells": cells})
-    return rows
+    for arm, d in differences.found.items():
+        numbers = [(column, d.mean), (column, d.low), (column, d.high), (n, float(d.n))]
+        numbers += [] if differences.over_images else [(p, d.p), (p, d.holm)]
+        rows.append(
+            {
+                "name": arm,
+                "kind": "reference" if arm in run.references else "",
+                "cells": [_Cell(_value(value), shown.number(value)) for shown, value in numbers],
+            }
+        )
+    points = f", {metric.points}" if metric.points else ""
+    headings = [f"Difference{points}", "Low", "High", f"n ({differences.unit})"]
+    headings += [] if differences.over_images else ["p", "p, Holm"]
+    return {
+        "reference": reference,
+        "headings": headings,
+        "note": differences.explained(reference),
+        "rows": rows,
+    }
 
 
 def _training(run: RunFolder) -> Iterator[dict[str, Any]]:
@@ -220,13 +223,14 @@ def _scores(run: RunFolder) -> Iterator[dict[str, Any]]:
     rows: dict[tuple[str, int, str, int], dict[int, float]] = {}
     for s in run.scores:
         rows.setdefault((s.arm, s.seed, s.metric, s.stage), {})[s.evaluated] = s.value
+    names = {s.index: s.name for s in run.stream.stages}
     for (arm, seed, metric, stage), values in rows.items():
         yield {
             "arm": arm,
             "seed": seed,
             "metric": metric,
             "stage": stage,
-            "after": MISSING if stage == UNTRAINED else run.experiences[stage],
+            "after": MISSING if stage == UNTRAINED else names[stage],
             "cells": _number_cells(values, len(run.experiences)),
         }
 
@@ -236,12 +240,13 @@ def _coefficients(run: RunFolder) -> Iterator[dict[str, Any]]:
     for row in run.coefficients.itertuples(index=False):
         r: Any = row
         rows.setdefault((r.arm, r.seed, r.stage, r.group), {})[r.adapter] = r.value
+    names = {s.index: s.name for s in run.stream.stages}
     for (arm, seed, stage, group), values in rows.items():
         yield {
             "arm": arm,
             "seed": seed,
             "stage": stage,
-            "after": run.experiences[stage],
+            "after": names[stage],
             "group": group,
             "cells": _number_cells(values, len(run.experiences)),
         }
@@ -254,7 +259,8 @@ def _number_cells(values: Mapping[int, float], count: int) -> list[_Cell]:
 
 def _configuration(run: RunFolder) -> str:
     # Copied through JSON, as YAML would write shared parts as anchors and aliases.
-    kept = {k: v for k, v in run.config.items() if k not in ("arms", "identity") and v is not None}
+    told = ("arms", "variants", "descriptions", "identity")  # in sections of their own
+    kept = {k: v for k, v in run.config.items() if k not in told and v is not None}
     plain = json.loads(json.dumps(kept))
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).strip()
 

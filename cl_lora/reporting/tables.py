@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -14,18 +15,18 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from cl_lora.evaluation.aggregate import ALL_EXPERIENCES, FINAL, estimates
+from cl_lora.evaluation.aggregate import ALL_EXPERIENCES, AVERAGE, FINAL, estimates
 from cl_lora.evaluation.continual import MEASURES, FloatArray
+from cl_lora.evaluation.metrics import ACCURACY, Metric
 from cl_lora.evaluation.scores import ScoreTable
-
-PERCENT_METRICS = frozenset({"accuracy", "f1"})
-"""Metrics in [0, 1], shown in percent."""
-
-METRIC_TITLES = {"accuracy": "Accuracy", "f1": "Macro F1", "rmse": "RMSE", "nme": "NME"}
+from cl_lora.evaluation.shape import Shape
+from cl_lora.reporting.describe import at_the_end, in_unit
+from cl_lora.run_folder.reader import RunFolder
 
 MISSING = "–"
 
 BoolArray = NDArray[np.bool_]
+Form: TypeAlias = Literal["mean", "interval", "p", "count"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Column:
         detail: whether it is one of many of a kind, e.g. one domain of the average.
         signed: whether a plus sign is shown.
         note: the definition, for the caption.
-        decimals: digits after the point; one in percent and three otherwise, if not given.
+        form: what stands in a cell. ``mean``: a value, ± its standard deviation; ``interval``: a
+            value, then [low, high]; ``p``: a p value; ``count``: a whole number.
     """
 
     key: str
@@ -54,33 +56,45 @@ class Column:
     detail: bool = False
     signed: bool = False
     note: str = ""
-    decimals: int | None = None
+    form: Form = "mean"
 
     def number(self, value: float) -> str:
         """Return ``value`` as shown, in percent or not."""
         if np.isnan(value):
             return MISSING
-        decimals = (1 if self.percent else 3) if self.decimals is None else self.decimals
+        if self.form == "count":
+            return f"{value:.0f}"
+        if self.form == "p":
+            return f"{value:.3f}" if value >= _SMALLEST_P else f"<{_SMALLEST_P}"
+        decimals = 1 if self.percent else 3
         text = f"{100 * value if self.percent else value:.{decimals}f}"
         text = re.sub(r"^-(0\.0+)$", r"\1", text)  # no "-0.0"
         # A true minus is as wide as the plus sign and cannot be taken for a hyphen.
         return ("+" if self.signed and value > 0 else "") + text.replace("-", "−")
 
 
+_SMALLEST_P = 0.001
+
+N = Column("seeds", "n", "n", None, percent=False, form="count")
+"""The number of seeds behind a row."""
+
+
 @dataclass(frozen=True, eq=False)
 class ResultTable:
-    """Rows of mean +- spread, with the reference rows apart.
+    """Rows of numbers with their deviations and intervals, the reference rows apart.
 
     Attributes:
         rows: names of the rows; the references come last.
         references: how many of the last rows are references, not ranked against the rest.
         columns: the columns of numbers.
         mean: (rows, columns) float64; NaN where undefined.
-        spread: (rows, columns) deviation over seeds (or half an interval); NaN where undefined.
+        spread: (rows, columns) standard deviation over seeds, shown in columns of means; NaN where
+            undefined.
         title: what the numbers are.
         row_title: heading of the row names.
         notes: sentences below the table.
-        seeds: (rows,) number of seeds behind each row.
+        low: (rows, columns) lower ends, shown in columns of intervals; none, if not given.
+        high: (rows, columns) upper ends.
         complete: (rows, columns) whether a number rests on every seed, without which it is never
             marked as best: a mean over fewer seeds may lead by the luck of which they are. All
             are, if not given.
@@ -94,7 +108,8 @@ class ResultTable:
     title: str = ""
     row_title: str = "Arm"
     notes: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
+    low: FloatArray | None = None
+    high: FloatArray | None = None
     complete: BoolArray | None = None
     _best: frozenset[tuple[int, int]] = field(init=False, repr=False)
 
@@ -105,6 +120,9 @@ class ResultTable:
                 f"Expected mean and spread of shape {shape} "
                 f"but got {self.mean.shape} and {self.spread.shape}"
             )
+        ends = [x.shape for x in (self.low, self.high) if x is not None]
+        if ends not in ([], [shape, shape]):
+            raise ValueError(f"Expected both ends of intervals of shape {shape} but got {ends}")
         object.__setattr__(self, "_best", frozenset(self._find_best()))
 
     def is_best(self, row: int, column: int) -> bool:
@@ -126,8 +144,8 @@ class ResultTable:
     def frame(self) -> pd.DataFrame:
         """Return the numbers, unrounded and not in percent, one row per arm.
 
-        Columns: the row title, ``reference``, then ``<key>`` and ``<key> deviation`` for every
-        column, then ``seeds`` where the table knows them.
+        Columns: the row title, ``reference``, then ``<key>`` for every column, followed by
+        ``<key> deviation``, or ``<key> low`` and ``<key> high``.
         """
         data: dict[str, object] = {
             self.row_title.lower(): list(self.rows),
@@ -135,9 +153,13 @@ class ResultTable:
         }
         for j, column in enumerate(self.columns):
             data[column.key] = self.mean[:, j]
-            data[f"{column.key} deviation"] = self.spread[:, j]
-        if self.seeds:
-            data["seeds"] = list(self.seeds)
+            if column.form == "count":
+                data[column.key] = pd.Series(self.mean[:, j]).astype("Int64")
+            elif column.form == "mean":
+                data[f"{column.key} deviation"] = self.spread[:, j]
+            elif column.form == "interval" and self.low is not None and self.high is not None:
+                data[f"{column.key} low"] = self.low[:, j]
+                data[f"{column.key} high"] = self.high[:, j]
         return pd.DataFrame(data)
 
     def csv(self) -> str:
@@ -148,8 +170,7 @@ class ResultTable:
         """Return a Markdown table of all columns; the best in bold, references in italics."""
 
         def cell(i: int, j: int) -> str:
-            mean, spread = self._cell(i, j)
-            text = f"{mean} ± {spread}" if spread else mean
+            text = " ".join(part for part in self.cell(i, j) if part)
             return f"**{text}**" if self.is_best(i, j) else text
 
         def name(i: int) -> str:
@@ -187,9 +208,9 @@ class ResultTable:
                 lines.append(r"\hline")
             cells = [_latex_escape(row)]
             for j in range(len(self.columns)):
-                mean, spread = (_latex_escape(text) for text in self._cell(i, j))
+                mean, around = (_latex_escape(text) for text in self.cell(i, j))
                 mean = rf"\textbf{{{mean}}}" if self.is_best(i, j) else mean
-                cells.append(rf"{mean} {{\tiny $\pm$ {spread}}}" if spread else mean)
+                cells.append(rf"{mean} {{\tiny {around}}}" if around else mean)
             lines.append(" & ".join(cells) + r" \\")
         lines += [r"\hline", r"\end{tabular}}", r"\end{table}"]
         return "\n".join(lines) + "\n"
@@ -222,11 +243,18 @@ class ResultTable:
             console.print(self.rich(width))
         return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
-    def _cell(self, i: int, j: int) -> tuple[str, str]:
+    def cell(self, i: int, j: int) -> tuple[str, str]:
+        """Return a cell as text: the value, then ``± s`` or ``[low, high]`` or nothing."""
         column = self.columns[j]
         mean, spread = float(self.mean[i, j]), float(self.spread[i, j])
-        unsigned = replace(column, signed=False)
-        return column.number(mean), "" if np.isnan(spread) else unsigned.number(spread)
+        around = ""
+        if column.form == "mean" and not np.isnan(spread):
+            around = f"± {replace(column, signed=False).number(spread)}"
+        elif column.form == "interval" and self.low is not None and self.high is not None:
+            ends = float(self.low[i, j]), float(self.high[i, j])
+            if not np.isnan(ends).any():
+                around = f"[{', '.join(map(column.number, ends))}]"
+        return column.number(mean), around
 
     def _layouts(self) -> Iterator[_Layout]:
         everything = tuple(range(len(self.columns)))
@@ -274,14 +302,17 @@ class ResultTable:
         return table
 
     def _texts(self, j: int, with_spread: bool) -> list[Text]:
-        pairs = [self._cell(i, j) for i in range(len(self.rows))]
-        width = max((len(spread) for _, spread in pairs), default=0) if with_spread else 0
+        pairs = [self.cell(i, j) for i in range(len(self.rows))]
+        # Narrow: the sign close to its number.
+        arounds = [around.replace("± ", "±") for _, around in pairs]
+        width = max(map(len, arounds), default=0) if with_spread else 0
         texts = []
-        for i, (mean, spread) in enumerate(pairs):
+        for i, (mean, _) in enumerate(pairs):
             text = Text(mean, style="bold" if self.is_best(i, j) else "")
             if width:
                 # Padded, so that the means stand below one another.
-                text.append(f" ±{spread:>{width}}" if spread else " " * (width + 2))
+                sign, rest = arounds[i][:1], arounds[i][1:]
+                text.append(f" {sign}{rest:>{width - 1}}" if sign else " " * (width + 1))
             texts.append(text)
         return texts
 
@@ -296,88 +327,121 @@ class _Layout:
     spread: bool = True
 
 
+def run_table(run: RunFolder, metric: Metric | None = None) -> ResultTable:
+    """Return the table of one metric of a run; of its primary metric, if not given."""
+    metric = metric or next(iter(run.stream.metrics.values()))
+    return result_table(
+        run.scores,
+        metric,
+        shape=run.stream.shape(metric.name),
+        experiences=run.experiences,
+        references=run.references,
+        arms=run.arms,
+        when=at_the_end(run),
+    )
+
+
 def result_table(
     scores: ScoreTable,
-    domains: Sequence[str] = (),
+    metric: Metric = ACCURACY,
+    *,
+    shape: Shape | None = None,
+    experiences: Sequence[str] = (),
     references: Sequence[str] = (),
-    metric: str = "accuracy",
     arms: Sequence[str] = (),
+    when: str = "after the last domain",
 ) -> ResultTable:
-    """Return the table that ``cl-lora run`` prints: one row per arm, mean +- deviation over seeds.
+    """Return the table that ``cl-lora run`` prints: one row per arm, mean ± deviation over seeds.
 
-    Columns: the final score on each domain, R[T, j]; then every measure of
-    :data:`~cl_lora.evaluation.continual.MEASURES` that is defined for at least one arm.
+    Columns: the final score on each experience that the last stage evaluates; every measure of
+    :data:`~cl_lora.evaluation.continual.MEASURES` that exists for the stages and is defined for at
+    least one arm; n, the number of seeds behind the average.
 
     Args:
         scores: the run's scores.
-        domains: names of the experiences in order; their numbers if not given.
-        references: arms that are set apart and not ranked, such as ``base`` and ``joint``.
         metric: which metric.
+        shape: what the stages are; what occurs in the scores if not given.
+        experiences: their names in order; their numbers if not given.
+        references: arms that are set apart and not ranked, such as ``base`` and ``joint``.
         arms: order of the rows; arms not named follow in order of appearance.
+        when: when final scores are measured, in words.
 
     Raises:
-        UserError: if the metric does not occur or the scores hold more experiences than domains.
+        UserError: if the metric does not occur, or a score lies outside the shape.
     """
-    up = scores.higher_is_better(metric)
-    domains = tuple(domains) or tuple(f"exp {j}" for j in range(scores.experiences))
+    up = scores.higher_is_better(metric.name)
+    shape = shape or scores.shape()
+    names = tuple(experiences) or tuple(f"exp {j}" for j in range(shape.experiences))
     present = [a for a in dict.fromkeys((*arms, *scores.arms)) if a in scores.arms]
-    ranked = [a for a in present if a not in references]
     apart = [a for a in references if a in present]
-    rows = (*ranked, *apart)
+    rows = (*(a for a in present if a not in references), *apart)
 
-    percent = metric in PERCENT_METRICS
-    short = shorten(domains, 8)
-    columns = [
-        Column(f"{FINAL} {name}", name, short[j], up, percent, detail=True)
-        for j, name in enumerate(domains)
-    ]
-    keys: list[tuple[str, int]] = [(FINAL, j) for j in range(len(domains))]
-    priorities = {"backward_transfer": 1, "forward_transfer": 2, "average_incremental": 3}
-    for name, measure in MEASURES.items():
-        better = up if measure.higher_is_better is None else measure.higher_is_better
-        arrow = "" if better else " ↓"
-        columns.append(
-            Column(
-                name,
-                measure.title + arrow,
-                measure.short + arrow,
-                better,
-                percent,
-                priorities.get(name, 0),
-                signed=measure.higher_is_better is not None,
-                note=f"{measure.title} = {measure.formula} ({measure.paper}).",
-            )
+    columns = _columns(metric, up, shape, names)
+    numbers = estimates(scores, metric.name, shape)
+    of_rows = [[numbers[(arm, *key)] for key in columns] for arm in rows]
+    mean, spread, counts = (
+        np.array([[getattr(e, part) for e in row] for row in of_rows], dtype=np.float64).reshape(
+            len(rows), len(columns)
         )
-        keys.append((name, ALL_EXPERIENCES))
-
-    numbers = estimates(scores, metric, len(domains))
-    of_rows = [[numbers[(arm, *key)] for key in keys] for arm in rows]
-    mean = np.array([[e.mean for e in row] for row in of_rows]).reshape(len(rows), len(keys))
-    spread = np.array([[e.deviation for e in row] for row in of_rows]).reshape(mean.shape)
-    counts = np.array([[e.seeds for e in row] for row in of_rows]).reshape(mean.shape)
-    seeds = [numbers[(arm, "average", ALL_EXPERIENCES)].seeds for arm in rows]
-
-    defined = [j for j, c in enumerate(columns) if c.detail or not np.isnan(mean[:, j]).all()]
-    title = f"{METRIC_TITLES.get(metric, metric)}{' in %' if percent else ''} after the last domain"
+        for part in ("mean", "deviation", "seeds")
+    )
+    seeds = np.array([numbers[(a, AVERAGE, ALL_EXPERIENCES)].seeds for a in rows], dtype=np.float64)
+    defined = [
+        j for j, c in enumerate(columns.values()) if c.detail or not np.isnan(mean[:, j]).all()
+    ]
+    shown = [list(columns.values())[j] for j in defined]
     count = len(scores.seeds)
-    title += f", mean ± deviation over {count} seeds" if count > 1 else f", seed {scores.seeds[0]}"
-    notes = [columns[j].note for j in defined if columns[j].key == "forgetting"]
-    fewer = [f"{a} ({n})" for a, n in zip(rows, seeds, strict=True) if n < count]
+    title = f"{in_unit(metric)} {when}, "
+    title += f"mean ± deviation over {count} seeds" if count > 1 else f"seed {scores.seeds[0]}"
+    notes = [c.note for c in shown if c.key == "forgetting"]
+    fewer = [f"{a} ({n:.0f})" for a, n in zip(rows, seeds, strict=True) if n < count]
     if fewer:
         notes.append(
             f"Finished on fewer than {count} seeds, so never marked as best: {', '.join(fewer)}."
         )
+    none = np.full((len(rows), 1), np.nan)
+    # Where all rows have the n of the title, its column may go where room is scarce.
+    n = N if fewer else replace(N, priority=1)
     return ResultTable(
         rows=rows,
         references=len(apart),
-        columns=tuple(columns[j] for j in defined),
-        mean=mean[:, defined],
-        spread=spread[:, defined],
+        columns=(*shown, n),
+        mean=np.hstack([mean[:, defined], seeds[:, None]]),
+        spread=np.hstack([spread[:, defined], none]),
         title=title,
         notes=tuple(notes),
-        seeds=tuple(seeds),
-        complete=counts[:, defined] == count,
+        complete=np.hstack([counts[:, defined] == count, np.isnan(none)]),
     )
+
+
+def _columns(
+    metric: Metric, up: bool, shape: Shape, names: Sequence[str]
+) -> dict[tuple[str, int], Column]:
+    """Return (measure, experience) -> its column."""
+    short = shorten(names, 8)
+    columns: dict[tuple[str, int], Column] = {
+        (FINAL, j): Column(
+            f"{FINAL} {names[j]}", names[j], short[j], up, metric.percent, detail=True
+        )
+        for j in shape.final
+    }
+    priorities = {"backward_transfer": 1, "forward_transfer": 2, "average_incremental": 3}
+    for name, measure in MEASURES.items():
+        if not measure.exists(shape):
+            continue
+        better = measure.direction(up)
+        arrow = "" if better else " ↓"
+        columns[name, ALL_EXPERIENCES] = Column(
+            name,
+            measure.title + arrow,
+            measure.short + arrow,
+            better,
+            metric.percent,
+            priorities.get(name, 0),
+            signed=measure.higher_is_better is not None,
+            note=f"{measure.title} = {measure.formula} ({measure.paper}).",
+        )
+    return columns
 
 
 def shorten(names: Sequence[str], width: int) -> tuple[str, ...]:

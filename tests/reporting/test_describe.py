@@ -1,9 +1,13 @@
+import subprocess
+import sys
+
 import pytest
 import yaml
-from fabricate import fabricate_run
+from fabricate import fabricate_run, variant_of
+from other_runs import as_stages
 
-from cl_lora.experiment.arms import make_arm
-from cl_lora.reporting.describe import arm_settings, in_words
+from cl_lora.evaluation.metrics import ACCURACY, Metric
+from cl_lora.reporting.describe import arm_settings, at_the_end, in_unit
 from cl_lora.run_folder.reader import RunFolder
 
 ARMS = {
@@ -23,8 +27,8 @@ ARMS = {
         "spc": 1,
         "tune_head": True,
     },
+    "by_adapter": {"method": "task_arithmetic", "coefficients": {"name": "softmax"}},
     "unknown": {"method": "a_method_of_tomorrow", "coefficients": 2},
-    "other_options": {"method": "ties", "coefficients": 1, "an_option_of_tomorrow": 3},
 }
 
 
@@ -33,32 +37,10 @@ def run(tmp_path):
     plain = {name: {"method": "ties", "coefficients": 1} for name in ARMS}
     path = fabricate_run(tmp_path / "run", arms=plain)
     config = yaml.safe_load((path / "config.yaml").read_text())
-    (path / "config.yaml").write_text(yaml.safe_dump({**config, "arms": ARMS}, sort_keys=False))
+    # The settings as they were given are not read, only what the run recorded of them.
+    config["variants"] = {name: variant_of(arm) for name, arm in ARMS.items()}
+    (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     return RunFolder.read(path)
-
-
-def test_defaults_are_those_that_were_recorded(run):
-    """A folder of a version with other defaults is described by what it says itself."""
-    path = run.path / "config.yaml"
-    arm = make_arm("adaptive", ARMS["adaptive"], spc=5, buffer_batch_size=8)
-    rule = {**arm.variant["coefficients"], "steps": 77}
-    variants = {"adaptive": {**arm.variant, "density": 0.35, "coefficients": rule}}
-    config = yaml.safe_load(path.read_text())
-    path.write_text(yaml.safe_dump({**config, "variants": variants}))
-    words = in_words(RunFolder.read(run.path), "adaptive")
-    for part in ("density = 0.35", "trim = tensor", "steps = 77", "lr = 0.05", "batches of 8"):
-        assert part in words
-
-
-def test_a_bound_left_open_is_a_point_of_the_sweep(run):
-    settings = {"method": "ties", "coefficients": {"name": "adaptive"}}
-    path = run.path / "config.yaml"
-    config = yaml.safe_load(path.read_text())
-    arm = make_arm("short", settings, spc=5, buffer_batch_size=8)
-    changed = {**config, "variants": {"short": arm.variant}}
-    changed["arms"]["short"] = settings
-    path.write_text(yaml.safe_dump(changed))
-    assert arm_settings(RunFolder.read(run.path), "short").axis == ("b_max", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +49,13 @@ def test_a_bound_left_open_is_a_point_of_the_sweep(run):
         ("short", "fixed", ("W", 0.5), "task_arithmetic"),
         ("listed", "fixed", None, "task_arithmetic, value [0.5, 1, 1, 1]"),
         ("uniform", "uniform", None, "ties, uniform, density 0.3"),
-        ("left_out", "uniform", None, "ties, uniform"),
-        ("adaptive", "adaptive", ("b_max", 3.0), "ties, adaptive, spc 5, prototypes head"),
+        ("left_out", "uniform", None, "ties, uniform, density 0.2"),
+        (
+            "adaptive",
+            "adaptive",
+            ("b_max", 3.0),
+            "ties, adaptive, density 0.2, spc 5, prototypes head",
+        ),
         ("peft", "fixed", ("W", 1.0), "linear, factors"),
         (
             "tuned",
@@ -76,40 +63,53 @@ def test_a_bound_left_open_is_a_point_of_the_sweep(run):
             None,
             "task_arithmetic, softmax, granularity layer, spc 1, tuned head",
         ),
+        ("by_adapter", "softmax", None, "task_arithmetic, softmax, granularity adapter, spc 5"),
+        ("unknown", "fixed", ("W", 2.0), "a_method_of_tomorrow"),
         ("joint", "", None, ""),
     ],
 )
-def test_short_forms_are_written_out(run, arm, rule, axis, family):
+def test_a_family_is_named_by_what_tells_it_apart(run, arm, rule, axis, family):
     settings = arm_settings(run, arm)
     assert settings.rule == rule
     assert settings.axis == axis
     assert settings.family() == family
 
 
-@pytest.mark.parametrize(
-    ("arm", "parts"),
-    [
-        ("short", ["on the updates dW = s B A", "fixed at 0.5 for every adapter"]),
-        ("listed", ["fixed at [0.5, 1, 1, 1], one for each adapter"]),
-        ("uniform", ["density = 0.3", "uniform, 1/n for n adapters"]),
-        ("left_out", ["density = 0.2"]),  # the default, which config.yaml leaves open
-        (
-            "adaptive",
-            [
-                "adaptive with b_max = 3, learned on 5 samples per class and domain",
-                "Head: prototypes, in place of the run's",
-            ],
-        ),
-        ("peft", ["on the factors A and B apart, as peft does"]),
-        ("tuned", ["learned on 1 samples", "The head is trained on the buffer"]),
-        ("unknown", ["a_method_of_tomorrow", "fixed at 2"]),
-        ("other_options", ["this version knows other options", "an_option_of_tomorrow = 3"]),
-        ("joint", ["Reference row: one LoRA trained on all experiences at once"]),
-    ],
-)
-def test_in_words(run, arm, parts):
-    words = in_words(run, arm)
-    for part in parts:
-        assert part in words
-    assert words.endswith(".")
-    assert "None" not in words
+def test_every_default_is_known(run):
+    settings = arm_settings(run, "adaptive")
+    assert settings.rule_options == {
+        "granularity": "adapter",
+        "steps": 100,
+        "lr": 0.05,
+        "b_max": 3,
+    }
+    assert settings.options == {"density": 0.2, "trim": "tensor"}
+    assert settings.spc == 5
+    assert settings.head == "prototypes"
+
+
+def test_descriptions_are_those_that_were_recorded(run):
+    assert run.description("joint") == "Reference row: what joint is."
+    assert run.description("short").startswith("The method ties.")
+    assert run.description("nobody") == ""
+
+
+def test_the_unit_stands_behind_the_title():
+    assert in_unit(ACCURACY) == "Accuracy in %"
+    assert in_unit(Metric("r2", "R squared")) == "R squared"
+
+
+def test_final_scores_are_after_the_last_domain_or_at_a_stage(run, tmp_path):
+    assert at_the_end(run) == "after the last domain"
+    path = as_stages(fabricate_run(tmp_path / "run2"), {"all": None})
+    assert at_the_end(RunFolder.read(path)) == "at stage all"
+
+
+def test_reporting_imports_neither_the_trunk_nor_the_merging():
+    code = (
+        "import sys, cl_lora.reporting.html, cl_lora.reporting.compare; "
+        "print([m for m in sys.modules if m.startswith("
+        "('cl_lora.experiment', 'cl_lora.merging', 'cl_lora.models', 'torch'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,8 +1,11 @@
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
-from fabricate import ARMS, DOMAINS, REFERENCES, fabricate_run
+from fabricate import ARMS, DOMAINS, REFERENCES, fabricate_hits, fabricate_run
+from other_runs import as_errors, as_stages
+from scipy import stats
 
 from cl_lora.evaluation.scores import ScoreTable
 from cl_lora.reporting.html import render_html, write_html
@@ -74,12 +77,13 @@ def test_every_arm_is_in_the_results_and_in_words(parsed, page):
     assert parsed.tables[0][0][1:6] == [*DOMAINS, "Average"]
     for arm in (*ARMS, *REFERENCES):
         assert f"<dt>{arm}</dt><dd>" in page
-    assert "b_max = 3, learned on 1 samples per class and domain" in page
+    assert "The method ties. Coefficients: {" in page
+    assert "<dd>Reference row: what joint is.</dd>" in page
     assert "{method: ties, density: 0.2, coefficients: 1.0}" in page
 
 
 def test_every_score_and_coefficient_is_there(run, parsed):
-    (numbers,) = (t for t in parsed.tables if t[0][:4] == ["Arm", "Seed", "Metric", "Trained"])
+    (numbers,) = (t for t in parsed.tables if t[0][:4] == ["Arm", "Seed", "Metric", "Stage"])
     shown = {
         (row[0], int(row[1]), row[2], row[3], DOMAINS[j], cell)
         for row in numbers[1:]
@@ -97,25 +101,84 @@ def test_every_score_and_coefficient_is_there(run, parsed):
         for s in run.scores
     }
     assert shown == expected
-    (alphas,) = (t for t in parsed.tables if t[0][:4] == ["Arm", "Seed", "Trained", "Group"])
+    (alphas,) = (t for t in parsed.tables if t[0][:4] == ["Arm", "Seed", "Stage", "Group"])
     assert sum(c != "–" for row in alphas[1:] for c in row[4:]) == len(run.coefficients)
 
 
-def test_differences_are_to_the_sequential_adapter(parsed, page):
+def test_differences_are_to_the_sequential_adapter(run, parsed, page):
     assert "<h2>Differences to sequential</h2>" in page
-    (table,) = (t for t in parsed.tables if t[0][:2] == ["Arm", "Difference"])
+    assert "Student&#39;s t over seeds, for these domains" in page
+    assert "Holm-corrected for 7 comparisons" in page
+    (table,) = (t for t in parsed.tables if t[0][:2] == ["Arm", "Difference, points"])
+    assert table[0][2:] == ["Low", "High", "n (seeds)", "p", "p, Holm"]
     assert {row[0] for row in table[1:]} == {*ARMS, *REFERENCES} - {"sequential"}
-    assert {row[4] for row in table[1:]} == {"8"}
+    assert {row[4] for row in table[1:]} == {"2"}
+    averages = {a: [run.scores.matrix(s, a).values[-1].mean() for s in (0, 1)] for a in ARMS}
+    averages["sequential"] = [run.scores.matrix(s, "sequential").values[-1].mean() for s in (0, 1)]
+    test = stats.ttest_rel(averages["ties_w1"], averages["sequential"])
+    low, high = test.confidence_interval(0.95)
+    (row,) = (row for row in table if row[0] == "ties_w1")
+    assert [float(x.replace("−", "-")) for x in row[2:4]] == pytest.approx(
+        [100 * low, 100 * high], abs=0.051
+    )
+    assert row[5] == f"{test.pvalue:.3f}"
+
+
+def test_one_seed_has_an_interval_over_test_images(tmp_path):
+    path = fabricate_run(tmp_path / "run", seeds=(4,))
+    fabricate_hits(path, (4,), ("ties_w1", "sequential"))
+    page = render_html(RunFolder.read(path))
+    checker = Checker()
+    checker.feed(page)
+    assert "paired bootstrap of 1200 images" in page
+    assert "it says nothing about another seed" in page
+    (table,) = (t for t in checker.tables if t[0][:2] == ["Arm", "Difference, points"])
+    assert table[0][2:] == ["Low", "High", "n (test images)"]
+    rows = {row[0]: row for row in table[1:]}
+    assert rows["ties_w1"][4] == "1200"
+    low, mean, high = (float(rows["ties_w1"][i].replace("−", "-")) for i in (2, 1, 3))
+    assert low < mean < high
+    assert rows["ta_w1"][2:4] == ["–", "–"]  # its hits were not kept
+
+
+def test_one_seed_without_hits_has_no_interval(tmp_path):
+    page = render_html(RunFolder.read(fabricate_run(tmp_path / "run", seeds=(4,))))
+    assert "of the average of one seed, without an interval" in page
+
+
+def test_a_scalar_is_shown_in_its_unit(tmp_path):
+    path = as_errors(fabricate_run(tmp_path / "run"))
+    run = RunFolder.read(path)
+    page = render_html(run)
+    checker = Checker()
+    checker.feed(page)
+    assert "<h3>RMSE in px after the last domain, mean ± deviation over 2 seeds</h3>" in page
+    assert "Difference, px" in checker.tables[1][0]
+    assert "Average ↓" in checker.tables[0][0]
+    means = {a: np.mean([run.scores.matrix(s, a, "rmse").values[-1] for s in (0, 1)]) for a in ARMS}
+    best = min(means, key=means.get)
+    lead = re.search(r'<p class="lead">(.*?)</p>', page)[1]
+    assert lead.startswith(f"RMSE, average: best of 3 arms {best}, {means[best]:.3f} ± ")
+    assert "\N{NO-BREAK SPACE}px" in lead
+    assert "%" not in lead
+
+
+def test_without_order_there_is_no_forgetting(tmp_path):
+    path = as_stages(fabricate_run(tmp_path / "run"), {"all": None})
+    page = render_html(RunFolder.read(path))
+    checker = Checker()
+    checker.feed(page)
+    assert "<h3>Accuracy in % at stage all, mean ± deviation over 2 seeds</h3>" in page
+    assert checker.tables[0][0] == ["Arm", *DOMAINS, "Average", "n"]
 
 
 def test_the_lead_names_the_best_arm(run, page):
     lead = re.search(r'<p class="lead">(.*?)</p>', page)[1]
     means = {a: sum(run.scores.matrix(s, a).values[-1].mean() for s in run.seeds) / 2 for a in ARMS}
     best = max(means, key=means.get)
-    assert lead.startswith(
-        f"Best of 3 arms by average accuracy: {best} with {100 * means[best]:.1f}"
-    )
+    assert lead.startswith(f"Accuracy, average: best of 3 arms {best}, {100 * means[best]:.1f} ± ")
     assert "For reference: base" in lead
+    assert lead.endswith("Mean ± deviation over 2 seeds.")
 
 
 def test_configuration_environment_and_definitions(page):

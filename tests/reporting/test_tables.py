@@ -6,13 +6,24 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from fabricate import ARMS, DOMAINS, REFERENCES, fabricate_scores, many_arms
+from fabricate import ARMS, DOMAINS, REFERENCES, fabricate_run, fabricate_scores, many_arms
 from hypothesis import given
 from hypothesis import strategies as st
+from other_runs import RMSE, as_errors, as_stages
 from rich.console import Console
 
+from cl_lora.evaluation.metrics import Metric
 from cl_lora.evaluation.scores import Score, ScoreTable
-from cl_lora.reporting.tables import RENDERERS, Column, ResultTable, result_table, shorten
+from cl_lora.evaluation.shape import Shape
+from cl_lora.reporting.tables import (
+    RENDERERS,
+    Column,
+    ResultTable,
+    result_table,
+    run_table,
+    shorten,
+)
+from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support.errors import UserError
 
 
@@ -30,7 +41,7 @@ def by_hand():
 
 @pytest.fixture
 def table():
-    return result_table(by_hand(), ("art_painting", "photo"), ("oracle",))
+    return result_table(by_hand(), experiences=("art_painting", "photo"), references=("oracle",))
 
 
 def test_numbers_are_mean_and_deviation_over_seeds(table):
@@ -45,6 +56,7 @@ def test_numbers_are_mean_and_deviation_over_seeds(table):
         "+10.0 ±0.0",
         "−10.0 ±0.0",
         "61.0 ±1.4",
+        "2",
     ]
 
 
@@ -67,11 +79,11 @@ def test_lower_is_better_leads_downwards():
         Score(0, arm, 0, 0, "rmse", value, higher_is_better=False)
         for arm, value in (("a", 2.0), ("b", 1.0))
     )
-    table = result_table(scores, metric="rmse")
+    table = result_table(scores, Metric("rmse", "RMSE", "px", higher_is_better=False))
     assert table.is_best(1, 0)
     assert not table.is_best(0, 0)
     text = table.text(80)
-    assert text.startswith("RMSE after the last domain, seed 0\n")
+    assert text.startswith("RMSE in px after the last domain, seed 0\n")
     assert "1.000" in text
     assert "Average ↓" in text
 
@@ -79,7 +91,9 @@ def test_lower_is_better_leads_downwards():
 @pytest.mark.parametrize("width", [80, 120])
 def test_25_arms_and_4_domains_fit(width):
     arms = [*many_arms(), "dare"]
-    text = result_table(fabricate_scores(arms), DOMAINS, REFERENCES).text(width)
+    text = result_table(fabricate_scores(arms), experiences=DOMAINS, references=REFERENCES).text(
+        width
+    )
     assert max(map(len, text.splitlines())) <= width
     header = text.splitlines()[1]
     for heading in ("photo", "art", "cartoon", "sketch", "Avg", "Forget"):
@@ -99,7 +113,7 @@ def test_no_line_is_wider_than_the_terminal(width, count, seeds):
         domains=domains,
         seeds=range(seeds),
     )
-    text = result_table(scores, domains, REFERENCES).text(width)
+    text = result_table(scores, experiences=domains, references=REFERENCES).text(width)
     assert max(map(len, text.splitlines())) <= width
     assert "Avg" in text or "Average" in text
 
@@ -120,12 +134,17 @@ def test_undefined_numbers_are_a_dash_and_undefined_columns_left_out():
     table = result_table(scores, references=("joint", "sequential"))
     assert table.rows == ("ties", "joint")
     (joint,) = (line for line in table.text(120).splitlines() if line.startswith("joint"))
-    assert joint.split() == ["joint", "80.0", "80.0", "80.0", "–", "–", "–"]
+    assert joint.split() == ["joint", "80.0", "80.0", "80.0", "–", "–", "–", "1"]
     assert "forward_transfer" not in [c.key for c in table.columns]
 
 
 def test_rows_follow_the_given_order():
-    table = result_table(fabricate_scores(ARMS), DOMAINS, REFERENCES, arms=["ties_w1", "gone"])
+    table = result_table(
+        fabricate_scores(ARMS),
+        experiences=DOMAINS,
+        references=REFERENCES,
+        arms=["ties_w1", "gone"],
+    )
     assert table.rows == ("ties_w1", "ta_w1", "ta_adaptive_b3", *REFERENCES)
     assert table.references == 5
 
@@ -162,31 +181,33 @@ def test_csv_holds_the_unrounded_numbers(table):
     assert list(frame["reference"]) == [False, False, True]
     assert frame["average"][1] == pytest.approx(0.66, abs=1e-12)
     assert frame["average deviation"][1] == pytest.approx(np.std([0.65, 0.67], ddof=1))
-    pd.testing.assert_frame_equal(frame, table.frame())
+    assert list(frame["seeds"]) == [2, 2, 2]
+    assert "seeds deviation" not in frame
+    pd.testing.assert_frame_equal(frame, table.frame(), check_dtype=False)
 
 
 def test_markdown(table):
     lines = table.markdown().splitlines()
     assert lines[2].startswith("| Arm | art\\_painting | photo | Average |")
-    assert lines[3] == "|:--|--:|--:|--:|--:|--:|--:|"
+    assert lines[3] == "|:--|--:|--:|--:|--:|--:|--:|--:|"
     assert lines[4].startswith("| low | 51.0 ± 1.4 | **71.0 ± 1.4** | 61.0 ± 1.4 |")
     assert lines[5].startswith("| high\\_up | **61.0 ± 1.4** |")
     assert lines[6].startswith("| *oracle* | 91.0 ± 1.4 |")
-    assert {line.count("|") for line in lines[2:7]} == {8}
+    assert {line.count("|") for line in lines[2:7]} == {9}
 
 
 def test_latex_escapes_and_is_balanced(table):
     text = table.latex()
     assert r"high\_up & \textbf{61.0} {\tiny $\pm$ 1.4} & " in text
     assert r"Accuracy in \% after" in text
-    assert text.count(r"\begin{tabular}{lrrrrrr}") == text.count(r"\end{tabular}") == 1
+    assert text.count(r"\begin{tabular}{lrrrrrrr}") == text.count(r"\end{tabular}") == 1
     assert text.count(r"\hline") == 4
     bare = re.sub(r"\\[&%$#_{}]", "", text)
     assert bare.count("{") == bare.count("}")
     assert bare.count("$") % 2 == 0
     assert not re.search(r"[%#−±↓…–]|(?<!\\)_", bare)
     body = [line for line in text.splitlines() if line.endswith(r" \\")]
-    assert {re.sub(r"\\&", "", line).count("&") for line in body} == {6}
+    assert {re.sub(r"\\&", "", line).count("&") for line in body} == {7}
 
 
 @given(st.text(st.characters(categories=["L", "N", "P", "S"], max_codepoint=255), min_size=1))
@@ -225,7 +246,7 @@ def test_short_names_are_short_and_distinct(names):
 
 def test_bad_arguments_are_named():
     with pytest.raises(UserError, match="Unknown metric 'nme'"):
-        result_table(by_hand(), metric="nme")
+        result_table(by_hand(), metric=Metric("nme", "NME"))
     with pytest.raises(ValueError, match="at least 4"):
         shorten(["abcdef"], 3)
     with pytest.raises(ValueError, match="distinct"):
@@ -241,3 +262,88 @@ def test_numbers_read_well():
     assert percent.number(-0.02) == "−2.0"
     assert percent.number(math.nan) == "–"
     assert plain.number(8.4849) == "8.485"
+    p, count = Column("k", "t", "s", form="p"), Column("k", "t", "s", form="count")
+    assert [p.number(v) for v in (0.0004, 0.001, 0.04567, 1.0)] == [
+        "<0.001",
+        "0.001",
+        "0.046",
+        "1.000",
+    ]
+    assert count.number(3.0) == "3"
+
+
+def with_interval():
+    columns = (
+        Column("average", "average", "Avg"),
+        Column("difference", "vs a", "diff", None, signed=True, form="interval"),
+        Column("p", "p", "p", None, percent=False, form="p"),
+    )
+    nan = math.nan
+    return ResultTable(
+        rows=("a", "b", "c"),
+        references=0,
+        columns=columns,
+        mean=np.array([[0.5, nan, nan], [0.6, 0.1, 0.004], [0.4, -0.1, nan]]),
+        spread=np.array([[0.01, nan, nan], [0.02, nan, nan], [nan, nan, nan]]),
+        low=np.array([[nan, nan, nan], [nan, 0.05, nan], [nan, nan, nan]]),
+        high=np.array([[nan, nan, nan], [nan, 0.15, nan], [nan, nan, nan]]),
+    )
+
+
+def test_a_deviation_is_plus_minus_and_an_interval_has_brackets():
+    table = with_interval()
+    lines = table.text(80).splitlines()
+    assert re.split(r"\s{2,}", lines[3]) == ["b", "60.0 ±2.0", "+10.0 [+5.0, +15.0]", "0.004"]
+    assert re.split(r"\s{2,}", lines[4]) == ["c", "40.0", "−10.0", "–"]
+    assert "| b | **60.0 ± 2.0** | +10.0 [+5.0, +15.0] | 0.004 |" in table.markdown()
+    assert r"+10.0 {\tiny [+5.0, +15.0]}" in table.latex()
+    frame = pd.read_csv(io.StringIO(table.csv()))
+    assert list(frame.columns)[2:] == [
+        "average",
+        "average deviation",
+        "difference",
+        "difference low",
+        "difference high",
+        "p",
+    ]
+    assert frame["difference low"][1] == 0.05
+
+
+def test_intervals_have_two_ends():
+    table = with_interval()
+    with pytest.raises(ValueError, match="both ends"):
+        replace(table, high=None)
+    with pytest.raises(ValueError, match="both ends"):
+        replace(table, low=np.zeros((1, 1)))
+
+
+def test_a_scalar_metric_of_a_run(tmp_path):
+    run = RunFolder.read(as_errors(fabricate_run(tmp_path / "run")))
+    table = run_table(run)
+    assert table.title == "RMSE in px after the last domain, mean ± deviation over 2 seeds"
+    j = [c.key for c in table.columns].index("average")
+    means = [np.mean([run.scores.matrix(s, a, "rmse").values[-1] for s in (0, 1)]) for a in ARMS]
+    np.testing.assert_allclose(table.mean[: len(ARMS), j], means)
+    assert table.is_best(int(np.argmin(means)), j)
+    assert table.cell(0, j)[0] == f"{means[0]:.3f}"  # not times 100
+    np.testing.assert_array_equal(run_table(run, RMSE).mean, table.mean)
+
+
+def test_stages_without_order(tmp_path):
+    run = RunFolder.read(as_stages(fabricate_run(tmp_path / "run"), {"pair": 2, "all": 4}))
+    table = run_table(run)
+    assert table.title.startswith("Accuracy in % at stage all, ")
+    assert [c.title for c in table.columns] == [*DOMAINS, "Average", "n"]
+
+
+def test_only_what_the_last_stage_evaluates_has_a_column():
+    scores = ScoreTable(
+        Score(0, arm, t, j, "accuracy", 0.1 * (t + j))
+        for arm in "ab"
+        for t, evaluated in enumerate(((0, 1), (0, 2)))
+        for j in evaluated
+    )
+    shape = Shape(2, 3, ordered=False, evaluated=((0, 1), (0, 2)))
+    table = result_table(scores, shape=shape, experiences=("x", "y", "z"), when="at stage xz")
+    assert [c.title for c in table.columns] == ["x", "z", "Average", "n"]
+    np.testing.assert_allclose(table.mean[0], [0.1, 0.3, 0.2, 1])

@@ -1,0 +1,178 @@
+"""Which runs may be put together, which may only stand next to each other, and why."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from cl_lora.evaluation.metrics import Metric
+from cl_lora.evaluation.scores import Score, ScoreTable
+from cl_lora.evaluation.shape import Shape
+from cl_lora.run_folder.reader import RunFolder
+from cl_lora.support.errors import UserError
+
+_REASONS = 3  # how many are told
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """Runs whose seeds may be averaged: same data and splits, model, training and machine kind.
+
+    Attributes:
+        label: how it is called in tables.
+        runs: the runs.
+        scores: their scores together.
+    """
+
+    label: str
+    runs: tuple[RunFolder, ...]
+    scores: ScoreTable
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the experiences, in order."""
+        return self.runs[0].experiences
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the data and its splits."""
+        return self.runs[0].stream.fingerprint
+
+    @cached_property
+    def arms(self) -> frozenset[str]:
+        """Every arm and reference row with scores."""
+        return frozenset(self.scores.arms)
+
+    def shape(self, metric: Metric) -> Shape:
+        """Return which scores of a metric there are."""
+        return self.runs[0].stream.shape(metric.name)
+
+
+def conditions_of(runs: Sequence[RunFolder]) -> tuple[Condition, ...]:
+    """Group runs by what decides their numbers; a folder that is named twice counts once.
+
+    Raises:
+        UserError: if two runs of one condition hold different arms of one name, or different
+            scores of one seed and arm.
+    """
+    groups: list[list[RunFolder]] = []
+    for run in runs:
+        if any(run.path.resolve() == other.path.resolve() for g in groups for other in g):
+            continue
+        home = next((g for g in groups if not why_apart(g[0], run)), None)
+        if home is None:
+            groups.append([run])
+        else:
+            home.append(run)
+    labels = _labels([g[0] for g in groups])
+    return tuple(
+        Condition(label, tuple(g), _together(g)) for label, g in zip(labels, groups, strict=True)
+    )
+
+
+def require_poolable(runs: Sequence[RunFolder]) -> None:
+    """Raise an error if the seeds of ``runs`` may not be averaged together, and say why.
+
+    Raises:
+        UserError: naming the first difference in data, domains, model, training or machine kind.
+    """
+    for run in runs[1:]:
+        why = why_apart(runs[0], run)
+        if why:
+            raise UserError(
+                f"{runs[0].path} and {run.path} cannot be averaged: {why}; compare them side by "
+                "side instead"
+            )
+
+
+def why_apart(a: RunFolder, b: RunFolder, names: tuple[str, str] = ("one", "the other")) -> str:
+    """Return in words why the scores of two runs are not of one kind, or nothing."""
+    reasons = list(_reasons(a, b, names))
+    more = f" and {len(reasons) - _REASONS} more differences" if len(reasons) > _REASONS else ""
+    return ", ".join(reasons[:_REASONS]) + more
+
+
+def changes(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str]) -> Iterator[str]:
+    """Yield every setting that differs, in words; settings within settings by dotted names."""
+    for key, x, y in _changed(a, b):
+        yield f"{key} is {x!r} in {names[0]} and {y!r} in {names[1]}"
+
+
+def _reasons(a: RunFolder, b: RunFolder, names: tuple[str, str]) -> Iterator[str]:
+    told: set[Any] = set()
+    if a.stream.name != b.stream.name:
+        yield f"their benchmarks are {a.stream.name!r} and {b.stream.name!r}"
+    x, y = a.stream.fingerprint, b.stream.fingerprint
+    told |= {x, y}
+    if a.experiences != b.experiences:
+        yield f"their domains are {', '.join(a.experiences)} and {', '.join(b.experiences)}"
+    elif x != y:
+        yield f"their data or its splits differ (fingerprints {x[:8]} and {y[:8]})"
+    elif a.stream.stages != b.stream.stages:
+        yield "what is merged and scored at their stages differs"
+    x, y = (str(run.stream.backbone.get("fingerprint", "")) for run in (a, b))
+    told |= {x, y}
+    if x != y:
+        yield f"the weights of their backbones differ (fingerprints {x[:8]} and {y[:8]})"
+    for key, old, new in _changed(a.identity, b.identity):
+        if old not in told or new not in told:  # fingerprints that were named above
+            yield f"{key} is {old!r} in {names[0]} and {new!r} in {names[1]}"
+
+
+def _changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    x, y = _flat(a), _flat(b)
+    for key in dict.fromkeys([*x, *y]):
+        if x.get(key) != y.get(key):
+            yield key, x.get(key), y.get(key)
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return dotted key -> leaf; lists become text, so that every leaf can be looked up."""
+    flat: dict[str, Any] = {}
+    for key, x in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(x, Mapping):
+            flat |= _flat(x, f"{name}.")
+        else:
+            flat[name] = x if x is None or isinstance(x, str | int | float) else json.dumps(x)
+    return flat
+
+
+def _together(runs: Sequence[RunFolder]) -> ScoreTable:
+    rows: dict[Any, tuple[RunFolder, Score]] = {}
+    variants: dict[str, tuple[RunFolder, Mapping[str, Any]]] = {}
+    for run in runs:
+        for arm in run.arms:
+            owner, there = variants.setdefault(arm, (run, run.variant(arm)))
+            if there != run.variant(arm):
+                places = (str(owner.path), str(run.path))
+                raise UserError(
+                    f"Arm {arm!r} is not one arm, so its seeds cannot be averaged: "
+                    f"{', '.join(changes(there, run.variant(arm), places))}; rename one of them"
+                )
+        for score in run.scores:
+            owner, same = rows.setdefault(score.key, (run, score))
+            if same.value != score.value and not (
+                math.isnan(same.value) and math.isnan(score.value)
+            ):
+                raise UserError(
+                    f"{owner.path} and {run.path} hold different scores for seed {score.seed}, "
+                    f"arm {score.arm!r} though their configurations are the same; a seed counts "
+                    "once: leave one of them out"
+                )
+    return ScoreTable(score for _, score in rows.values())
+
+
+def _labels(runs: Sequence[RunFolder]) -> list[str]:
+    """Name conditions by the run's name, or by the folder where several share one."""
+    names = [run.name for run in runs]
+    labels = [run.path.resolve().name if names.count(run.name) > 1 else run.name for run in runs]
+    # Folders of one name in different places.
+    return [
+        f"{label} ({labels[: i + 1].count(label)})" if labels.count(label) > 1 else label
+        for i, label in enumerate(labels)
+    ]
