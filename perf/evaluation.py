@@ -23,7 +23,7 @@ IMAGES, BATCH, SIDE = 256, 128, 1536
 def main() -> None:
     config = ModelConfig("vit_tiny_patch16_224", pretrained=False, img_size=112)
     backbone = load_backbone(config)
-    vit = backbone.vit
+    vit = backbone.network
     names = target_modules(vit, ["qkv"])
     shapes = {name: tuple(vit.get_submodule(name).weight.shape) for name in names}
     update = merge(random_adapters(4, 8, shapes), "ties")
@@ -50,7 +50,7 @@ def main() -> None:
 
         def merged(compute: Compute = compute, used: Backbone = used) -> None:
             pairs = zip(images.split(BATCH), labels.split(BATCH), strict=True)
-            with applied(used.vit, update):
+            with applied(used.network, update):
                 for _ in compute.features(used, pairs):
                     pass
 

@@ -22,7 +22,7 @@ FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "growth"
 
 
 def main() -> None:
-    vit = load_backbone(ModelConfig("embedded")).vit
+    vit = load_backbone(ModelConfig("embedded")).network
     names = target_modules(vit, ["qkv", "fc1", "fc2"])
     shapes = {name: tuple(vit.get_submodule(name).weight.shape) for name in names}
     bank = random_adapters(max(COUNTS), 8, shapes)

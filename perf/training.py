@@ -66,7 +66,7 @@ def data(count: int, size: int) -> Benchmark:
 def by_hand(backbone: Backbone, images: torch.Tensor, labels: torch.Tensor, **how: Any) -> None:
     training, bf16 = how["training"], how["bf16"]
     torch.manual_seed(0)
-    backbone.vit = inject(backbone.vit, LORA, None)
+    backbone.network = inject(backbone.network, LORA, None)
     head = new_linear_head(backbone.features, CLASSES, 0)
     model = LoRAClassifier(backbone, head).train()
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -78,7 +78,7 @@ def by_hand(backbone: Backbone, images: torch.Tensor, labels: torch.Tensor, **ho
                 out = model(images[rows])
             F.cross_entropy(out, labels[rows]).backward()
             optimizer.step()
-    backbone.vit = remove(backbone.vit)
+    backbone.network = remove(backbone.network)
 
 
 def cases(name: str) -> tuple[dict[str, Any], int]:

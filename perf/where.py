@@ -56,8 +56,8 @@ def main() -> None:
         found = shares(cases(name)[0][f"LoRAStrategy {precision}"])
         rows.append({"case": f"training {precision}", **found})
         backbone = backbone_for(MODELS[name][0], precision == "bf16")
-        names = target_modules(backbone.vit, ["qkv"])
-        shapes = {n: tuple(backbone.vit.get_submodule(n).weight.shape) for n in names}
+        names = target_modules(backbone.network, ["qkv"])
+        shapes = {n: tuple(backbone.network.get_submodule(n).weight.shape) for n in names}
         update = merge(random_adapters(4, 8, shapes), "ties")
         images = torch.randint(0, 256, (128, 3, 112, 112), dtype=torch.uint8)
         compute = Compute(torch.device("cpu"), precision == "bf16")
@@ -68,7 +68,7 @@ def main() -> None:
             images: torch.Tensor = images,
             compute: Compute = compute,
         ) -> None:
-            with applied(backbone.vit, update):
+            with applied(backbone.network, update):
                 list(compute.features(backbone, [(images, torch.zeros(128))]))
 
         rows.append({"case": f"evaluation {precision}", **shares(evaluate)})

@@ -184,7 +184,7 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
             self.train(experience, eval_streams=[], num_workers=0)
         finally:
             self._meter.close()
-            self.backbone.vit = remove(self.backbone.vit) if self._wrapped else self.backbone.vit
+            self.backbone.network = remove(self.backbone.network) if self._wrapped else self.backbone.network
             # Else dropout and normalisation of the backbone would serve as in training.
             self.model.eval()
         assert self._factors is not None
@@ -211,14 +211,14 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
 
     @property
     def _wrapped(self) -> bool:
-        return hasattr(self.backbone.vit, "peft_config")
+        return hasattr(self.backbone.network, "peft_config")
 
     # Avalanche's hooks. The adapter must be there before Avalanche checks model and optimizer:
     # a plugin's before_training_exp would come too late, and the adapter would never train.
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         start = self._factors if self.lineage.continues else None
-        self.backbone.vit = inject(self.backbone.vit, self.lora, start)
+        self.backbone.network = inject(self.backbone.network, self.lora, start)
         if self.training.policy.restarts and not self.lineage.continues:
             self.model.head = linear_head(self._initial_head.state_dict())
         super()._before_training_exp(**kwargs)
@@ -228,7 +228,7 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         super()._after_training_exp(**kwargs)
-        self._factors = extract(self.backbone.vit)
+        self._factors = extract(self.backbone.network)
         self._trained_before = True
 
     def make_optimizer(self, **_: Any) -> None:

@@ -170,6 +170,19 @@ def check_weights(arms: Sequence[Arm], experiences: int) -> None:
             )
 
 
+def check_groups(arms: Sequence[Arm], modules: Sequence[str]) -> None:
+    """Check that coefficients by layer or module find their groups among the adapted modules.
+
+    Raises:
+        UserError: naming the arm.
+    """
+    for arm in arms:
+        try:
+            arm.rule.groups(modules)
+        except UserError as error:
+            raise UserError(f"Arm {arm.name!r}: {error}") from error
+
+
 def _count(settings: Mapping[str, Any], key: str, default: int) -> int:
     value = settings.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -69,7 +69,7 @@ class Evaluator:
             return []
         head = part.head.to(self.bench.compute.device)
         results = []
-        with applied(self.bench.backbone.vit, part.update), torch.no_grad():
+        with applied(self.bench.backbone.network, part.update), torch.no_grad():
             for j in indices:
                 task = self.bench.benchmark.experiences[j].task
                 accumulator, hits = task.kind.accumulator(task), []

@@ -93,7 +93,7 @@ class _Merge:
             head = freeze(self._head(update, update.alpha, fit)).to(bench.compute.device)
             parts = torch.split(judge, bench.batch_size)
             batches = ((inputs[rows], targets[rows]) for rows in parts)
-            with applied(bench.backbone.vit, update):
+            with applied(bench.backbone.network, update):
                 features = list(bench.compute.features(bench.backbone, batches))
             outputs = head(torch.cat([f for f, _ in features]))
             value = bench.task.kind.loss(outputs, torch.cat([y for _, y in features]))

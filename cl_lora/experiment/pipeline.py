@@ -16,7 +16,7 @@ from cl_lora.benchmarks import make_benchmark, validate_benchmark_config
 from cl_lora.benchmarks.core import Benchmark
 from cl_lora.benchmarks.draw import draw_buffer
 from cl_lora.benchmarks.splits import Indices
-from cl_lora.experiment.arms import Arm, check_weights
+from cl_lora.experiment.arms import Arm, check_groups, check_weights
 from cl_lora.experiment.evaluator import Evaluator, as_scores
 from cl_lora.experiment.ledger import Ledger, open_ledger
 from cl_lora.experiment.merged import serve_arm
@@ -88,8 +88,8 @@ def prepare_backbone(settings: Settings) -> Backbone:
     """Load the backbone on its device, q, k and v split where the adapters need them apart."""
     backbone = load_backbone(settings.model)
     if settings.lora.splits_qkv:
-        split_qkv(backbone.vit)
-    target_modules(backbone.vit, settings.lora.targets)
+        split_qkv(backbone.network)
+    target_modules(backbone.network, settings.lora.targets)
     backbone.spell_out_attention = settings.bf16 and settings.device.type == "cpu"
     return backbone.to(settings.device)
 
@@ -148,6 +148,7 @@ class _Run:
             require_same(folder, recorded.identity, identity, strategy_defaults())
         self.ledger: Ledger = open_ledger(folder, recorded, settings)
         check_weights(self.ledger.arms, len(benchmark.experiences))
+        check_groups(self.ledger.arms, target_modules(backbone.network, settings.lora.targets))
         self.buffers = {seed: self._draw(seed) for seed in self.ledger.seeds}
         self.results = Results(folder, self.ledger.rows, self._cells())
 

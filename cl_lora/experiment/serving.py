@@ -178,7 +178,7 @@ class Workbench:
         pairs = (
             (inputs[i : i + size], targets[i : i + size]) for i in range(0, len(targets), size)
         )
-        with applied(self.backbone.vit, update):
+        with applied(self.backbone.network, update):
             parts = list(self.compute.features(self.backbone, pairs))
         features, labels = (torch.cat(column) for column in zip(*parts, strict=True))
         return PrototypeHead(features, labels, self.task.outputs)

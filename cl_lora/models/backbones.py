@@ -66,7 +66,7 @@ class Backbone(nn.Module):
     """A timm Vision Transformer that maps uint8 images to pooled features.
 
     Attributes:
-        vit: the timm model without its classifier; LoRA goes in here.
+        network: the timm model without its classifier; LoRA goes in here.
         features: width of the pooled feature.
         img_size: input size in pixels.
         normalisation: the mean and deviation that are applied to the batch, for the record.
@@ -82,7 +82,7 @@ class Backbone(nn.Module):
         self, vit: nn.Module, img_size: int, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__()
-        self.vit = vit
+        self.network = vit
         self.features = int(vit.num_features)  # type: ignore[arg-type]
         self.img_size = img_size
         self.spell_out_attention = False
@@ -105,16 +105,16 @@ class Backbone(nn.Module):
         return images.to(scale.dtype) * scale - self.mean / self.std
 
     def choose_attention(self) -> None:
-        """Choose fused or written-out attention; call it before each pass through ``vit``."""
+        """Choose fused or written-out attention; call it before each pass through ``network``."""
         if self.spell_out_attention:
-            for module in self.vit.modules():
+            for module in self.network.modules():
                 if hasattr(module, "fused_attn"):
                     module.__dict__["fused_attn"] = not torch.is_grad_enabled()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features (batch, features) of uint8 images (batch, 3, img_size, img_size)."""
         self.choose_attention()
-        out: Tensor = self.vit(self.normalise(images))
+        out: Tensor = self.network(self.normalise(images))
         return out
 
     def fingerprint(self) -> str:
@@ -123,7 +123,7 @@ class Backbone(nn.Module):
         Whether q, k and v are one layer or three does not change what the weights are.
         """
         weights: dict[str, list[Tensor]] = {}
-        for key, value in self.vit.state_dict().items():
+        for key, value in self.network.state_dict().items():
             # The three parts of a split projection come in the order in which they were cut.
             weights.setdefault(_SPLIT_KEY.sub(r"\1.\2", key), []).append(value.detach().cpu())
         parts: list[object] = []

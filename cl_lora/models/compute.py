@@ -46,8 +46,8 @@ class Compute:
         """
         weights: dict[str, Tensor] = {}
         for name in update.modules():
-            weight = module_weight(backbone.vit, name)
-            weights[f"vit.{name}.weight"] = weight + update.delta(name).to(weight)
+            weight = module_weight(backbone.network, name)
+            weights[f"network.{name}.weight"] = weight + update.delta(name).to(weight)
         with self.autocast():
             out: Tensor = functional_call(backbone, weights, (inputs,))
         return out.float()

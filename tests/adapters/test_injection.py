@@ -40,21 +40,21 @@ def random_factors(vit: torch.nn.Module, targets: tuple[str, ...]) -> dict[str, 
 
 def test_split_attention_computes_the_same_bits(backbone: Backbone) -> None:
     before = backbone(images())
-    split_qkv(backbone.vit)
+    split_qkv(backbone.network)
     assert torch.equal(backbone(images()), before)
 
 
 @pytest.mark.parametrize("target", list(TARGETS))
 def test_each_target_is_found_by_name_in_every_block(backbone: Backbone, target: str) -> None:
     if target in ("q", "k", "v"):
-        split_qkv(backbone.vit)
-    names = target_modules(backbone.vit, [target])
+        split_qkv(backbone.network)
+    names = target_modules(backbone.network, [target])
     assert len(names) == 2
     assert all(n.startswith(f"blocks.{i}.") and n.endswith(target) for i, n in enumerate(names))
 
 
 def test_patch_embedding_is_never_adapted(backbone: Backbone) -> None:
-    assert target_modules(backbone.vit, ["proj"]) == ("blocks.0.attn.proj", "blocks.1.attn.proj")
+    assert target_modules(backbone.network, ["proj"]) == ("blocks.0.attn.proj", "blocks.1.attn.proj")
 
 
 @pytest.mark.parametrize("targets", [("qkv", "fc2"), ("q", "v", "proj")])
@@ -63,13 +63,13 @@ def test_fresh_adapter_changes_nothing_and_removal_restores(
 ) -> None:
     config = LoRAConfig(rank=2, targets=targets, dropout=0.0)
     if config.splits_qkv:
-        split_qkv(backbone.vit)
+        split_qkv(backbone.network)
     before, fingerprint = backbone(images()), backbone.fingerprint()
-    backbone.vit = inject(backbone.vit, config, None)
+    backbone.network = inject(backbone.network, config, None)
     torch.testing.assert_close(backbone(images()), before)
     trainable = [n for n, p in backbone.named_parameters() if p.requires_grad]
-    assert len(trainable) == 2 * len(extract(backbone.vit))
-    backbone.vit = remove(backbone.vit)
+    assert len(trainable) == 2 * len(extract(backbone.network))
+    backbone.network = remove(backbone.network)
     assert backbone.fingerprint() == fingerprint
 
 
@@ -79,11 +79,11 @@ def test_applied_update_equals_peft_forward(
 ) -> None:
     """The oracle is peft itself: the same factors, active inside the wrapped model."""
     config = LoRAConfig(rank=3, lora_alpha=6, targets=("qkv", "fc1"), dropout=0.0, rslora=rslora)
-    start = random_factors(backbone.vit, config.targets)
-    backbone.vit = inject(backbone.vit, config, start)
+    start = random_factors(backbone.network, config.targets)
+    backbone.network = inject(backbone.network, config, start)
     expected = backbone.eval()(images())
-    factors = extract(backbone.vit)
-    backbone.vit = remove(backbone.vit)
+    factors = extract(backbone.network)
+    backbone.network = remove(backbone.network)
     assert next(iter(factors.values())).scaling == pytest.approx(6 / (3**0.5 if rslora else 3))
 
     adapter = Adapter("a", factors)
@@ -96,17 +96,17 @@ def test_applied_update_equals_peft_forward(
         def delta(self, module: str) -> torch.Tensor:
             return adapter.factors[module].delta()
 
-    with applied(backbone.vit, Alone()):
+    with applied(backbone.network, Alone()):
         torch.testing.assert_close(backbone(images()), expected, rtol=1e-3, atol=1e-4)
 
     # And the folder on disk is one that peft reads.
     again = make_backbone()
-    again.vit = PeftModel.from_pretrained(again.vit, str(tmp_path / "a")).eval()
+    again.network = PeftModel.from_pretrained(again.network, str(tmp_path / "a")).eval()
     torch.testing.assert_close(again(images()), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_applying_restores_weights_bit_for_bit_even_after_an_error(backbone: Backbone) -> None:
-    factors = random_factors(backbone.vit, ("qkv",))
+    factors = random_factors(backbone.network, ("qkv",))
 
     class Broken:
         def modules(self) -> tuple[str, ...]:
@@ -118,7 +118,7 @@ def test_applying_restores_weights_bit_for_bit_even_after_an_error(backbone: Bac
     fingerprint = backbone.fingerprint()
 
     def fail_inside() -> None:
-        with applied(backbone.vit, Broken()):
+        with applied(backbone.network, Broken()):
             assert backbone.fingerprint() != fingerprint
             raise RuntimeError("stop")
 
@@ -152,5 +152,5 @@ def test_adapter_of_another_backbone_is_refused(backbone: Backbone) -> None:
         def delta(self, module: str) -> torch.Tensor:
             return torch.zeros(48, 16)
 
-    with pytest.raises(UserError, match="another backbone"), applied(backbone.vit, Foreign()):
+    with pytest.raises(UserError, match="another backbone"), applied(backbone.network, Foreign()):
         pass

@@ -32,8 +32,8 @@ def random_adapter(backbone: Backbone, number: int) -> Adapter:
 
     generator = torch_generator(number, "adapter")
     factors = {}
-    for name in target_modules(backbone.vit, LORA.targets):
-        out, into = backbone.vit.get_submodule(name).weight.shape
+    for name in target_modules(backbone.network, LORA.targets):
+        out, into = backbone.network.get_submodule(name).weight.shape
         factors[name] = LoRAFactors(
             torch.randn(2, into, generator=generator) / 4,
             torch.randn(out, 2, generator=generator) / 4,
@@ -72,7 +72,7 @@ def arm(**settings: Any) -> Any:
 
 
 def features(backbone: Backbone, update: Any, images: torch.Tensor) -> torch.Tensor:
-    with applied(backbone.vit, update), torch.no_grad():
+    with applied(backbone.network, update), torch.no_grad():
         return backbone(images)
 
 
@@ -87,12 +87,12 @@ def test_peft_linear_arm_scores_as_peft_itself(
     other = make_backbone()
     for adapter in adapters:
         adapter.save(tmp_path / adapter.name)
-    model = peft.PeftModel.from_pretrained(other.vit, str(tmp_path / "a0"), adapter_name="a0")
+    model = peft.PeftModel.from_pretrained(other.network, str(tmp_path / "a0"), adapter_name="a0")
     for name in ("a1", "a2"):
         model.load_adapter(str(tmp_path / name), adapter_name=name)
     model.add_weighted_adapter(["a0", "a1", "a2"], [0.5, 0.3, 0.2], "m", combination_type="linear")
     model.set_adapter("m")
-    other.vit = model.eval()
+    other.network = model.eval()
     head = linear_head(adapters[2].head)
     for j, indices in enumerate(benchmark_16.test):
         images, labels = next(batches(benchmark_16, indices, 100))
@@ -263,7 +263,7 @@ def test_wrapped_model_and_merged_update_agree(benchmark_16, backbone, adapters)
     made = evaluator(benchmark_16, backbone, adapters)
     served = made.merged(arm(method="cat", coefficients=1.0), 0)
     merged = features(backbone, served.update, images)
-    backbone.vit = inject(backbone.vit, LORA, adapters[0].factors).eval()
+    backbone.network = inject(backbone.network, LORA, adapters[0].factors).eval()
     with torch.no_grad():
         torch.testing.assert_close(backbone(images), merged, rtol=1e-3, atol=1e-4)
 

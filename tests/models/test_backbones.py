@@ -48,7 +48,7 @@ def test_position_embedding_is_resampled_as_timm_does(checkpoint: Path) -> None:
     backbone = load_backbone(ModelConfig(TINY, checkpoint=str(checkpoint), img_size=112))
     original = safetensors.torch.load_file(checkpoint)["pos_embed"].float()
     expected = resample_abs_pos_embed(original, [7, 7], num_prefix_tokens=1)
-    torch.testing.assert_close(backbone.vit.pos_embed.detach(), expected)
+    torch.testing.assert_close(backbone.network.pos_embed.detach(), expected)
     assert backbone(torch.zeros(1, 3, 112, 112, dtype=torch.uint8)).shape == (1, 192)
 
 
@@ -124,7 +124,7 @@ def test_bad_settings(settings: dict[str, object], message: str) -> None:
 def test_attention_is_written_out_only_while_gradients_flow(backbone) -> None:
     backbone.spell_out_attention = True
     images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
-    attention = [m for m in backbone.vit.modules() if hasattr(m, "fused_attn")]
+    attention = [m for m in backbone.network.modules() if hasattr(m, "fused_attn")]
     assert len(attention) == 2
     with_gradient = backbone(images)
     assert not any(m.fused_attn for m in attention)

@@ -124,7 +124,7 @@ def test_bf16_autocast_trains(backbone, benchmark_16) -> None:
 def test_nan_loss_stops_with_the_place_and_the_remedy(backbone, benchmark_16) -> None:
     with pytest.raises(UserError, match=r"step \d+ of 6 .*e0.*lower strategy.lr"):
         train(strategy(backbone, lr=1e30, head_lr=1e30, warmup=0.0), benchmark_16)
-    assert not hasattr(backbone.vit, "peft_config")
+    assert not hasattr(backbone.network, "peft_config")
 
 
 def test_optimizer_holds_only_what_trains_with_two_rates(backbone, benchmark_16) -> None:
