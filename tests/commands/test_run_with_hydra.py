@@ -170,3 +170,11 @@ def test_ctrl_c_in_a_job(
     monkeypatch.setattr(pipeline, "execute", interrupt)
     assert main(["run"]) == 130
     assert "the same command goes on from there" in capfd.readouterr().err
+
+
+def test_launchers_can_send_the_job_to_another_process() -> None:
+    import pickle
+
+    from cl_lora.commands.run import job
+
+    assert pickle.loads(pickle.dumps(job)) is job
