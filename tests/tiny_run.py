@@ -12,6 +12,9 @@ ARMS = (
 )
 
 
+TRAINING = ("strategy.epochs=1", "strategy.batch_size=8", "strategy.rank=2")
+
+
 def overrides(folder: Path, *more: str) -> list[str]:
     """Return the overrides of a run in ``folder``: 3 classes, 3 domains, one epoch."""
     return [
@@ -20,9 +23,7 @@ def overrides(folder: Path, *more: str) -> list[str]:
         "benchmark.styles=[photo,cartoon,sketch]",
         "benchmark.samples_per_class=6",
         "benchmark.test_samples_per_class=4",
-        "strategy.epochs=1",
-        "strategy.batch_size=8",
-        "strategy.rank=2",
+        *TRAINING,
         "report=false",
         *ARMS,
         *more,
