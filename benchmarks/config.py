@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from cl_lora.benchmarks.core import Benchmark
 from cl_lora.configuration.build import build, missing_options
-from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.errors import unknown_name
+from cl_lora.support.registry import check_free
 
 WHERE = "benchmark"  # prefix of the settings in messages, as on the command line
 
@@ -45,11 +46,7 @@ def benchmark_kind(kind: str) -> Callable[[ConfigType], ConfigType]:
     """
 
     def register(config: ConfigType) -> ConfigType:
-        if kind in KINDS:
-            raise UserError(
-                f"The benchmark kind {kind!r} is registered already by "
-                f"{KINDS[kind].__module__}.{KINDS[kind].__qualname__}; choose another name"
-            )
+        check_free("benchmark kind", kind, KINDS.get(kind), config)
         KINDS[kind] = config
         return config
 

@@ -8,7 +8,8 @@ from typing import ClassVar, TypeVar
 
 from cl_lora.experiment.serving import Served, Workbench
 from cl_lora.experiment.stages import Stage
-from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.errors import unknown_name
+from cl_lora.support.registry import check_free
 
 
 class Reference(ABC):
@@ -45,10 +46,7 @@ def register_reference(cls: ReferenceType) -> ReferenceType:
     Raises:
         UserError: if the name is taken.
     """
-    if cls.name in REFERENCES:
-        raise UserError(
-            f"The reference row {cls.name!r} is registered already; choose another name"
-        )
+    check_free("reference row", cls.name, REFERENCES.get(cls.name), cls)
     REFERENCES[cls.name] = cls()
     return cls
 

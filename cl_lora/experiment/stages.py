@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from cl_lora.evaluation.scores import UNTRAINED
 from cl_lora.run_folder.records import StageRecord as Stage
-from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.errors import unknown_name
+from cl_lora.support.registry import check_free
 
 __all__ = ["PROTOCOLS", "Protocol", "Stage", "get_protocol", "register_protocol", "untrained"]
 
@@ -56,8 +57,8 @@ def register_protocol(
     """
 
     def decorate(make: MakeStages) -> MakeStages:
-        if name in PROTOCOLS:
-            raise UserError(f"The protocol {name!r} is registered already; choose another name")
+        taken = PROTOCOLS.get(name)
+        check_free("protocol", name, taken.make if taken else None, make)
         PROTOCOLS[name] = Protocol(name, summary, ordered, make)
         return make
 

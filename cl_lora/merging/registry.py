@@ -12,6 +12,7 @@ from torch import Tensor
 from cl_lora.merging.spaces import SPACES, Sources
 from cl_lora.merging.update import Entry
 from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.registry import check_free
 
 Differentiability: TypeAlias = Literal["linear", "differentiable", "no"]
 """How a merged update depends on its coefficients.
@@ -193,36 +194,6 @@ def register(
         return prepare
 
     return decorate
-
-
-def check_free(
-    kind: str, name: str, taken: Callable[..., object] | None, new: Callable[..., object]
-) -> None:
-    """Check that ``name`` may be registered for the function ``new``.
-
-    A function of the same module and qualified name may take its own place again, as it does when
-    its module is loaded anew.
-
-    Args:
-        kind: what is registered, e.g. ``"merge method"``.
-        name: the name.
-        taken: the function registered by this name, None if there is none.
-        new: the function to register.
-
-    Raises:
-        UserError: if the name belongs to another function.
-    """
-    if taken is None or _origin(taken) == _origin(new):
-        return
-    raise UserError(
-        f"Expected a new name for the {kind} of {_origin(new)} but {name!r} is registered already, "
-        f"by {_origin(taken)}; choose another name"
-    )
-
-
-def _origin(function: Callable[..., object]) -> str:
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    return f"{function.__module__}.{name}"
 
 
 def method_names() -> tuple[str, ...]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from torch import Tensor, nn
 
 from cl_lora.models.heads import HeadState, average_heads, linear_head, merge_heads
-from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.errors import unknown_name
+from cl_lora.support.registry import check_free
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,16 @@ HEAD_POLICIES: dict[str, HeadPolicy] = {}
 """Every registered head policy by name."""
 
 
-def register_head_policy(cls: type[HeadPolicy]) -> type[HeadPolicy]:
+PolicyType = TypeVar("PolicyType", bound=type[HeadPolicy])
+
+
+def register_head_policy(cls: PolicyType) -> PolicyType:
     """Register a policy by its name.
 
     Raises:
         UserError: if the name is taken.
     """
-    if cls.name in HEAD_POLICIES:
-        raise UserError(f"The head policy {cls.name!r} is registered already; choose another name")
+    check_free("head policy", cls.name, HEAD_POLICIES.get(cls.name), cls)
     HEAD_POLICIES[cls.name] = cls()
     return cls
 

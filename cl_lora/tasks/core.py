@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from cl_lora.evaluation.metrics import Metric, register_metric
-from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.errors import unknown_name
+from cl_lora.support.registry import check_free
 
 
 class Accumulator(Protocol):
@@ -114,12 +115,7 @@ def register_kind(cls: KindType) -> KindType:
     Raises:
         UserError: another kind, or another metric, has its name.
     """
-    taken = KINDS.get(cls.name)
-    if taken is not None:
-        raise UserError(
-            f"The task kind {cls.name!r} is registered already by {type(taken).__module__}."
-            f"{type(taken).__qualname__}; choose another name"
-        )
+    check_free("task kind", cls.name, KINDS.get(cls.name), cls)
     for metric in cls.metrics:
         register_metric(metric)
     KINDS[cls.name] = cls()

@@ -118,7 +118,7 @@ def test_a_name_in_a_list_that_is_no_text():
 
 def test_a_kind_that_is_taken_is_an_error():
     before = dict(KINDS)
-    with pytest.raises(UserError, match=r"'shapes' is registered already by .*ShapesConfig"):
+    with pytest.raises(UserError, match=r"'shapes' is registered already, by .*ShapesConfig"):
         benchmark_kind("shapes")(KINDS["hub"])
     assert before == KINDS
 

@@ -66,7 +66,7 @@ def test_kinds_may_share_a_metric():
 
 
 def test_a_name_that_is_taken_is_an_error_and_changes_nothing():
-    with pytest.raises(UserError, match=r"'class' is registered already by cl_lora.tasks.classes"):
+    with pytest.raises(UserError, match=r"'class' is registered already, by cl_lora.tasks.classes"):
         register_kind(scalar_kind("class", ERROR))
     assert get_kind("class") is CLASS
     assert "toy_error" not in METRICS

@@ -8,8 +8,9 @@ from typing import Any, Literal, TypeAlias
 
 from cl_lora.merging.coefficients.groups import GRANULARITIES, module_groups
 from cl_lora.merging.coefficients.state import CoefficientState
-from cl_lora.merging.registry import OptionSpec, check_free, check_options, options_text
+from cl_lora.merging.registry import OptionSpec, check_options, options_text
 from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.registry import check_free
 
 How: TypeAlias = Literal["fixed", "gradient", "search"]
 """How coefficients come about.

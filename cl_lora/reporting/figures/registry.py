@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support.errors import UserError
+from cl_lora.support.registry import check_free
 
 Draw: TypeAlias = Callable[[RunFolder, Metric], Figure | None]
 """A function that draws one figure of a run for one metric; None where there is nothing to draw."""
@@ -85,20 +86,12 @@ def figure(
         )
 
     def register(draw: Draw) -> Draw:
-        # The same function may come again: its module was loaded anew.
-        if name in FIGURES and _origin(FIGURES[name].draw) != _origin(draw):
-            raise UserError(
-                f"Expected a new name for the figure of {_origin(draw)} but {name!r} is registered "
-                f"already, by {_origin(FIGURES[name].draw)}; choose another name"
-            )
+        taken = FIGURES.get(name)
+        check_free("figure", name, taken.draw if taken else None, draw)
         FIGURES[name] = FigureInfo(name, title, caption, draw, ordered, position)
         return draw
 
     return register
-
-
-def _origin(draw: Draw) -> str:
-    return f"{draw.__module__}.{draw.__qualname__}"
 
 
 def in_order() -> tuple[FigureInfo, ...]:

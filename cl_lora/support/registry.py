@@ -1,0 +1,34 @@
+"""What all registries share: a name belongs to one thing."""
+
+from __future__ import annotations
+
+from cl_lora.support.errors import UserError
+
+
+def check_free(kind: str, name: str, taken: object | None, new: object) -> None:
+    """Check that ``name`` may be registered for ``new``, a function or a class.
+
+    One of the same module and qualified name may take its own place again, as it does when its
+    module is loaded anew.
+
+    Args:
+        kind: what is registered, e.g. ``"merge method"``.
+        name: the name.
+        taken: what is registered by this name, None if nothing is.
+        new: what is to be registered.
+
+    Raises:
+        UserError: if the name belongs to something else.
+    """
+    if taken is None or origin(taken) == origin(new):
+        return
+    raise UserError(
+        f"Expected a new name for the {kind} of {origin(new)} but {name!r} is registered already, "
+        f"by {origin(taken)}; choose another name"
+    )
+
+
+def origin(thing: object) -> str:
+    """Return the module and qualified name of a function, a class, or an object's class."""
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{named.__module__}.{getattr(named, '__qualname__', '')}"
