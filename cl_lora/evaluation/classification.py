@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -92,6 +94,10 @@ def macro_f1(confusion: Tensor) -> float:
     return float((twice_hits[occurs] / denominator[occurs]).mean())
 
 
+CONFUSION_METRICS: dict[str, Callable[[Tensor], float]] = {"accuracy": accuracy, "f1": macro_f1}
+"""What is computed from a confusion matrix (C, C), by the metric's name."""
+
+
 class ClassificationCounts:
     """Adds up the confusion matrix of one evaluation, batch by batch.
 
@@ -113,5 +119,5 @@ class ClassificationCounts:
         self.confusion = self.confusion + confusion_matrix(predictions, targets, self.classes)
 
     def scores(self) -> dict[str, float]:
-        """Return the metrics of ``scores.csv``: ``accuracy`` and ``f1``; both higher is better."""
-        return {"accuracy": accuracy(self.confusion), "f1": macro_f1(self.confusion)}
+        """Return every metric of :data:`CONFUSION_METRICS`."""
+        return {name: compute(self.confusion) for name, compute in CONFUSION_METRICS.items()}

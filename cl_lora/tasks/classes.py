@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cl_lora.evaluation.classification import ClassificationCounts
-from cl_lora.evaluation.metrics import ACCURACY, F1, Metric
+from cl_lora.evaluation.classification import CONFUSION_METRICS, ClassificationCounts
+from cl_lora.evaluation.metrics import ACCURACY, F1, Metric, register_metric
 from cl_lora.tasks.core import Accumulator, Task, TaskKind, get_kind, register_kind
+
+Compute = Callable[[Tensor], float]
 
 
 @register_kind
@@ -50,6 +53,26 @@ class ClassKind(TaskKind):
     def hits(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return where the largest logit is the target's, bool (batch,)."""
         return outputs.argmax(dim=1) == targets
+
+
+def class_metric(metric: Metric) -> Callable[[Compute], Compute]:
+    """Register the decorated function as a metric of every task with classes.
+
+    The function takes the confusion matrix, int64 (C, C) with targets as rows, and returns the
+    value. Runs that were scored without it are scored again; no adapter is trained again.
+
+    Raises:
+        UserError: if another metric has its name.
+    """
+
+    def register(compute: Compute) -> Compute:
+        register_metric(metric)
+        CONFUSION_METRICS[metric.name] = compute
+        if metric not in ClassKind.metrics:
+            ClassKind.metrics = (*ClassKind.metrics, metric)
+        return compute
+
+    return register
 
 
 CLASS = get_kind(ClassKind.name)

@@ -18,14 +18,22 @@ import yaml
 from cl_lora.configuration.choices import config_names
 from cl_lora.configuration.compose import compose_config, known_keys
 from cl_lora.evaluation.scores import COLUMNS
-from cl_lora.experiment.arms import REFERENCES, Arm, make_arms
+from cl_lora.experiment.arms import Arm, ArmDefaults, make_arms
+from cl_lora.experiment.references import REFERENCES
 from cl_lora.merging import METHODS, RULES
-from cl_lora.models.heads import HEAD_POLICIES
+from cl_lora.models.head_policies import HEAD_POLICIES
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 LONGEST_EXAMPLE = 40
+
+TINY = (
+    "benchmark.classes=2 benchmark.samples_per_class=4 benchmark.test_samples_per_class=2",
+    "strategy.epochs=1 arms=none references=[base]",
+    "'+arms.half={method: task_arithmetic, coefficients: 0.5}'",
+)
+"""What makes a run of an example short."""
 
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -41,7 +49,17 @@ EXAMPLES = sections(DOCS / "extending.md")
 
 
 def test_there_is_an_example_of_everything_that_can_be_brought() -> None:
-    assert list(EXAMPLES) == ["Data", "Model", "Merge method", "Coefficient rule"]
+    assert list(EXAMPLES) == [
+        "Data",
+        "Model",
+        "Merge method",
+        "Coefficient rule",
+        "Task kind",
+        "Metric",
+        "Head policy and reference row",
+        "Protocol",
+        "Figure",
+    ]
 
 
 @pytest.mark.slow
@@ -56,6 +74,9 @@ def test_examples_run(section: str, tmp_path: Path) -> None:
     }
     for language, text in EXAMPLES[section]:
         assert language in ("python", "console")
+        if (saved := re.search(r"plugins=\[(\w+)\]", text)) is not None:
+            (tmp_path / f"{saved[1]}.py").write_text(EXAMPLES[section][0][1])
+            text = text.replace("run_dir=", f"{' '.join(TINY)} run_dir=")
         shell = ["bash", "-euo", "pipefail", "-c", text]
         command = [sys.executable, "-c", text] if language == "python" else shell
         done = subprocess.run(
@@ -141,7 +162,8 @@ def commands(page: Path) -> list[list[str]]:
 
 def arms_of(config: Mapping[str, Any]) -> tuple[Arm, ...]:
     return make_arms(
-        config["arms"], spc=config["spc"], buffer_batch_size=config["buffer_batch_size"]
+        config["arms"],
+        ArmDefaults(config["spc"], config["buffer_batch_size"], config["strategy"]["head"]),
     )
 
 
@@ -181,5 +203,5 @@ def test_the_readme_says_what_is_there() -> None:
     for names in (REFERENCES, HEAD_POLICIES):
         assert all(f"`{name}`" in text for name in names)
     arms = [yaml.safe_load(block) for language, block in _FENCE.findall(text) if language == "yaml"]
-    assert all(make_arms(arm, spc=5, buffer_batch_size=32) for arm in arms)
+    assert all(make_arms(arm, ArmDefaults()) for arm in arms)
     assert arms
