@@ -311,8 +311,9 @@ class ResultTable:
             text = Text(mean, style="bold" if self.is_best(i, j) else "")
             if width:
                 # Padded, so that the means stand below one another.
-                sign, rest = arounds[i][:1], arounds[i][1:]
-                text.append(f" {sign}{rest:>{width - 1}}" if sign else " " * (width + 1))
+                sign = "±" * arounds[i].startswith("±")
+                rest = arounds[i].removeprefix(sign)
+                text.append(f" {sign}{rest:>{width - len(sign)}}")
             texts.append(text)
         return texts
 
