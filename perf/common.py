@@ -18,15 +18,17 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import cl_lora.support.compat  # noqa: F401  (must run before timm imports torchvision)
 from cl_lora import Adapter, LoRAFactors
+from cl_lora.adapters.injection import module_weight, target_modules
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -113,6 +115,12 @@ def vit_base_adapters(count: int, rank: int = 16, blocks: int = 12) -> list[Adap
     return random_adapters(
         count, rank, {f"blocks.{b}.attn.qkv.{p}": (768, 768) for b in range(blocks) for p in "qkv"}
     )
+
+
+def shapes_of(network: nn.Module, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Return the (d_out, d_in) of every module of the network that the targets name."""
+    weights = {name: module_weight(network, name) for name in target_modules(network, targets)}
+    return {name: (w.shape[0], w.shape[1]) for name, w in weights.items()}
 
 
 def random_adapters(count: int, rank: int, shapes: Mapping[str, tuple[int, int]]) -> list[Adapter]:

@@ -11,18 +11,23 @@ from __future__ import annotations
 import dataclasses
 import io
 import tempfile
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 
 import torch
-from cl_lora.benchmarks.stream import avalanche_benchmark
 
 from cl_lora.benchmarks import make_benchmark
+from cl_lora.benchmarks.avalanche import avalanche_benchmark
 from cl_lora.configuration.compose import compose_config
-from cl_lora.experiment.banks import train_banks
-from cl_lora.experiment.evaluator import ArmEvaluator
+from cl_lora.experiment.arms import make_arm
+from cl_lora.experiment.evaluator import Evaluator
+from cl_lora.experiment.merged import serve_arm
 from cl_lora.experiment.pipeline import prepare_backbone
+from cl_lora.experiment.serving import Workbench
 from cl_lora.experiment.settings import read_settings
+from cl_lora.experiment.stages import Stage
+from cl_lora.experiment.training import train_banks
 from cl_lora.models.backbones import image_size
 from cl_lora.models.compute import Compute
 from cl_lora.strategies.lora import LoRAStrategy
@@ -40,29 +45,29 @@ def main() -> None:
         )
         backbone = prepare_backbone(settings)
         folder = Path(temporary) / "run"
-        banks = train_banks(settings, benchmark, backbone, folder, 0, ())
-        evaluator = ArmEvaluator(
+        bench = Workbench(
             benchmark=benchmark,
             backbone=backbone,
-            banks=banks,
+            banks=train_banks(settings, benchmark, backbone, folder, 0, ["fresh"]),
             compute=Compute(settings.device, settings.bf16),
             seed=0,
-            head_policy="shared",
+            policy=settings.training.policy,
             buffers={},
-            spc=5,
-            batch_size=settings.eval_batch_size,
+            spc=settings.options.spc,
+            batch_size=settings.options.eval_batch_size,
             head_lr=settings.training.head_lr,
         )
-        experience = next(iter(avalanche_benchmark(benchmark).train_stream))
-        (arm,) = settings.make_arms({"one_more": {"method": "ties", "coefficients": 1}})
-        last = len(benchmark.domains) - 1
-
+        evaluator = Evaluator(bench)
+        stages = settings.protocol.make(benchmark.names)
+        stream = avalanche_benchmark(benchmark, backbone.encode).train_stream
+        experience = next(iter(stream))
+        arm = make_arm("one_more", {"method": "ties", "coefficients": 1}, settings.defaults)
         full = dataclasses.replace(settings.training, epochs=EPOCHS)
 
         def train() -> None:
             LoRAStrategy(
                 backbone=backbone,
-                classes=len(benchmark.classes),
+                task=bench.task,
                 lora=settings.lora,
                 training=full,
                 seed=0,
@@ -70,16 +75,16 @@ def main() -> None:
                 bf16=settings.bf16,
             ).train_adapter(experience, "one")
 
-        def score(*rows: int) -> None:
-            for t in rows:
-                evaluator.evaluate(arm, t, lambda: None)
+        def score(wanted: Sequence[Stage]) -> None:
+            for stage in wanted:
+                evaluator.score(serve_arm(bench, arm, stage), stage)
 
         found = interleaved(
             {
                 "train one adapter": train,
-                "one more arm, after the last experience": lambda: score(last),
-                "one more arm, after every experience": lambda: score(*range(last + 1)),
-                "merge alone, 4 adapters": lambda: evaluator.merged(arm, last),
+                "one more arm, after the last experience": lambda: score(stages[-1:]),
+                "one more arm, after every experience": lambda: score(stages),
+                "merge alone, 4 adapters": lambda: serve_arm(bench, arm, stages[-1]),
             },
             warmup=False,
         )
@@ -92,13 +97,14 @@ def main() -> None:
         name: len(compose_config([f"arms={name}"])["arms"])
         for name in ("default", "paper_fixed", "paper_adaptive")
     }
+    images = sum(len(e.test) for e in benchmark.experiences)
     report(
         "comparison",
         f"shapes: {len(experience.dataset)} train images a domain, "
-        f"{sum(map(len, benchmark.test))} test images in all, {EPOCHS} epochs an adapter, "
+        f"{images} test images in all, {EPOCHS} epochs an adapter, "
         f"{'bf16' if settings.bf16 else 'fp32'}, {torch.get_num_threads()} thread",
         rows,
-        trainings_whatever_the_arms=len(banks.fresh),
+        trainings_whatever_the_arms=len(bench.banks["fresh"]),
         arms_per_training_pass=counts,
     )
     print(f"  arms per training pass: {counts}")

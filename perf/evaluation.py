@@ -7,14 +7,16 @@ operations of the Vision Transformer a second over those of a large product of m
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cl_lora import merge
-from cl_lora.adapters.injection import applied, target_modules
+from cl_lora.adapters.injection import applied
 from cl_lora.models.backbones import Backbone, ModelConfig, load_backbone
 from cl_lora.models.compute import Compute
-from perf.common import interleaved, random_adapters, report
+from perf.common import interleaved, random_adapters, report, shapes_of
 from perf.training import backbone_for
 
 IMAGES, BATCH, SIDE = 256, 128, 1536
@@ -24,9 +26,7 @@ def main() -> None:
     config = ModelConfig("vit_tiny_patch16_224", pretrained=False, img_size=112)
     backbone = load_backbone(config)
     vit = backbone.network
-    names = target_modules(vit, ["qkv"])
-    shapes = {name: tuple(vit.get_submodule(name).weight.shape) for name in names}
-    update = merge(random_adapters(4, 8, shapes), "ties")
+    update = merge(random_adapters(4, 8, shapes_of(vit, ["qkv"])), "ties")
     images = torch.randint(0, 256, (IMAGES, 3, 112, 112), dtype=torch.uint8)
     labels = torch.zeros(IMAGES, dtype=torch.int64)
     scale, shift = 1 / (255 * backbone.std), backbone.mean / backbone.std
@@ -37,7 +37,8 @@ def main() -> None:
         written_out(torch.zeros(1, 3, 112, 112, dtype=torch.uint8))
     flops = counter.get_total_flops()
 
-    cases, products = {}, {}
+    cases: dict[str, Callable[[], None]] = {}
+    products: dict[str, Callable[[], None]] = {}
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         bf16 = precision == "bf16"
         used = backbone_for(config, bf16)
@@ -45,11 +46,11 @@ def main() -> None:
 
         def bare(bf16: bool = bf16) -> None:
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                for batch in images.split(BATCH):
+                for batch in torch.split(images, BATCH):
                     vit(batch * scale - shift)
 
         def merged(compute: Compute = compute, used: Backbone = used) -> None:
-            pairs = zip(images.split(BATCH), labels.split(BATCH), strict=True)
+            pairs = zip(torch.split(images, BATCH), torch.split(labels, BATCH), strict=True)
             with applied(used.network, update):
                 for _ in compute.features(used, pairs):
                     pass

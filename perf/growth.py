@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from cl_lora import merge
-from cl_lora.adapters.injection import applied, target_modules
+from cl_lora.adapters.injection import applied
 from cl_lora.merging import prepare
 from cl_lora.models.backbones import ModelConfig, load_backbone
-from perf.common import interleaved, random_adapters, report
+from perf.common import interleaved, random_adapters, report, shapes_of
 
 COUNTS = (2, 4, 8, 16, 32, 64)
 ARMS = (1, 2, 4, 8, 16, 32, 64)
@@ -23,9 +25,7 @@ FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "growth"
 
 def main() -> None:
     vit = load_backbone(ModelConfig("embedded")).network
-    names = target_modules(vit, ["qkv", "fc1", "fc2"])
-    shapes = {name: tuple(vit.get_submodule(name).weight.shape) for name in names}
-    bank = random_adapters(max(COUNTS), 8, shapes)
+    bank = random_adapters(max(COUNTS), 8, shapes_of(vit, ["qkv", "fc1", "fc2"]))
     weights = np.linspace(0.1, 1, max(ARMS)).tolist()
 
     def merging(method: str, count: int) -> None:
@@ -35,16 +35,16 @@ def main() -> None:
         # As a comparison does: each arm prepares its own plan, enters the weights and leaves.
         for weight in weights[:count]:
             plan = prepare(bank[:4], "ties")
-            with applied(vit, plan.combine(plan_weights(weight))):
+            with applied(vit, plan.combine(torch.full((4,), weight, dtype=torch.float64))):
                 pass
 
     cases = {
         **{
-            f"{m} of {n} adapters": lambda m=m, n=n: merging(m, n)
+            f"{m} of {n} adapters": partial(merging, m, n)
             for m in ("ties", "task_arithmetic")
             for n in COUNTS
         },
-        **{f"{n} arms": lambda n=n: arms(n) for n in ARMS},
+        **{f"{n} arms": partial(arms, n) for n in ARMS},
     }
     found = interleaved(cases, repeats=7)
     rows = [{"case": name, **values} for name, values in found.items()]
@@ -67,12 +67,6 @@ def main() -> None:
         aim="a straight line or better: exponent of at most 1",
     )
     print(f"  exponents: {exponents}")
-
-
-def plan_weights(weight: float) -> object:
-    import torch
-
-    return torch.full((4,), weight, dtype=torch.float64)
 
 
 def slope(x: tuple[int, ...], y: list[float]) -> float:

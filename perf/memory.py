@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from cl_lora.merging import merge
 from perf.common import report, vit_base_adapters

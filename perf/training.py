@@ -24,7 +24,7 @@ from cl_lora.benchmarks.avalanche import avalanche_benchmark
 from cl_lora.models.backbones import Backbone, ModelConfig, load_backbone
 from cl_lora.models.heads import new_linear_head
 from cl_lora.strategies.config import TrainingConfig
-from cl_lora.strategies.lora import LoRAClassifier, LoRAStrategy
+from cl_lora.strategies.lora import LoRAModel, LoRAStrategy
 from cl_lora.tasks import CLASS, Task
 from perf.common import RESULTS, interleaved, report
 
@@ -52,14 +52,13 @@ def backbone_for(config: ModelConfig, bf16: bool) -> Backbone:
 
 
 def data(count: int, size: int) -> Benchmark:
+    """Return one experience of ``count`` random images to train on, and one a class to test on."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    labels = np.arange(count) % CLASSES
-    everything = np.arange(count)
-    names = tuple(f"c{i}" for i in range(CLASSES))
-    task = Task("random", CLASS, names)
-    none = everything[:0]
-    one = Experience("one", task, images, labels, everything, none, everything[:CLASSES])
+    everything = np.arange(count + CLASSES)
+    images = rng.integers(0, 256, (len(everything), size, size, 3), dtype=np.uint8)
+    task = Task("random", CLASS, tuple(f"c{i}" for i in range(CLASSES)))
+    train, val, test = everything[:count], everything[:0], everything[count:]
+    one = Experience("one", task, images, everything % CLASSES, train, val, test)
     return Benchmark("random", (one,), "none")
 
 
@@ -68,15 +67,15 @@ def by_hand(backbone: Backbone, images: torch.Tensor, labels: torch.Tensor, **ho
     torch.manual_seed(0)
     backbone.network = inject(backbone.network, LORA, None)
     head = new_linear_head(backbone.features, CLASSES, 0)
-    model = LoRAClassifier(backbone, head).train()
+    model = LoRAModel(backbone, head).train()
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-4)
     for _ in range(training.epochs):
-        for rows in torch.randperm(len(labels)).split(training.batch_size):
+        for rows in torch.split(torch.randperm(len(labels)), training.batch_size):
             optimizer.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 out = model(images[rows])
-            F.cross_entropy(out, labels[rows]).backward()
+            torch.autograd.backward(F.cross_entropy(out, labels[rows]))
             optimizer.step()
     backbone.network = remove(backbone.network)
 
@@ -90,14 +89,18 @@ def cases(name: str) -> tuple[dict[str, Any], int]:
         benchmark = data(count, backbone.img_size)
         experience = next(iter(avalanche_benchmark(benchmark, backbone.encode).train_stream))
         (one,) = benchmark.experiences
-        images, labels = backbone.encode(one.inputs), torch.from_numpy(one.targets)
+        images = backbone.encode(one.inputs[one.train])
+        labels = torch.from_numpy(one.targets[one.train])
 
         def ours(
-            backbone: Backbone = backbone, experience: Any = experience, bf16: bool = bf16
+            backbone: Backbone = backbone,
+            experience: Any = experience,
+            task: Task = one.task,
+            bf16: bool = bf16,
         ) -> None:
             strategy = LoRAStrategy(
                 backbone=backbone,
-                classes=CLASSES,
+                task=task,
                 lora=LORA,
                 training=training,
                 seed=0,

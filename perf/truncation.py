@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
+from cl_lora import Adapter
 from cl_lora.merging import Update, merge
 from perf.common import interleaved, report, vit_base_adapters
 
 ADAPTERS, RANK = 4, 16
 
 
-def peft_model(adapters: list) -> object:
+def peft_model(adapters: list[Adapter]) -> Any:
     from peft import LoraConfig, get_peft_model
 
     def bare() -> nn.Module:

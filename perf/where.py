@@ -13,9 +13,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from cl_lora import merge
-from cl_lora.adapters.injection import applied, target_modules
+from cl_lora.adapters.injection import applied
 from cl_lora.models.compute import Compute
-from perf.common import random_adapters, report
+from perf.common import random_adapters, report, shapes_of
 from perf.training import MODELS, backbone_for, cases
 
 GROUPS = {
@@ -56,9 +56,7 @@ def main() -> None:
         found = shares(cases(name)[0][f"LoRAStrategy {precision}"])
         rows.append({"case": f"training {precision}", **found})
         backbone = backbone_for(MODELS[name][0], precision == "bf16")
-        names = target_modules(backbone.network, ["qkv"])
-        shapes = {n: tuple(backbone.network.get_submodule(n).weight.shape) for n in names}
-        update = merge(random_adapters(4, 8, shapes), "ties")
+        update = merge(random_adapters(4, 8, shapes_of(backbone.network, ["qkv"])), "ties")
         images = torch.randint(0, 256, (128, 3, 112, 112), dtype=torch.uint8)
         compute = Compute(torch.device("cpu"), precision == "bf16")
 

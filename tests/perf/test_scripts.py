@@ -1,0 +1,69 @@
+"""The measurements run on what the package is now, and compare what they say they compare."""
+
+import pkgutil
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+
+import perf
+from cl_lora.models.backbones import ModelConfig
+from cl_lora.strategies.config import TrainingConfig
+from perf import common, learning, training
+from perf.coefficient_step import step
+from tools import pretrain_backbone
+
+
+@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(perf.__path__)])
+def test_every_script_imports(name):
+    assert import_module(f"perf.{name}")
+
+
+def test_strategy_and_loop_train_the_same_number_of_images(monkeypatch):
+    config = TrainingConfig(epochs=2, batch_size=8)
+    monkeypatch.setattr(training, "MODELS", {"tiny": (ModelConfig("embedded"), 20, config)})
+    forward, seen = training.LoRAModel.forward, []
+
+    def counted(model, inputs):
+        seen.append(len(inputs))
+        return forward(model, inputs)
+
+    monkeypatch.setattr(training.LoRAModel, "forward", counted)
+    cases, images = training.cases("tiny")
+    for name, run in cases.items():
+        seen.clear()
+        run()
+        assert sorted(seen) == [4, 4, 8, 8, 8, 8], name
+        assert sum(seen) == images == 40
+
+
+def test_learning_steps_differentiate_what_a_fresh_merge_does():
+    adapters = common.random_adapters(3, 2, {"blocks.0.fc": (5, 4), "blocks.1.fc": (4, 6)})
+    weights = {"blocks.0.fc": torch.zeros(5, 4), "blocks.1.fc": torch.zeros(4, 6)}
+    for name, plan in learning.plans(adapters).items():
+        alpha = torch.full((3,), 0.5, dtype=torch.float64, requires_grad=True)
+        update = plan.combine(alpha)
+        sum(update.delta(module).sum() for module in weights).backward()
+        for module, weight in weights.items():
+            assert update.delta(module).shape == weight.shape
+        found = [step(plan.materialise(), {m: w}, torch.ones_like(w)) for m, w in weights.items()]
+        torch.testing.assert_close(sum(found), alpha.grad, msg=name)
+
+
+def test_each_case_of_learning_is_compared_with_one_on_the_linear_path():
+    plans = learning.plans(common.random_adapters(2, 2, {"fc": (4, 4)}))
+    linear = {name for name, plan in plans.items() if plan.linear}
+    assert set(learning.BASELINE.values()) == linear
+    assert all(plan.learnable for plan in plans.values())
+
+
+def test_pretraining_the_embedded_backbone_goes_through(tmp_path, monkeypatch, capsys):
+    options = {"classes": 2, "samples-per-class": 8, "epochs": 1, "batch-size": 8}
+    given = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    folders = ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["pretrain_backbone", *folders, *given])
+    pretrain_backbone.main()
+    assert '"epoch": 1' in capsys.readouterr().out
+    assert (tmp_path / "out" / "backbone.safetensors").stat().st_size > 10_000
+    assert (tmp_path / "out" / "backbone.json").is_file()
