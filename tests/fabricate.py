@@ -158,6 +158,7 @@ def fabricate_run(
             **{row: describe(row, None) for row in references},
         },
         "references": list(references),
+        "identity_defaults": {"rank": 8},
         "strategy": {"name": "lora", "rank": 8, "epochs": 2, "lr": 1e-4, "head": "shared"},
         "spc": 5,
         "model": {"name": "vit_tiny_patch16_224", "img_size": 112},

@@ -10,7 +10,7 @@ from typing import Any
 from cl_lora.experiment.arms import Arm, make_arm, settings_of
 from cl_lora.experiment.describe import describe_arm, describe_reference
 from cl_lora.experiment.references import Reference, get_references
-from cl_lora.experiment.settings import Settings
+from cl_lora.experiment.settings import Settings, strategy_defaults
 from cl_lora.run_folder.config_file import ConfigRecord
 from cl_lora.run_folder.identity import first_difference
 from cl_lora.support.errors import UserError
@@ -59,6 +59,7 @@ class Ledger:
         return ConfigRecord(
             name=f"{raw['benchmark']['name']}-{raw['model']['name']}",
             identity=identity,
+            identity_defaults=strategy_defaults(),
             arms=self.given,
             variants={arm.name: arm.variant for arm in self.arms},
             descriptions=descriptions,

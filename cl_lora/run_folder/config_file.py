@@ -18,6 +18,7 @@ _OWN = (
     "format",
     "name",
     "identity",
+    "identity_defaults",
     "arms",
     "variants",
     "descriptions",
@@ -34,6 +35,8 @@ class ConfigRecord:
     Attributes:
         name: of the run.
         identity: what decides its numbers.
+        identity_defaults: strategy options at their defaults: what they mean for a run that was
+            made before there was such an option.
         arms: name -> settings as they were given.
         variants: name -> the arm with every default written out.
         descriptions: name of an arm or a reference row -> what it is, in sentences.
@@ -45,6 +48,7 @@ class ConfigRecord:
 
     name: str
     identity: Mapping[str, Any]
+    identity_defaults: Mapping[str, Any] = field(default_factory=dict)
     arms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     descriptions: Mapping[str, str] = field(default_factory=dict)
@@ -59,6 +63,7 @@ class ConfigRecord:
             "format": FORMAT,
             "name": self.name,
             "identity": self.identity,
+            "identity_defaults": self.identity_defaults,
             **{k: v for k, v in self.settings.items() if k not in _OWN},
             "arms": self.arms,
             "variants": self.variants,
@@ -99,8 +104,8 @@ def read_config(folder: Path) -> ConfigRecord:
             f"{folder} was written by another version of cl-lora: expected format {FORMAT} in "
             f"{CONFIG_FILE} but got {version!r}; use that version, or run again into a new folder"
         )
-    kinds = {"name": str, "identity": dict, "arms": dict, "variants": dict}
-    kinds |= {"descriptions": dict, "references": list, "seeds": list}
+    kinds = {"name": str, "identity": dict, "identity_defaults": dict, "arms": dict}
+    kinds |= {"variants": dict, "descriptions": dict, "references": list, "seeds": list}
     for key, kind in kinds.items():
         if not isinstance(values.get(key), kind):
             raise UserError(
@@ -110,6 +115,7 @@ def read_config(folder: Path) -> ConfigRecord:
     return ConfigRecord(
         name=values["name"],
         identity=values["identity"],
+        identity_defaults=values["identity_defaults"],
         arms=values["arms"],
         variants=values["variants"],
         descriptions=values["descriptions"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def require_same(
     Raises:
         UserError: naming the first difference.
     """
-    known = {**there, "strategy": {**defaults, **there.get("strategy", {})}}
+    known = filled(there, defaults)
     difference = first_difference(known, here)
     if difference is None:
         return
@@ -40,16 +40,26 @@ def require_same(
     )
 
 
-def first_difference(
-    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
-) -> tuple[str, Any, Any] | None:
+def filled(identity: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an identity with the options that it does not know yet, at their defaults.
+
+    So an option that a later version adds makes no run another one.
+    """
+    return {**identity, "strategy": {**defaults, **identity.get("strategy", {})}}
+
+
+def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """Return the dotted key of the first difference with both values, or None."""
+    return next(differences(old, new), None)
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the dotted key of every difference with both values."""
     for key in dict.fromkeys([*old, *new]):
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found = first_difference(a, b, f"{prefix}{key}.")
-            if found:
-                return found
+            yield from differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            return f"{prefix}{key}", a, b
-    return None
+            yield f"{prefix}{key}", a, b

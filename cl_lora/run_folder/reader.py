@@ -14,6 +14,7 @@ import pandas as pd
 from cl_lora.evaluation.scores import ScoreTable
 from cl_lora.run_folder import layout
 from cl_lora.run_folder.config_file import read_config
+from cl_lora.run_folder.identity import filled
 from cl_lora.run_folder.layout import (
     ADAPTERS,
     COEFFICIENTS_FILE,
@@ -119,8 +120,12 @@ class RunFolder:
     @property
     def identity(self) -> Mapping[str, Any]:
         """What decides the run's numbers, as recorded."""
-        identity: Mapping[str, Any] = self.config.get("identity") or {}
+        identity: Mapping[str, Any] = self.config["identity"]
         return identity
+
+    def identity_beside(self, other: RunFolder) -> Mapping[str, Any]:
+        """Return the identity with every option that only ``other`` knows, at its default."""
+        return filled(self.identity, other.config["identity_defaults"])
 
     @classmethod
     def read(cls, path: str | Path, *, allow_unfinished: bool = False) -> RunFolder:

@@ -6,4 +6,13 @@ from __future__ import annotations
 from cl_lora.tasks.classes import CLASS, class_metric
 from cl_lora.tasks.core import KINDS, Accumulator, Task, TaskKind, get_kind, register_kind
 
-__all__ = ["CLASS", "KINDS", "Accumulator", "Task", "TaskKind", "class_metric", "get_kind", "register_kind"]
+__all__ = [
+    "CLASS",
+    "KINDS",
+    "Accumulator",
+    "Task",
+    "TaskKind",
+    "class_metric",
+    "get_kind",
+    "register_kind",
+]

@@ -260,7 +260,7 @@ def test_what_cannot_be_paired_is_refused_with_the_reason(pacs, more_seeds, offi
         ({"identity__backbone__input_size": 224}, "backbone.input_size is 112 in one and 224"),
         ({"identity__precision": "bf16"}, "precision is 'fp32' in one and 'bf16' in the other"),
         ({"identity__device": "cuda"}, "device is 'cpu' in one and 'cuda' in the other"),
-        ({"identity__targets": ["q", "v"]}, """targets is None in one and '["q", "v"]'"""),
+        ({"identity__targets": ["q", "v"]}, "targets is None in one and ['q', 'v']"),
     ],
 )
 def test_what_cannot_be_averaged_is_refused_with_the_reason(pacs, tmp_path, settings, reason):
@@ -471,3 +471,16 @@ def test_without_order_there_is_no_forgetting(tmp_path):
     assert "at stage all" in table.title
     assert [c.title for c in table.columns] == ["average", "n", "vs joint", "p"]
     assert comparison.frame()["forgetting"].isna().all()
+
+
+def test_an_option_that_a_later_version_adds_makes_no_other_run(tmp_path):
+    """At its default it is what the older run was made with; at another value it is not."""
+    old = fabricate_run(tmp_path / "old", seeds=(0,))
+    new = fabricate_run(tmp_path / "new", seeds=(1,))
+    for value, columns in ((0.5, 1), (0.9, 2)):
+        config = yaml.safe_load((new / "config.yaml").read_text())
+        config["identity"]["strategy"]["noise"] = value
+        config["identity_defaults"]["noise"] = 0.5
+        (new / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        runs = [RunFolder.read(old), RunFolder.read(new)]
+        assert len(compare_runs(runs).conditions) == columns

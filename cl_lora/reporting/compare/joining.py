@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.evaluation.scores import Score, ScoreTable
 from cl_lora.evaluation.shape import Shape
+from cl_lora.run_folder.identity import differences
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support.errors import UserError
 
@@ -98,7 +98,7 @@ def why_apart(a: RunFolder, b: RunFolder, names: tuple[str, str] = ("one", "the 
 
 def changes(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str]) -> Iterator[str]:
     """Yield every setting that differs, in words; settings within settings by dotted names."""
-    for key, x, y in _changed(a, b):
+    for key, x, y in differences(a, b):
         yield f"{key} is {x!r} in {names[0]} and {y!r} in {names[1]}"
 
 
@@ -118,28 +118,9 @@ def _reasons(a: RunFolder, b: RunFolder, names: tuple[str, str]) -> Iterator[str
     told |= {x, y}
     if x != y:
         yield f"the weights of their backbones differ (fingerprints {x[:8]} and {y[:8]})"
-    for key, old, new in _changed(a.identity, b.identity):
-        if old not in told or new not in told:  # fingerprints that were named above
+    for key, old, new in differences(a.identity_beside(b), b.identity_beside(a)):
+        if str(old) not in told or str(new) not in told:  # fingerprints that were named above
             yield f"{key} is {old!r} in {names[0]} and {new!r} in {names[1]}"
-
-
-def _changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    x, y = _flat(a), _flat(b)
-    for key in dict.fromkeys([*x, *y]):
-        if x.get(key) != y.get(key):
-            yield key, x.get(key), y.get(key)
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return dotted key -> leaf; lists become text, so that every leaf can be looked up."""
-    flat: dict[str, Any] = {}
-    for key, x in value.items():
-        name = f"{prefix}{key}"
-        if isinstance(x, Mapping):
-            flat |= _flat(x, f"{name}.")
-        else:
-            flat[name] = x if x is None or isinstance(x, str | int | float) else json.dumps(x)
-    return flat
 
 
 def _together(runs: Sequence[RunFolder]) -> ScoreTable:
