@@ -184,7 +184,8 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
             self.train(experience, eval_streams=[], num_workers=0)
         finally:
             self._meter.close()
-            self.backbone.network = remove(self.backbone.network) if self._wrapped else self.backbone.network
+            if self._wrapped:
+                self.backbone.network = remove(self.backbone.network)
             # Else dropout and normalisation of the backbone would serve as in training.
             self.model.eval()
         assert self._factors is not None

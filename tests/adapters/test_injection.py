@@ -54,7 +54,8 @@ def test_each_target_is_found_by_name_in_every_block(backbone: Backbone, target:
 
 
 def test_patch_embedding_is_never_adapted(backbone: Backbone) -> None:
-    assert target_modules(backbone.network, ["proj"]) == ("blocks.0.attn.proj", "blocks.1.attn.proj")
+    found = target_modules(backbone.network, ["proj"])
+    assert found == ("blocks.0.attn.proj", "blocks.1.attn.proj")
 
 
 @pytest.mark.parametrize("targets", [("qkv", "fc2"), ("q", "v", "proj")])

@@ -72,11 +72,12 @@ def test_examples_run(section: str, tmp_path: Path) -> None:
         "CL_LORA_CACHE": str(tmp_path / "cache"),
         "OMP_NUM_THREADS": "1",
     }
-    for language, text in EXAMPLES[section]:
+    for language, given in EXAMPLES[section]:
         assert language in ("python", "console")
-        if (saved := re.search(r"plugins=\[(\w+)\]", text)) is not None:
+        text = given
+        if (saved := re.search(r"plugins=\[(\w+)\]", given)) is not None:
             (tmp_path / f"{saved[1]}.py").write_text(EXAMPLES[section][0][1])
-            text = text.replace("run_dir=", f"{' '.join(TINY)} run_dir=")
+            text = given.replace("run_dir=", f"{' '.join(TINY)} run_dir=")
         shell = ["bash", "-euo", "pipefail", "-c", text]
         command = [sys.executable, "-c", text] if language == "python" else shell
         done = subprocess.run(
