@@ -90,7 +90,7 @@ def images_of(benchmark: Benchmark, j: int) -> set[bytes]:
 def test_replay_trains_on_earlier_experiences_for_longer_epochs(
     make_backbone, benchmark_16, plain
 ) -> None:
-    replay = ReplayPlugin(mem_size=MEMORY, batch_size=BATCH, batch_size_mem=2)
+    replay = ReplayPlugin(mem_size=MEMORY, batch_size=4, batch_size_mem=4)
     adapters, watch = trained(make_backbone(), benchmark_16, replay)
     own = [images_of(benchmark_16, j) for j in range(3)]
     assert watch.samples[0] == own[0]
@@ -99,7 +99,7 @@ def test_replay_trains_on_earlier_experiences_for_longer_epochs(
     earlier = watch.samples[2] - own[2]
     assert earlier & own[0]
     assert earlier & own[1]
-    # 12 samples in memory, two a batch, where an experience alone has three batches.
+    # Four of each a batch: an experience of 24 has six batches then, not three.
     assert watch.batches == [3, 6, 6]
     # The schedule ends where training ends, in the epochs of the loader that replay put in.
     for batches, rates in zip(watch.batches, watch.rates, strict=True):
