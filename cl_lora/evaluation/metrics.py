@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.errors import UserError
+from cl_lora.support.registry import look_up
 
 PERCENT = "%"
 
@@ -108,9 +109,7 @@ def get_metric(name: str) -> Metric:
     Raises:
         UserError: if there is none, naming the nearest known.
     """
-    if name not in METRICS:
-        raise unknown_name("metric", name, METRICS)
-    return METRICS[name]
+    return look_up("metric", METRICS, name)
 
 
 ACCURACY = register_metric(Metric("accuracy", "Accuracy", PERCENT, True, 0.0, 1.0))

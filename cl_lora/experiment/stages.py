@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from cl_lora.evaluation.scores import UNTRAINED
 from cl_lora.run_folder.records import StageRecord as Stage
-from cl_lora.support.errors import unknown_name
-from cl_lora.support.registry import check_free
+from cl_lora.support.registry import check_free, look_up
 
 __all__ = ["PROTOCOLS", "Protocol", "Stage", "get_protocol", "register_protocol", "untrained"]
 
@@ -71,9 +70,7 @@ def get_protocol(name: str) -> Protocol:
     Raises:
         UserError: if there is none, naming the nearest known.
     """
-    if name not in PROTOCOLS:
-        raise unknown_name("protocol", name, PROTOCOLS)
-    return PROTOCOLS[name]
+    return look_up("protocol", PROTOCOLS, name)
 
 
 @register_protocol(

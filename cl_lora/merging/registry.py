@@ -12,7 +12,7 @@ from torch import Tensor
 from cl_lora.merging.spaces import SPACES, Sources
 from cl_lora.merging.update import Entry
 from cl_lora.support.errors import UserError, unknown_name
-from cl_lora.support.registry import check_free
+from cl_lora.support.registry import check_free, look_up
 
 Differentiability: TypeAlias = Literal["linear", "differentiable", "no"]
 """How a merged update depends on its coefficients.
@@ -207,9 +207,7 @@ def get_method(name: str) -> MethodInfo:
     Raises:
         UserError: if there is none, naming the nearest known.
     """
-    if name not in METHODS:
-        raise unknown_name("merge method", name, METHODS)
-    return METHODS[name]
+    return look_up("merge method", METHODS, name)
 
 
 def check_options(

@@ -10,8 +10,7 @@ from typing import ClassVar, TypeVar
 from torch import Tensor, nn
 
 from cl_lora.models.heads import HeadState, average_heads, linear_head, merge_heads
-from cl_lora.support.errors import unknown_name
-from cl_lora.support.registry import check_free
+from cl_lora.support.registry import check_free, look_up
 
 
 @dataclass(frozen=True)
@@ -92,9 +91,7 @@ def get_head_policy(name: str) -> HeadPolicy:
     Raises:
         UserError: if there is none, naming the nearest known.
     """
-    if name not in HEAD_POLICIES:
-        raise unknown_name("head policy", name, HEAD_POLICIES)
-    return HEAD_POLICIES[name]
+    return look_up("head policy", HEAD_POLICIES, name)
 
 
 class _Newest(HeadPolicy):

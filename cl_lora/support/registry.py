@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from cl_lora.support.errors import UserError
+from collections.abc import Mapping
+from typing import TypeVar
+
+from cl_lora.support.errors import UserError, unknown_name
+
+T = TypeVar("T")
 
 
 def check_free(kind: str, name: str, taken: object | None, new: object) -> None:
@@ -32,3 +37,19 @@ def origin(thing: object) -> str:
     """Return the module and qualified name of a function, a class, or an object's class."""
     named = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"{named.__module__}.{getattr(named, '__qualname__', '')}"
+
+
+def look_up(kind: str, registry: Mapping[str, T], name: str) -> T:
+    """Return what is registered by a name.
+
+    Args:
+        kind: what is looked up, e.g. ``"merge method"``.
+        registry: name -> entry.
+        name: the name.
+
+    Raises:
+        UserError: if there is no such entry; names the nearest known.
+    """
+    if name not in registry:
+        raise unknown_name(kind, name, registry)
+    return registry[name]

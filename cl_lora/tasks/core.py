@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from cl_lora.evaluation.metrics import Metric, register_metric
-from cl_lora.support.errors import unknown_name
-from cl_lora.support.registry import check_free
+from cl_lora.support.registry import check_free, look_up
 
 
 class Accumulator(Protocol):
@@ -128,6 +127,4 @@ def get_kind(name: str) -> TaskKind:
     Raises:
         UserError: there is none; names the nearest known.
     """
-    if name not in KINDS:
-        raise unknown_name("task kind", name, KINDS)
-    return KINDS[name]
+    return look_up("task kind", KINDS, name)

@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeAlias
 from cl_lora.merging.coefficients.groups import GRANULARITIES, module_groups
 from cl_lora.merging.coefficients.state import CoefficientState
 from cl_lora.merging.registry import OptionSpec, check_options, options_text
-from cl_lora.support.errors import UserError, unknown_name
-from cl_lora.support.registry import check_free
+from cl_lora.support.errors import UserError
+from cl_lora.support.registry import check_free, look_up
 
 How: TypeAlias = Literal["fixed", "gradient", "search"]
 """How coefficients come about.
@@ -140,9 +140,7 @@ def get_rule(name: str) -> RuleInfo:
     Raises:
         UserError: if there is none, naming the nearest known.
     """
-    if name not in RULES:
-        raise unknown_name("coefficient rule", name, RULES)
-    return RULES[name]
+    return look_up("coefficient rule", RULES, name)
 
 
 def rules_table() -> list[dict[str, str]]:
