@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from cl_lora.support.errors import UserError
-from cl_lora.support.registry import look_up
 
 PERCENT = "%"
 
@@ -101,15 +100,6 @@ def register_metric(metric: Metric) -> Metric:
         )
     METRICS[metric.name] = metric
     return metric
-
-
-def get_metric(name: str) -> Metric:
-    """Return the metric called ``name``.
-
-    Raises:
-        UserError: if there is none, naming the nearest known.
-    """
-    return look_up("metric", METRICS, name)
 
 
 ACCURACY = register_metric(Metric("accuracy", "Accuracy", PERCENT, True, 0.0, 1.0))

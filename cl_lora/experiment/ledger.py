@@ -41,6 +41,11 @@ class Ledger:
         """Names of arms and rows, as they are sorted."""
         return [*(arm.name for arm in self.arms), *(row.name for row in self.references)]
 
+    @property
+    def banks(self) -> tuple[str, ...]:
+        """Names of the banks that are needed."""
+        return tuple(dict.fromkeys(["fresh", *(b for row in self.references for b in row.banks)]))
+
     def without(self, arm: Arm, reason: str) -> Ledger:
         """Return the ledger after an arm diverged: later commands skip it until they name it."""
         entry = {"arm": self.given[arm.name], "variant": arm.variant, "reason": reason}

@@ -177,12 +177,16 @@ class _Run:
     def _seed(self, seed: int) -> list[DivergedError]:
         """Train and score what is missing of one seed; return the errors of arms that diverged."""
         self._write_buffers(seed)
-        banks = dict.fromkeys(["fresh", *(b for r in self.ledger.references for b in r.banks)])
         bench = Workbench(
             benchmark=self.benchmark,
             backbone=self.backbone,
             banks=train_banks(
-                self.settings, self.benchmark, self.backbone, self.folder, seed, banks
+                self.settings,
+                self.benchmark,
+                self.backbone,
+                self.folder,
+                seed,
+                self.ledger.banks,
             ),
             compute=Compute(self.settings.device, self.settings.bf16),
             seed=seed,

@@ -141,11 +141,6 @@ class Settings:
         """What holds for an arm that does not say."""
         return ArmDefaults(self.options.spc, self.options.buffer_batch_size, self.training.head)
 
-    @property
-    def banks(self) -> tuple[str, ...]:
-        """Names of the banks that are needed."""
-        return tuple(dict.fromkeys(["fresh", *(b for r in self.references for b in r.banks)]))
-
     def identity(self, data: str, backbone: Mapping[str, Any]) -> dict[str, Any]:
         """Return what decides the numbers: runs that differ in it never share a folder.
 
