@@ -88,12 +88,12 @@ def rows(found: dict[str, dict[str, Any]], steps: int, of: str) -> list[dict[str
 
 def main() -> None:
     torch.manual_seed(0)
-    alone = rows(interleaved(merging(), repeats=5), 1, "merge alone, ViT-B")
-    whole = rows(interleaved(learning(bf16=True), repeats=3), STEPS, f"whole step, {VIT}")
+    alone = rows(interleaved(merging(), repeats=5), 1, "merging alone (ViT-B)")
+    whole = rows(interleaved(learning(bf16=True), repeats=5), STEPS, "a whole step (ViT-Ti)")
     report(
         "learning",
-        f"merge alone: {SHAPES}; whole step: {VIT}, 4 adapters of rank 8 on qkv, batch {BATCH}, "
-        f"bf16, {STEPS} steps and materialising",
+        f"merging alone: {SHAPES}; a whole step: {VIT}, 4 adapters of rank 8 on qkv, "
+        f"batch {BATCH}, bf16, {STEPS} steps and materialising",
         [*alone, *whole],
         ties_factors_to_delta={
             row["of"]: row["to_linear"]

@@ -49,11 +49,18 @@ def claims() -> list[Claim]:
         if row["case"] == "one more arm, after the last experience"
     )
     growth = _result("growth")["exponents"]
+    learning = _result("learning")["ties_factors_to_delta"]
     return [
         _at_least(
             "one coefficient step, afresh / with a plan",
             5,
             _result("coefficient_step")["times_less"],
+        ),
+        Claim(
+            "one step of learning, TIES in factors / TIES in delta (linear)",
+            "",
+            ", ".join(f"{ratio:.2f} {of}" for of, ratio in learning.items()),
+            None,
         ),
         Claim(
             "training images/s, strategy / hand-written loop",
