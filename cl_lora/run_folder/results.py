@@ -109,6 +109,9 @@ def read_coefficients(path: Path) -> list[Coefficient]:
                 if missing:
                     s = "s" * (len(missing) > 1)
                     raise _damaged(path, f"missing column{s} {', '.join(missing)}")
+                if tuple(fields) != COEFFICIENT_COLUMNS:
+                    wanted, got = ",".join(COEFFICIENT_COLUMNS), ",".join(fields)
+                    raise _damaged(path, f"expected the columns {wanted} but got {got}")
                 continue
             found.append(_parse(dict(zip(COEFFICIENT_COLUMNS, fields, strict=True))))
     except (csv.Error, ValueError) as error:

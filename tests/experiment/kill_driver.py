@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-import cl_lora.benchmarks.stream
+import cl_lora.benchmarks.avalanche
 import cl_lora.experiment.pipeline
 import cl_lora.strategies.lora  # noqa: F401
 from cl_lora.cli import main
@@ -37,7 +37,7 @@ def start(run: Path, cache: Path) -> int:
     log = os.open(f"{run}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    os._exit(main(["run", *overrides(run)]))
+    os._exit(main(["run", *overrides(run, "model.img_size=16")]))
 
 
 def finish(run: Path, cache: Path) -> int:

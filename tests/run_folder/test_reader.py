@@ -7,7 +7,9 @@ import yaml
 from fabricate import ARMS, DOMAINS, REFERENCES, fabricate_run
 
 from cl_lora.evaluation.scores import ScoreTable
-from cl_lora.run_folder.reader import COEFFICIENT_COLUMNS, RunFolder
+from cl_lora.run_folder.layout import COEFFICIENT_COLUMNS, FORMAT
+from cl_lora.run_folder.reader import RunFolder
+from cl_lora.run_folder.records import StreamRecord
 from cl_lora.support.errors import UserError
 
 
@@ -18,7 +20,7 @@ def test_everything_is_read(run_path):
     assert run.arms == tuple(ARMS)
     assert run.references == REFERENCES
     assert run.experiences == DOMAINS
-    assert run.stream.test_sizes == (300,) * 4
+    assert [e.test for e in run.stream.experiences] == [300] * 4
     assert run.settings("ties_w1")["density"] == 0.2
     assert run.settings("joint") == {}
     assert run.environment["torch"] == "2.13.0"
@@ -36,7 +38,7 @@ def test_training_curves_of_every_bank(run_path):
     assert found == [
         (seed, bank, i, name)
         for seed in (0, 1)
-        for bank, names in (("own", DOMAINS), ("joint", ["all"]), ("sequential", DOMAINS))
+        for bank, names in (("fresh", DOMAINS), ("joint", ["all"]), ("sequential", DOMAINS))
         for i, name in enumerate(names)
     ]
     assert curves[0].epochs == (0, 1, 2, 3, 4)
@@ -82,11 +84,11 @@ def test_no_run_folder(tmp_path):
 
 def test_another_version(run_path):
     config = yaml.safe_load((run_path / "config.yaml").read_text())
-    for version in (2, None):
+    for version in (1, FORMAT + 1, None):
         (run_path / "config.yaml").write_text(yaml.safe_dump({**config, "format": version}))
         text = message(run_path)
         assert "written by another version" in text
-        assert f"expected format 1 in config.yaml but got {version}" in text
+        assert f"expected format {FORMAT} in config.yaml but got {version}" in text
 
 
 def test_unfinished_says_what_is_there_and_what_is_missing(run_path):
@@ -94,11 +96,11 @@ def test_unfinished_says_what_is_there_and_what_is_missing(run_path):
     part = [s for s in whole if not (s.seed == 1 and s.stage == 3 and s.arm != "last")]
     ScoreTable(part).write(run_path / "scores.csv")
     text = message(run_path)
-    # base was scored before training and needs no more; last is complete.
-    assert "8 of 8 adapters are trained and 10 of 16 arms are scored" in text
+    # base is scored under the head of every stage; last is complete.
+    assert "8 of 8 adapters are trained and 9 of 16 arms are scored" in text
     assert "missing 'ta_w1' of seed 1, 'ta_adaptive_b3' of seed 1" in text
-    assert "and 3 more; run the same command again" in text
-    assert len(RunFolder.read(run_path, allow_unfinished=True).missing()) == 6
+    assert "and 4 more; run the same command again" in text
+    assert len(RunFolder.read(run_path, allow_unfinished=True).missing()) == 7
 
 
 def test_unfinished_before_any_score(run_path):
@@ -114,10 +116,10 @@ def test_unfinished_before_any_score(run_path):
     [
         ("config.yaml", "a: [", "config.yaml is damaged (while parsing"),
         ("config.yaml", "", "it holds no settings"),
-        ("config.yaml", "{format: 1, name: a}", "expected a list as 'seeds' but got None"),
+        ("config.yaml", "{format: 2, name: a}", "expected a dict as 'identity' but got None"),
         ("stream.json", "{", "stream.json is damaged"),
         ("stream.json", "[]", "expected an object but got list"),
-        ("stream.json", "{}", "'name' is missing"),
+        ("stream.json", "{}", "'tasks' is missing"),
         ("environment.json", "{", "environment.json is damaged"),
         ("coefficients.csv", "seed,arm\n0,a\n", "missing columns stage, group, adapter, value"),
         (
@@ -135,7 +137,7 @@ def test_unfinished_before_any_score(run_path):
         (
             "coefficients.csv",
             ",".join(COEFFICIENT_COLUMNS) + "\n0,ties_w1,4,all,0,1.0\n",
-            "rows of other experiences than the 4 domains",
+            "rows of other experiences than the 4 of the stream",
         ),
         ("scores.csv", "seed\n", "scores.csv, line 1: missing columns arm"),
         ("adapters/seed-0/00-photo/training.json", '{"loss": [{"epoch": 0}]}', "'loss' is no list"),
@@ -150,11 +152,70 @@ def test_damage_is_one_sentence_with_file_and_remedy(run_path, file, text, expec
     assert "run" in told.rsplit(";", maxsplit=1)[-1]
 
 
-def test_scores_of_another_stream(tmp_path):
+def shortened(stream, experiences, stages):
+    """Return stream.json with the first experiences and the first stages after training."""
+    kept = [
+        {**s, "evaluated": s["evaluated"][:experiences]}
+        for s in stream["stages"]
+        if s["index"] < stages
+    ]
+    return {**stream, "experiences": stream["experiences"][:experiences], "stages": kept}
+
+
+@pytest.mark.parametrize(
+    ("experiences", "stages", "expected"),
+    [
+        (2, 2, "scores on 3 experiences but stream.json lists 2 experiences"),
+        (3, 2, "scores on 3 stages but stream.json lists 2 stages"),
+    ],
+)
+def test_scores_of_another_stream(tmp_path, experiences, stages, expected):
     path = fabricate_run(tmp_path / "run", domains=("a", "b", "c"))
     stream = json.loads((path / "stream.json").read_text())
-    (path / "stream.json").write_text(json.dumps({**stream, "domains": ["a", "b"]}))
-    assert "scores on 3 experiences but stream.json lists 2 domains" in message(path)
+    (path / "stream.json").write_text(json.dumps(shortened(stream, experiences, stages)))
+    assert expected in message(path)
+
+
+def test_coefficients_of_a_stage_that_is_none(tmp_path):
+    path = fabricate_run(tmp_path / "run", domains=("a", "b", "c"))
+    (path / "coefficients.csv").write_text(
+        ",".join(COEFFICIENT_COLUMNS) + "\n0,ties_w1,0,all,3,1.0\n"
+    )
+    assert "rows of other experiences than the 3" in message(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("experiences", [], "it lists no experiences"),
+        ("stages", [], "it lists no stages"),
+        ("stages", lambda stages: stages[:1], "it lists no stages"),
+        ("experiences", lambda all_: all_[:2], "it lists stages of other experiences"),
+        ("tasks", [], "it lists experiences of unknown tasks"),
+        ("protocol", {"name": "prefixes", "ordered": "yes"}, "ordered is neither true nor false"),
+        ("protocol", {"name": "prefixes"}, "'ordered' is missing"),
+        ("backbone", "beef", "backbone is no object"),
+        ("experiences", [{"name": "a"}], "'task' is missing"),
+        ("stages", [3], "stream.json is damaged"),
+    ],
+)
+def test_a_stream_that_contradicts_itself(run_path, key, value, expected):
+    path = run_path / "stream.json"
+    stream = json.loads(path.read_text())
+    stream[key] = value(stream[key]) if callable(value) else value
+    path.write_text(json.dumps(stream))
+    assert expected in message(run_path)
+
+
+def test_a_stream_is_read_as_it_was_written(run_path):
+    stream = RunFolder.read(run_path).stream
+    assert StreamRecord.from_record(json.loads(json.dumps(stream.record()))) == stream
+    assert stream.names == DOMAINS
+    assert list(stream.metrics) == ["accuracy", "f1"]
+    assert stream.scored_by("accuracy") == (0, 1, 2, 3)
+    assert stream.scored_by("rmse") == ()
+    shape = stream.shape("accuracy")
+    assert (shape.stages, shape.experiences, shape.ordered) == (4, 4, True)
 
 
 def test_arms_that_the_configuration_does_not_name_are_left_out(run_path):
