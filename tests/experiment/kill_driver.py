@@ -6,6 +6,7 @@ can clean up. Run as: python kill_driver.py FOLDER MOMENTS
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 import cl_lora.benchmarks.avalanche
+import cl_lora.configuration.launch
 import cl_lora.experiment.pipeline
 import cl_lora.strategies.lora  # noqa: F401
 from cl_lora.cli import main
@@ -105,4 +107,6 @@ def drive(folder: Path, moments: int) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
+    for late in ("hydra.main", "peft", "timm.models.vision_transformer"):
+        importlib.import_module(late)  # only after cl_lora: it makes them loadable beside any torch
     print(json.dumps(drive(Path(sys.argv[1]), int(sys.argv[2]))))
