@@ -23,13 +23,13 @@ from cl_lora.configuration.compose import compose_config
 from cl_lora.experiment.arms import make_arm
 from cl_lora.experiment.evaluator import Evaluator
 from cl_lora.experiment.merged import serve_arm
-from cl_lora.experiment.pipeline import prepare_backbone
 from cl_lora.experiment.serving import Workbench
 from cl_lora.experiment.settings import read_settings
 from cl_lora.experiment.stages import Stage
 from cl_lora.experiment.training import train_banks
-from cl_lora.models.backbones import image_size
+from cl_lora.models.backbones import input_size
 from cl_lora.models.compute import Compute
+from cl_lora.models.prepare import prepare_backbone
 from cl_lora.strategies.lora import LoRAStrategy
 from perf.common import interleaved, report
 
@@ -41,9 +41,11 @@ def main() -> None:
         raw = compose_config([f"run_dir={temporary}/run", "strategy.epochs=1"])
         settings = read_settings(raw)
         benchmark = make_benchmark(
-            {**raw["benchmark"], "cache_dir": temporary}, image_size(settings.model)
+            {**raw["benchmark"], "cache_dir": temporary}, input_size(settings.model)
         )
-        backbone = prepare_backbone(settings)
+        backbone, _ = prepare_backbone(
+            settings.model, settings.lora, settings.device, settings.bf16
+        )
         folder = Path(temporary) / "run"
         bench = Workbench(
             benchmark=benchmark,

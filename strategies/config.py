@@ -68,7 +68,7 @@ class Lineage:
     continues: bool
 
 
-FRESH = Lineage("fresh", continues=False)
+ANEW = Lineage("fresh", continues=False)
 """A new adapter an experience."""
 
 CONTINUED = Lineage("sequential", continues=True)

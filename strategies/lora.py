@@ -18,7 +18,7 @@ from cl_lora.adapters import Adapter, LoRAFactors
 from cl_lora.adapters.injection import LoRAConfig, extract, inject, remove
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.heads import linear_head, new_linear_head
-from cl_lora.strategies.config import FRESH, Lineage, TrainingConfig, schedule
+from cl_lora.strategies.config import ANEW, Lineage, TrainingConfig, schedule
 from cl_lora.support import progress
 from cl_lora.support.errors import UserError
 from cl_lora.support.seeding import seed_everything
@@ -120,7 +120,7 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
         lora: LoRAConfig,
         training: TrainingConfig,
         seed: int,
-        lineage: Lineage = FRESH,
+        lineage: Lineage = ANEW,
         device: torch.device | str = "cpu",
         bf16: bool = False,
         plugins: Sequence[SupervisedPlugin] = (),

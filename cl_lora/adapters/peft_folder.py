@@ -95,7 +95,7 @@ def write_folder(folder: Path, contents: Contents) -> None:
 def check_replaceable(folder: Path) -> None:
     """Refuse to write over anything but an empty folder and an adapter that this package wrote.
 
-    What peft wrote is refused as well: it has files beside the adapter, a README at least.
+    What peft wrote is refused as well: it has no ``training.json``.
 
     Raises:
         UserError: names one of the files that would be lost.
@@ -105,11 +105,12 @@ def check_replaceable(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"Expected {folder} to be a folder but it is a file; give another name")
     names = {path.name for path in folder.iterdir()}
-    others = sorted(names - _FILES) or sorted(names - {CONFIG_FILE, WEIGHTS_FILE})
-    if names - _FILES or (names and not names & {CONFIG_FILE, WEIGHTS_FILE}):
+    others = sorted(names - _FILES)
+    if others or (names and TRAINING_FILE not in names):
+        why = f"holds {others[0]!r}" if others else f"has no {TRAINING_FILE}"
         raise UserError(
-            f"{folder} holds {others[0]!r}, so it is no adapter of ours to be replaced; choose "
-            "another folder, or delete this one first"
+            f"{folder} {why}, so it is no adapter of ours to be replaced; choose another folder, "
+            "or delete this one first"
         )
 
 

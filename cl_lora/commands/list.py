@@ -83,7 +83,7 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
     "arms": _arms,
     "experiments": lambda: _comment("experiment", line=1),
     "heads": _registry("cl_lora.models.head_policies", "HEAD_POLICIES"),
-    "baselines": _registry("cl_lora.experiment.references", "REFERENCES"),
+    "references": _registry("cl_lora.experiment.references", "REFERENCES"),
     "protocols": _registry("cl_lora.experiment.stages", "PROTOCOLS"),
     "kinds": _registry("cl_lora.tasks", "KINDS"),
     "metrics": _metrics,

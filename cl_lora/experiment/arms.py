@@ -69,6 +69,11 @@ class Arm:
         """Whether it sees samples of the buffer."""
         return self.rule.learned or self.policy.needs_support
 
+    @property
+    def in_batches(self) -> bool:
+        """Whether its coefficients are learned step by step."""
+        return self.rule.how == "gradient"
+
     def given(self, members: Sequence[int], modules: Sequence[str]) -> Tensor:
         """Return coefficients that are not learned, float64 (n,) for n merged adapters.
 
@@ -83,11 +88,16 @@ class Arm:
     @property
     def variant(self) -> dict[str, Any]:
         """Everything that defines the arm, defaults written out: what is recorded of it."""
+        merge = variant_of(self.method, self.space, self.options)
+        scale, symbol = self.rule.info.scale or (None, None)
         return {
-            **variant_of(self.method, self.space, self.options),
+            **{key: merge.pop(key) for key in ("method", "space", "scaling")},
+            "options": merge,
             "coefficients": self.rule.config,
+            "scale": scale,
+            "scale_title": symbol,
             "spc": self.spc if self.needs_buffer else None,
-            "buffer_batch_size": self.buffer_batch_size if self.rule.learned else None,
+            "buffer_batch_size": self.buffer_batch_size if self.in_batches else None,
             "head": self.head,
             "tune_head": self.tune_head,
         }
@@ -95,7 +105,9 @@ class Arm:
 
 def settings_of(variant: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings of which :func:`make_arm` makes an arm of this :attr:`Arm.variant`."""
-    return {key: v for key, v in variant.items() if key != "scaling" and v is not None}
+    told = ("scaling", "scale", "scale_title", "options")
+    own = {key: v for key, v in variant.items() if key not in told and v is not None}
+    return {**own, **{k: v for k, v in variant.get("options", {}).items() if v is not None}}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from cl_lora.adapters import Adapter
 from cl_lora.benchmarks.core import Benchmark
-from cl_lora.strategies.config import CONTINUED, FRESH, Lineage
+from cl_lora.run_folder import layout
+from cl_lora.strategies.config import ANEW, CONTINUED, Lineage
 from cl_lora.support.errors import UserError
 
 
@@ -25,9 +26,9 @@ class BankKind:
 
     name: str
     summary: str
-    lineage: Lineage = FRESH
+    lineage: Lineage = ANEW
     joint: bool = False
-    begins_like: str | None = None
+    begins_like: BankKind | None = None
 
     def names(self, benchmark: Benchmark) -> tuple[str, ...]:
         """Return the names of its adapters, in order."""
@@ -35,7 +36,7 @@ class BankKind:
 
     def title(self, name: str) -> str:
         """Return what training the adapter ``name`` is called."""
-        return name if self.name in (name, BANKS["fresh"].name) else f"{self.name} {name}"
+        return name if self is FRESH or self.joint else f"{self.name} {name}"
 
 
 BANKS: dict[str, BankKind] = {}
@@ -48,22 +49,27 @@ def register_bank(kind: BankKind) -> BankKind:
     Raises:
         UserError: if the name is taken.
     """
-    if kind.name in BANKS:
-        raise UserError(f"The bank {kind.name!r} is registered already; choose another name")
+    if BANKS.get(kind.name, kind) != kind:
+        raise UserError(
+            f"The bank {kind.name!r} is registered already: {BANKS[kind.name].summary}; choose "
+            "another name"
+        )
     BANKS[kind.name] = kind
     return kind
 
 
-register_bank(BankKind("fresh", "one new adapter an experience"))
-register_bank(
+FRESH = register_bank(BankKind(layout.FRESH, "one new adapter an experience"))
+SEQUENTIAL = register_bank(
     BankKind(
         "sequential",
         "the states of one adapter that is trained on from experience to experience",
         CONTINUED,
-        begins_like="fresh",
+        begins_like=FRESH,
     )
 )
-register_bank(BankKind("joint", "one adapter trained on all experiences at once", joint=True))
+JOINT = register_bank(
+    BankKind("joint", "one adapter trained on all experiences at once", joint=True)
+)
 
 Banks = Mapping[str, tuple[Adapter, ...]]
 """The adapters of one seed by kind of bank, in the order of the experiences."""

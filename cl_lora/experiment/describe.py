@@ -26,7 +26,7 @@ def describe_arm(arm: Arm) -> str:
     variant = arm.variant
     where = _SPACES.get(arm.space, f"in space {arm.space}")
     sentences = [f"{info.summary.rstrip('.')} ({info.paper}): {info.formula}; merged {where}."]
-    shown = {k: variant[k] for k in info.options if variant.get(k) is not None}
+    shown = {k: v for k, v in variant["options"].items() if v is not None}
     sentences += [f"Options: {_listed(shown)}."] if shown else []
     sentences.append(f"Coefficients: {_rule(arm)}.")
     if arm.head is not None:
@@ -42,10 +42,8 @@ def _rule(arm: Arm) -> str:
     text = rule.name + (f" with {_listed(options)}" if options else "")
     text += f" ({rule.info.formula})"
     if rule.learned:
-        text += (
-            f", learned on {arm.spc} samples per class and experience, in batches of "
-            f"{arm.buffer_batch_size}"
-        )
+        text += f", {'learned' if arm.in_batches else 'chosen'} on {arm.spc} samples per class and "
+        text += "experience" + (f", in batches of {arm.buffer_batch_size}" * arm.in_batches)
     return text
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_lora.experiment.arms import Arm, make_arm, settings_of
+from cl_lora.experiment.banks import FRESH
 from cl_lora.experiment.describe import describe_arm, describe_reference
 from cl_lora.experiment.references import Reference, get_references
 from cl_lora.experiment.settings import Settings, strategy_defaults
@@ -44,7 +45,9 @@ class Ledger:
     @property
     def banks(self) -> tuple[str, ...]:
         """Names of the banks that are needed."""
-        return tuple(dict.fromkeys(["fresh", *(b for row in self.references for b in row.banks)]))
+        kinds = [FRESH, *(bank for row in self.references for bank in row.banks)]
+        kinds += [kind.begins_like for kind in kinds if kind.begins_like is not None]
+        return tuple(dict.fromkeys(kind.name for kind in kinds))
 
     def without(self, arm: Arm, reason: str) -> Ledger:
         """Return the ledger after an arm diverged: later commands skip it until they name it."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from cl_lora.adapters import Adapter
 from cl_lora.adapters.injection import applied
 from cl_lora.experiment.arms import Arm
+from cl_lora.experiment.banks import FRESH
 from cl_lora.experiment.serving import Part, Served, Workbench
 from cl_lora.experiment.stages import Stage
 from cl_lora.merging import Plan, Update, coefficient_rows, learn, prepare, search
@@ -40,7 +41,7 @@ class _Merge:
 
     @property
     def adapters(self) -> list[Adapter]:
-        return [self.bench.banks["fresh"][m] for m in self.stage.members]
+        return [self.bench.banks[FRESH.name][m] for m in self.stage.members]
 
     @property
     def heads(self) -> list[HeadState]:

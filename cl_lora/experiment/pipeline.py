@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cl_lora.adapters.injection import split_qkv, target_modules
 from cl_lora.benchmarks import make_benchmark, validate_benchmark_config
 from cl_lora.benchmarks.core import Benchmark
 from cl_lora.benchmarks.draw import draw_buffer
@@ -24,11 +23,12 @@ from cl_lora.experiment.serving import Served, Workbench
 from cl_lora.experiment.settings import Settings, read_settings, set_threads, strategy_defaults
 from cl_lora.experiment.stages import Stage
 from cl_lora.experiment.training import train_banks
-from cl_lora.models.backbones import Backbone, image_size, load_backbone
+from cl_lora.models.backbones import Backbone, input_size
 from cl_lora.models.compute import Compute
+from cl_lora.models.prepare import prepare_backbone
 from cl_lora.run_folder import layout
 from cl_lora.run_folder.config_file import read_config, write_config
-from cl_lora.run_folder.environment import device_name, environment
+from cl_lora.run_folder.environment import device_name, environment, write_environment
 from cl_lora.run_folder.hits import write_hits
 from cl_lora.run_folder.identity import require_same
 from cl_lora.run_folder.lock import locked, require_run_folder
@@ -58,18 +58,15 @@ def execute(raw: Mapping[str, Any]) -> Path:
     settings = check(raw)
     if settings.given_folder is not None:
         _look_into(settings.given_folder)  # before data are decoded
-    benchmark = make_benchmark(raw["benchmark"], image_size(settings.model))
+    benchmark = make_benchmark(raw["benchmark"], input_size(settings.model))
     _check_tasks(settings, benchmark)
-    backbone = prepare_backbone(settings)
-    record = {
-        "fingerprint": backbone.fingerprint(),
-        "img_size": backbone.img_size,
-        **backbone.normalisation,
-    }
-    identity = json.loads(json.dumps(settings.identity(benchmark.fingerprint, record)))
+    backbone, modules = prepare_backbone(
+        settings.model, settings.lora, settings.device, settings.bf16
+    )
+    identity = json.loads(json.dumps(settings.identity(benchmark.fingerprint, backbone.record())))
     folder = settings.folder(identity)
     with locked(folder):
-        return _Run(settings, benchmark, backbone, identity, folder).finish()
+        return _Run(settings, benchmark, backbone, modules, identity, folder).finish()
 
 
 def check(raw: Mapping[str, Any]) -> Settings:
@@ -82,16 +79,6 @@ def check(raw: Mapping[str, Any]) -> Settings:
     validate_benchmark_config(raw["benchmark"])
     _ = settings.arms
     return settings
-
-
-def prepare_backbone(settings: Settings) -> Backbone:
-    """Load the backbone on its device, q, k and v split where the adapters need them apart."""
-    backbone = load_backbone(settings.model)
-    if settings.lora.splits_qkv:
-        split_qkv(backbone.network)
-    target_modules(backbone.network, settings.lora.targets)
-    backbone.spell_out_attention = settings.bf16 and settings.device.type == "cpu"
-    return backbone.to(settings.device)
 
 
 def _look_into(folder: Path) -> None:
@@ -136,6 +123,7 @@ class _Run:
         settings: Settings,
         benchmark: Benchmark,
         backbone: Backbone,
+        modules: Sequence[str],
         identity: Mapping[str, Any],
         folder: Path,
     ) -> None:
@@ -148,7 +136,7 @@ class _Run:
             require_same(folder, recorded.identity, identity, strategy_defaults())
         self.ledger: Ledger = open_ledger(folder, recorded, settings)
         check_weights(self.ledger.arms, len(benchmark.experiences))
-        check_groups(self.ledger.arms, target_modules(backbone.network, settings.lora.targets))
+        check_groups(self.ledger.arms, modules)
         self.buffers = {seed: self._draw(seed) for seed in self.ledger.seeds}
         self.results = Results(folder, self.ledger.rows, self._cells())
 
@@ -227,7 +215,8 @@ class _Run:
                 if hits:
                     write_hits(layout.hits_file(self.folder, bench.seed, row.name), hits)
                 self.results.add(as_scores(bench, row.name, stage, results), served.coefficients)
-        log.info("seed %d: evaluated %d arms and %d reference rows", bench.seed, arms, rows)
+        s, t = "s" * (arms != 1), "s" * (rows != 1)
+        log.info("seed %d: evaluated %d arm%s and %d reference row%s", bench.seed, arms, s, rows, t)
         return failed
 
     def _rows(self) -> list[_Row]:
@@ -268,7 +257,6 @@ class _Run:
             )
 
     def _write_environment(self) -> None:
-        """Write where this command runs; where earlier ones ran stays below ``earlier``."""
         path = self.folder / layout.ENVIRONMENT_FILE
         settings = self.settings
         here = environment(
@@ -277,13 +265,7 @@ class _Run:
             precision=settings.precision,
             seeds=settings.seeds,
         )
-        earlier: list[dict[str, Any]] = []
-        if path.exists():
-            with suppress(ValueError):  # a damaged file is replaced: nothing is computed from it
-                there = json.loads(path.read_text())
-                earlier = [*there.pop("earlier", []), there]
-        earlier = [e for e in earlier if {**e, "written": here["written"]} != here]
-        files.write_json(path, {**here, "earlier": earlier} if earlier else here)
+        write_environment(path, here)
 
     def _stream(self) -> StreamRecord:
         benchmark, protocol = self.benchmark, self.settings.protocol

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, TypeVar
 
+from cl_lora.experiment.banks import FRESH, JOINT, SEQUENTIAL, BankKind
 from cl_lora.experiment.serving import Served, Workbench
 from cl_lora.experiment.stages import Stage
 from cl_lora.support.errors import unknown_name
@@ -23,7 +24,7 @@ class Reference(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    banks: ClassVar[tuple[str, ...]] = ("fresh",)
+    banks: ClassVar[tuple[BankKind, ...]] = (FRESH,)
 
     def scored(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
         """Return the stages at which it is scored."""
@@ -84,7 +85,7 @@ class Last(Reference):
 
     def serve(self, bench: Workbench, stage: Stage) -> Served:
         """Serve the newest adapter."""
-        return Served.everywhere(bench.alone("fresh", stage.members[-1], stage), stage)
+        return Served.everywhere(bench.alone(FRESH, stage.members[-1], stage), stage)
 
 
 @register_reference
@@ -99,7 +100,7 @@ class Oracle(Reference):
 
         A head made of support samples is that of the time when the adapter was the newest.
         """
-        members = {m: bench.alone("fresh", m, stage.seen_by(m)) for m in stage.members}
+        members = {m: bench.alone(FRESH, m, stage.seen_by(m)) for m in stage.members}
         newest = members[stage.members[-1]]
         return Served({j: members.get(j, newest) for j in stage.evaluated})
 
@@ -110,11 +111,11 @@ class Sequential(Reference):
 
     name = "sequential"
     summary = "one LoRA trained on from experience to experience"
-    banks = ("fresh", "sequential")
+    banks = (FRESH, SEQUENTIAL)
 
     def serve(self, bench: Workbench, stage: Stage) -> Served:
         """Serve the state after the newest experience."""
-        return Served.everywhere(bench.alone("sequential", stage.members[-1], stage), stage)
+        return Served.everywhere(bench.alone(SEQUENTIAL, stage.members[-1], stage), stage)
 
 
 @register_reference
@@ -123,13 +124,17 @@ class Joint(Reference):
 
     name = "joint"
     summary = "one LoRA trained on all experiences at once, scored at the end"
-    banks = ("fresh", "joint")
+    banks = (FRESH, JOINT)
 
     def scored(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
-        """Return the stages at which all data were seen, and the one before any training."""
-        last = stages[-1]
-        return tuple(s for s in stages if s.index < 0 or set(s.members) == set(last.members))
+        """Return the stages that merge all there is, and the one before any training.
+
+        Where no stage merges everything, the last stands for them.
+        """
+        everything = {member for stage in stages for member in stage.members}
+        whole = [s for s in stages if set(s.members) == everything] or [stages[-1]]
+        return tuple(s for s in stages if s.index < 0 or s in whole)
 
     def serve(self, bench: Workbench, stage: Stage) -> Served:
         """Serve the one adapter."""
-        return Served.everywhere(bench.alone("joint", 0, stage), stage)
+        return Served.everywhere(bench.alone(JOINT, 0, stage), stage)

@@ -14,7 +14,7 @@ from cl_lora.adapters.injection import SupportsDelta, applied
 from cl_lora.benchmarks.batches import target_tensor
 from cl_lora.benchmarks.core import Benchmark
 from cl_lora.benchmarks.splits import Indices
-from cl_lora.experiment.banks import Banks
+from cl_lora.experiment.banks import FRESH, BankKind, Banks
 from cl_lora.experiment.stages import Stage
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.compute import Batch, Compute
@@ -42,7 +42,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """What an arm or a baseline serves at a stage.
+    """What an arm or a reference row serves at a stage.
 
     Attributes:
         parts: by index of the experience that is scored.
@@ -120,7 +120,7 @@ class Workbench:
         seed: the run's seed.
         policy: how the heads were trained, and serve where an arm does not say otherwise.
         buffers: samples a class -> for each experience the indices of its buffer.
-        spc: samples a class of the class means that baselines serve.
+        spc: samples a class of the class means that reference rows serve.
         batch_size: inputs a forward pass.
         head_lr: learning rate of a head that is tuned with the coefficients.
     """
@@ -189,16 +189,16 @@ class Workbench:
 
     def bare(self, stage: Stage) -> Part:
         """Return the bare backbone under the head of the newest adapter of a stage."""
-        newest = self.banks["fresh"][stage.members[-1]]
+        newest = self.banks[FRESH.name][stage.members[-1]]
         return Part(None, self._head(None, [newest], stage))
 
-    def alone(self, bank: str, member: int, stage: Stage) -> Part:
+    def alone(self, bank: BankKind, member: int, stage: Stage) -> Part:
         """Return one adapter of a bank under its own head."""
-        adapter = self.banks[bank][member]
+        adapter = self.banks[bank.name][member]
         update = OwnUpdate(adapter)
         # Heads made of the support change with it.
         of_support = stage.support if self.policy.needs_support else ()
-        return Part(update, self._head(update, [adapter], stage), (bank, member, of_support))
+        return Part(update, self._head(update, [adapter], stage), (bank.name, member, of_support))
 
     def _head(
         self, update: SupportsDelta | None, adapters: Sequence[Adapter], stage: Stage

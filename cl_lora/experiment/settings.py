@@ -155,7 +155,12 @@ class Settings:
     @property
     def _training_identity(self) -> dict[str, Any]:
         identity: dict[str, Any] = {
-            "strategy": {**_plain(self.lora), **_plain(self.training)},
+            # In whatever order layers are named, they are adapted in that of the backbone.
+            "strategy": {
+                **_plain(self.lora),
+                **_plain(self.training),
+                "targets": sorted(self.lora.targets),
+            },
             "protocol": self.protocol.name,
             "precision": self.precision,
             "device": self.device.type,
@@ -189,13 +194,15 @@ class Settings:
         """Return the run folder: ``run_dir``, or a name that the identity decides.
 
         An option at its default does not enter the name, so that options that a later version
-        adds change no folder.
+        adds change no folder; what data and model are called stands in it for the reader alone.
         """
         if self.given_folder is not None:
             return self.given_folder
         told = {**identity, "strategy": _without_defaults(identity["strategy"])}
-        name = f"{self.raw['benchmark']['name']}-{self.raw['model']['name']}-{digest(told, size=4)}"
-        return Path(str(self.options.runs_root or "runs")) / name
+        root, end = Path(str(self.options.runs_root or "runs")), digest(told, size=4)
+        there = sorted(root.glob(f"*-{end}")) if root.is_dir() else []
+        name = f"{self.raw['benchmark']['name']}-{self.raw['model']['name']}-{end}"
+        return there[0] if there else root / name
 
 
 def read_settings(raw: Mapping[str, Any]) -> Settings:

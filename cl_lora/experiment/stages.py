@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cl_lora.evaluation.scores import UNTRAINED
 from cl_lora.run_folder.records import StageRecord as Stage
+from cl_lora.support.errors import UserError
 from cl_lora.support.registry import check_free, look_up
 
 __all__ = ["PROTOCOLS", "Protocol", "Stage", "get_protocol", "register_protocol", "untrained"]
@@ -33,8 +34,35 @@ class Protocol:
     make: MakeStages
 
     def stages(self, names: Sequence[str]) -> tuple[Stage, ...]:
-        """Return every stage of a stream with these experiences, the untrained one first."""
-        return (untrained(names), *self.make(names))
+        """Return every stage of a stream with these experiences, the untrained one first.
+
+        Raises:
+            UserError: if the protocol makes no stage, or one that cannot be served or scored.
+        """
+        made = self.make(names)
+        if not made:
+            raise UserError(
+                f"The protocol {self.name!r} makes no stage of {len(names)} experiences; choose "
+                "another protocol, or a stream with more experiences"
+            )
+        for index, stage in enumerate(made):
+            self._check(stage, index, len(names))
+        return (untrained(names), *made)
+
+    def _check(self, stage: Stage, index: int, experiences: int) -> None:
+        named = (*stage.members, *stage.evaluated, *stage.support)
+        problem = None
+        if stage.index != index:
+            problem = f"has index {stage.index}, expected {index}"
+        elif not stage.members or not stage.evaluated:
+            problem = "merges or scores nothing"
+        elif not set(named) <= set(range(experiences)):
+            problem = f"names an experience outside 0..{experiences - 1}"
+        if problem:
+            raise UserError(
+                f"Stage {stage.name!r} of the protocol {self.name!r} {problem}; correct the "
+                "protocol"
+            )
 
 
 def untrained(names: Sequence[str]) -> Stage:

@@ -57,7 +57,7 @@ class _Trainer:
         names = kind.names(self.benchmark)
         bank = AdapterBank(bank_folder(self.run, self.seed, kind.name))
         if kind.begins_like is not None and not bank.has(0, names[0]):
-            bank.save(0, names[0], there[kind.begins_like][0])
+            bank.save(0, names[0], there[kind.begins_like.name][0])
         missing = [t for t, name in enumerate(names) if not bank.has(t, name)]
         if missing:
             self._train(kind, names, bank, first=missing[0])
@@ -105,7 +105,7 @@ class _Trainer:
             title,
             record["samples"],
             end["loss"],
-            metric.title.lower(),
+            metric.title,
             metric.scale * end[name],
             f" {metric.unit}" if metric.unit else "",
             record["seconds"],

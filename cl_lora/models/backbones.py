@@ -117,6 +117,14 @@ class Backbone(nn.Module):
         out: Tensor = self.network(self.normalise(images))
         return out
 
+    def record(self) -> dict[str, Any]:
+        """Return what decides its features: weights, input size and normalisation."""
+        return {
+            "fingerprint": self.fingerprint(),
+            "img_size": self.img_size,
+            **self.normalisation,
+        }
+
     def fingerprint(self) -> str:
         """Return a digest of all weights: two equal backbones have equal fingerprints.
 
@@ -137,7 +145,7 @@ class Backbone(nn.Module):
         return digest(*parts)
 
 
-def image_size(config: ModelConfig) -> int:
+def input_size(config: ModelConfig) -> int:
     """Return the input size in pixels that ``config`` asks for, without loading weights."""
     if config.img_size is not None:
         return config.img_size
@@ -162,7 +170,7 @@ def load_backbone(config: ModelConfig) -> Backbone:
     vit, mean, std = _embedded(config) if config.name == EMBEDDED else _timm(config)
     vit.requires_grad_(False).eval()
     return Backbone(
-        vit, image_size(config), list(config.mean or mean), list(config.std or std)
+        vit, input_size(config), list(config.mean or mean), list(config.std or std)
     ).eval()
 
 

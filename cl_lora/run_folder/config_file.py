@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ _OWN = (
     "seeds",
     "stopped",
 )
+
+
+_IDENTITY = ("data", "backbone", "strategy", "protocol", "precision", "device")
+"""What every identity tells."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +108,9 @@ def read_config(folder: Path) -> ConfigRecord:
             f"{folder} was written by another version of cl-lora: expected format {FORMAT} in "
             f"{CONFIG_FILE} but got {version!r}; use that version, or run again into a new folder"
         )
-    kinds = {"name": str, "identity": dict, "identity_defaults": dict, "arms": dict}
-    kinds |= {"variants": dict, "descriptions": dict, "references": list, "seeds": list}
-    for key, kind in kinds.items():
-        if not isinstance(values.get(key), kind):
-            raise UserError(
-                f"{path} is damaged: expected a {kind.__name__} as {key!r} but got "
-                f"{values.get(key)!r}; restore it, or run into a new folder"
-            )
+    problem = next(_problems(values), None)
+    if problem:
+        raise UserError(f"{path} is damaged: {problem}; restore it, or run into a new folder")
     return ConfigRecord(
         name=values["name"],
         identity=values["identity"],
@@ -119,8 +118,46 @@ def read_config(folder: Path) -> ConfigRecord:
         arms=values["arms"],
         variants=values["variants"],
         descriptions=values["descriptions"],
-        references=tuple(map(str, values["references"])),
-        seeds=tuple(map(int, values["seeds"])),
+        references=tuple(values["references"]),
+        seeds=tuple(values["seeds"]),
         stopped=values.get("stopped", {}),
         settings={k: v for k, v in values.items() if k not in _OWN},
     )
+
+
+def _problems(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the contents, in words."""
+    kinds = {"name": str, "identity": dict, "identity_defaults": dict, "arms": dict}
+    kinds |= {"variants": dict, "descriptions": dict, "references": list, "seeds": list}
+    for key, kind in kinds.items():
+        if not isinstance(values.get(key), kind):
+            yield f"expected a {kind.__name__} as {key!r} but got {values.get(key)!r}"
+            return
+    if not isinstance(values.get("stopped", {}), dict):
+        yield f"expected a dict as 'stopped' but got {values['stopped']!r}"
+        return
+    missing = [key for key in _IDENTITY if key not in values["identity"]]
+    if missing:
+        yield f"its identity has no {missing[0]!r}"
+    for key in ("strategy", "backbone"):
+        if not isinstance(values["identity"].get(key), dict):
+            yield f"expected a dict as 'identity.{key}'"
+    for seed in values["seeds"]:
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            yield f"expected whole numbers as 'seeds' but got {seed!r}"
+    yield from _problems_of_rows(values)
+
+
+def _problems_of_rows(values: Mapping[str, Any]) -> Iterator[str]:
+    for name in (*values["arms"], *values["references"]):
+        if not isinstance(name, str):
+            yield f"expected a name but got {name!r}"
+        elif not isinstance(values["descriptions"].get(name), str):
+            yield f"{name!r} has no description"
+    for name, arm in values["arms"].items():
+        for what, part in (("settings", arm), ("variant", values["variants"].get(name))):
+            if not isinstance(part, dict):
+                yield f"expected a dict as the {what} of arm {name!r} but got {part!r}"
+    for name, arm in values.get("stopped", {}).items():
+        if not isinstance(arm, dict) or not isinstance(arm.get("variant"), dict):
+            yield f"expected a variant of the stopped arm {name!r} but got {arm!r}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import configparser
+import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 
 from cl_lora import __version__
+from cl_lora.support import files
 
 _RECORDED = ("torch", "torchvision", "avalanche-lib", "timm", "peft", "hydra-core", "numpy")
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -50,6 +53,27 @@ def environment(
         "command": sys.argv,
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def write_environment(path: Path, here: Mapping[str, Any]) -> None:
+    """Write where a command runs; where earlier ones ran stays below ``earlier``.
+
+    A damaged file is replaced: nothing is computed from it.
+    """
+    there: Any = None
+    with suppress(OSError, ValueError):
+        there = json.loads(path.read_text(encoding="utf-8"))
+    earlier: list[Any] = []
+    if isinstance(there, dict):
+        before = there.pop("earlier", [])
+        earlier = [*(before if isinstance(before, list) else []), there]
+    same = {k: v for k, v in here.items() if k != "written"}
+    earlier = [
+        e
+        for e in earlier
+        if isinstance(e, dict) and {k: v for k, v in e.items() if k != "written"} != same
+    ]
+    files.write_json(path, {**here, "earlier": earlier} if earlier else dict(here))
 
 
 def package_versions(names: Sequence[str] = _RECORDED) -> dict[str, str | None]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from cl_lora.evaluation.classification import CONFUSION_METRICS, ClassificationCounts
 from cl_lora.evaluation.metrics import ACCURACY, F1, Metric, register_metric
+from cl_lora.support.registry import check_free
 from cl_lora.tasks.core import Accumulator, Task, TaskKind, get_kind, register_kind
 
 Compute = Callable[[Tensor], float]
@@ -62,10 +63,11 @@ def class_metric(metric: Metric) -> Callable[[Compute], Compute]:
     value. Runs that were scored without it are scored again; no adapter is trained again.
 
     Raises:
-        UserError: if another metric has its name.
+        UserError: if another function or metric has its name.
     """
 
     def register(compute: Compute) -> Compute:
+        check_free("metric", metric.name, CONFUSION_METRICS.get(metric.name), compute)
         register_metric(metric)
         CONFUSION_METRICS[metric.name] = compute
         if metric not in ClassKind.metrics:

@@ -387,7 +387,7 @@ def test_help_of_run_fits_and_ends_at_once(capfd) -> None:
         ("arms", "paper_adaptive"),
         ("experiments", "paper_b_pacs"),
         ("heads", "prototypes"),
-        ("baselines", "sequential"),
+        ("references", "sequential"),
         ("protocols", "prefixes"),
         ("kinds", "class"),
         ("metrics", "accuracy"),

@@ -7,7 +7,7 @@ import safetensors.torch
 import timm
 import torch
 
-from cl_lora.models.backbones import ModelConfig, image_size, load_backbone
+from cl_lora.models.backbones import ModelConfig, input_size, load_backbone
 from cl_lora.support.errors import UserError
 
 TINY = "vit_tiny_patch16_224"
@@ -65,7 +65,7 @@ def test_normalisation_comes_from_timm_and_can_be_overridden(checkpoint: Path) -
 def test_embedded_backbone_loads() -> None:
     config = ModelConfig("embedded")
     backbone = load_backbone(config)
-    size = image_size(config)
+    size = input_size(config)
     images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     assert backbone(images).shape == (2, backbone.features)
 

@@ -59,6 +59,7 @@ _HIGHEST_START = 0.95
     formula="alpha_i = sigmoid(c_i) b, b = 1 + (b_max - 1) sigmoid(b_raw)",
     paper="Coleman et al. 2024",
     how="gradient",
+    scale=("b_max", "b_max"),
     options={
         "b_max": OptionSpec(
             1.0,

@@ -23,6 +23,7 @@ def _is_fixed_value(value: object) -> bool:
     "fixed",
     formula="alpha_i = value, or value_i of a list",
     paper="Ilharco et al. 2023",
+    scale=("value", "W"),
     options={
         "value": OptionSpec(
             1.0,

@@ -33,6 +33,8 @@ class RuleInfo:
         how: how its coefficients come about.
         options: option name -> its specification.
         start: makes the initial state for n adapters and the modules of a plan.
+        scale: the option that scales all coefficients, and its symbol: runs that differ in it alone
+            make a curve. None if there is none.
     """
 
     name: str
@@ -41,6 +43,7 @@ class RuleInfo:
     how: How
     options: Mapping[str, OptionSpec]
     start: Callable[[Mapping[str, Any], int, Sequence[str]], CoefficientState]
+    scale: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ def register_rule(
     paper: str,
     how: How = "fixed",
     options: Mapping[str, OptionSpec] | None = None,
+    scale: tuple[str, str] | None = None,
 ) -> Callable[[Start], Start]:
     """Register the decorated ``start(options, n, modules) -> state`` as a coefficient rule.
 
@@ -123,7 +127,7 @@ def register_rule(
     def decorate(start: Start) -> Start:
         taken = RULES.get(name)
         check_free("coefficient rule", name, taken.start if taken else None, start)
-        RULES[name] = RuleInfo(name, formula, paper, how, options or {}, start)
+        RULES[name] = RuleInfo(name, formula, paper, how, options or {}, start, scale)
         return start
 
     return decorate
