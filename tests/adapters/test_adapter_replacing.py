@@ -208,3 +208,14 @@ def test_an_adapter_from_before_files_were_listed_is_whole(tmp_path: Path) -> No
     path.unlink()
     assert bank.has(0, "task")
     assert set(bank.load(0, "task").head) == {"weight"}
+
+
+def test_an_adapter_of_somebody_else_is_never_replaced(tmp_path: Path) -> None:
+    """Weights that cannot be made again: without our training.json they are not ours."""
+    folder = tmp_path / "downloaded"
+    _adapter().save(folder)
+    (folder / "training.json").unlink()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match=r"has no training\.json"):
+        _adapter().save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
