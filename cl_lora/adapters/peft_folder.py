@@ -105,10 +105,15 @@ def check_replaceable(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"Expected {folder} to be a folder but it is a file; give another name")
     names = {path.name for path in folder.iterdir()}
-    others = sorted(names - _FILES) or sorted(names - {CONFIG_FILE, WEIGHTS_FILE})
-    somebodys = WEIGHTS_FILE in names and TRAINING_FILE not in names
-    if names - _FILES or somebodys or (names and not names & {CONFIG_FILE, WEIGHTS_FILE}):
-        why = f"has no {TRAINING_FILE}" if somebodys and not others else f"holds {others[0]!r}"
+    foreign, alone = sorted(names - _FILES), sorted(names - {CONFIG_FILE, WEIGHTS_FILE})
+    why = None
+    if foreign:
+        why = f"holds {foreign[0]!r}"
+    elif WEIGHTS_FILE in names and TRAINING_FILE not in names:
+        why = f"has no {TRAINING_FILE}"
+    elif names and not names & {CONFIG_FILE, WEIGHTS_FILE}:
+        why = f"holds {alone[0]!r}"
+    if why:
         raise UserError(
             f"{folder} {why}, so it is no adapter of ours to be replaced; choose another folder, "
             "or delete this one first"
