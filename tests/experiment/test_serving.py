@@ -21,6 +21,7 @@ from bench import (
 
 from cl_lora.adapters.injection import inject
 from cl_lora.benchmarks import Benchmark
+from cl_lora.experiment.banks import FRESH
 from cl_lora.experiment.evaluator import Evaluator, as_scores
 from cl_lora.experiment.references import REFERENCES, get_references
 from cl_lora.experiment.serving import Workbench
@@ -159,7 +160,7 @@ def test_reference_rows_by_name() -> None:
 @pytest.mark.parametrize("name", list(REFERENCES))
 def test_a_row_says_what_it_is(name) -> None:
     assert REFERENCES[name].summary
-    assert "fresh" in REFERENCES[name].banks
+    assert FRESH in REFERENCES[name].banks
 
 
 def test_prototypes_of_a_row_see_the_buffer_of_its_time(benchmark_16, backbone) -> None:
@@ -227,10 +228,10 @@ def test_what_is_known_holds_for_its_own_adapter_and_bank(bench) -> None:
 
 def test_prototypes_of_another_stage_are_scored_anew(benchmark_16, backbone) -> None:
     bench = workbench(benchmark_16, backbone, head="prototypes")
-    first = bench.alone("fresh", 0, stage(bench, 0))
-    later = bench.alone("fresh", 0, stage(bench, 2))
+    first = bench.alone(FRESH, 0, stage(bench, 0))
+    later = bench.alone(FRESH, 0, stage(bench, 2))
     assert first.key != later.key
-    assert bench.alone("fresh", 0, stage(bench, 2).seen_by(0)).key == first.key
+    assert bench.alone(FRESH, 0, stage(bench, 2).seen_by(0)).key == first.key
 
 
 def test_hits_are_the_samples_that_count_as_right(bench) -> None:

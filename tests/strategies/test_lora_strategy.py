@@ -14,7 +14,7 @@ from cl_lora.adapters.injection import LoRAConfig, extract
 from cl_lora.benchmarks import Benchmark
 from cl_lora.benchmarks.avalanche import avalanche_benchmark, joint_benchmark
 from cl_lora.models.backbones import Backbone
-from cl_lora.strategies.config import CONTINUED, FRESH, Lineage, TrainingConfig, schedule
+from cl_lora.strategies.config import ANEW, CONTINUED, Lineage, TrainingConfig, schedule
 from cl_lora.strategies.lora import LoRAStrategy
 from cl_lora.support.errors import UserError
 from cl_lora.tasks import CLASS, Task
@@ -23,7 +23,7 @@ TASK = Task("three", CLASS, ("a", "b", "c"))
 
 
 def strategy(
-    backbone: Backbone, seed: int = 0, lineage: Lineage = FRESH, plugins=(), **training
+    backbone: Backbone, seed: int = 0, lineage: Lineage = ANEW, plugins=(), **training
 ) -> LoRAStrategy:
     settings = {"epochs": 2, "batch_size": 8, "lr": 1e-2, **training}
     return LoRAStrategy(
