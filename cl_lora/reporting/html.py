@@ -18,6 +18,7 @@ from cl_lora.evaluation.aggregate import averages
 from cl_lora.evaluation.continual import MEASURES
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.evaluation.scores import UNTRAINED
+from cl_lora.reporting.describe import in_unit
 from cl_lora.reporting.differences import Source, differences_to
 from cl_lora.reporting.figures import FIGURES, draw_figures, render
 from cl_lora.reporting.tables import MISSING, Column, ResultTable, run_table
@@ -80,7 +81,7 @@ def render_html(run: RunFolder) -> str:
             {"name": a, "words": run.description(a), "settings": _one_line(run.settings(a))}
             for a in (*run.arms, *run.references)
         ],
-        training=list(_training(run)),
+        training=_training(run),
         score_count=len(run.scores),
         scores=list(_scores(run)),
         coefficients=list(_coefficients(run)),
@@ -200,23 +201,28 @@ def _differences(run: RunFolder, reference: str, metric: Metric) -> dict[str, An
     }
 
 
-def _training(run: RunFolder) -> Iterator[dict[str, Any]]:
-    for curve in run.curves:
-        if not curve.losses:
-            continue
-        numbers = (curve.losses[0], curve.losses[-1])
-        accuracy = curve.accuracies[-1]
+def _training(run: RunFolder) -> dict[str, Any]:
+    """Return a row per adapter and a column per metric that any of them was trained under."""
+    curves = [curve for curve in run.curves if curve.losses]
+    measured = {curve.metric for curve in curves}
+    every = run.stream.metrics.values()
+    # Where no curve says what was measured, the column of the primary metric shows dashes.
+    metrics = [m for m in every if m.name in measured] or list(every)[:1]
+    columns = [(m, Column(m.name, "", "", percent=m.percent)) for m in metrics]
+    rows = []
+    for curve in curves:
         cells = [
             _Cell(str(curve.seed), str(curve.seed)),
             _Cell(str(len(curve.epochs)), str(len(curve.epochs))),
-            *(_Cell(_value(v), f"{v:.3f}") for v in numbers),
-            _Cell(_value(accuracy), MISSING if math.isnan(accuracy) else f"{100 * accuracy:.1f}"),
+            *(_Cell(_value(v), f"{v:.3f}") for v in (curve.losses[0], curve.losses[-1])),
         ]
-        yield {
-            "name": f"{curve.experience:02d} {curve.name}",
-            "bank": curve.bank,
-            "cells": cells,
-        }
+        for metric, column in columns:
+            value = curve.values[-1] if curve.metric == metric.name else math.nan
+            cells.append(_Cell(_value(value), column.number(value)))
+        name = f"{curve.experience:02d} {curve.name}"
+        rows.append({"name": name, "bank": curve.bank, "cells": cells})
+    headings = ["Seed", "Epochs", "First loss", "Last loss"]
+    return {"headings": [*headings, *(f"Last {in_unit(m)}" for m in metrics)], "rows": rows}
 
 
 def _scores(run: RunFolder) -> Iterator[dict[str, Any]]:

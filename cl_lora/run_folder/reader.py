@@ -43,7 +43,8 @@ class TrainingCurve:
         name: name of the experience.
         epochs: (E,) epoch numbers.
         losses: (E,) mean training loss.
-        accuracies: (E,) training accuracy in [0, 1]; NaN where it was not measured.
+        metric: name of the metric that was measured on the training samples; empty if none was.
+        values: (E,) that metric, as recorded; NaN where it was not measured.
     """
 
     seed: int
@@ -52,7 +53,8 @@ class TrainingCurve:
     name: str
     epochs: tuple[int, ...]
     losses: tuple[float, ...]
-    accuracies: tuple[float, ...]
+    metric: str
+    values: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,7 +280,11 @@ def _read_curves(folder: Path) -> tuple[TrainingCurve, ...]:
 
 
 def _read_curve(path: Path, seed: int, bank: str, experience: int, name: str) -> TrainingCurve:
-    entries: Sequence[Mapping[str, Any]] = _read_json(path).get("loss", [])
+    record = _read_json(path)
+    entries: Sequence[Mapping[str, Any]] = record.get("loss", [])
+    metric = record.get("metric", "")
+    if not isinstance(metric, str):
+        raise _damaged(path, f"'metric' is no name but {metric!r}")
     try:
         return TrainingCurve(
             seed=seed,
@@ -287,7 +293,8 @@ def _read_curve(path: Path, seed: int, bank: str, experience: int, name: str) ->
             name=name,
             epochs=tuple(int(e["epoch"]) for e in entries),
             losses=tuple(float(e["loss"]) for e in entries),
-            accuracies=tuple(float(e.get("accuracy", "nan")) for e in entries),
+            metric=metric,
+            values=tuple(float(e.get(metric, "nan")) for e in entries),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, f"'loss' is no list of epochs, losses: {error}") from error

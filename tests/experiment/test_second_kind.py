@@ -90,7 +90,19 @@ def test_reports_of_a_scalar_task(area_run: tuple[Path, str]) -> None:
     folder, _ = area_run
     page = (folder / "report.html").read_text()
     assert "RMSE" in page
-    assert "Accuracy" not in page.split("<style", 1)[0] + page.split("</style>", 1)[1]
+    assert "ccuracy" not in page.split("<style", 1)[0] + page.split("</style>", 1)[1]
+    assert ">Last RMSE in px</button>" in page
+    training = page.split('<section id="training">')[1].split("</section>")[0]
+    for trained in folder.glob("adapters/seed-*/*/training.json"):
+        record = json.loads(trained.read_text())
+        assert record["metric"] == "area_rmse"
+        index, name = trained.parent.name.split("-", 1)
+        _, seed, *bank = trained.parent.parent.name.split("-", 2)
+        start = f'<td>{index} {name}</td><td class="text">{(bank or ["fresh"])[0]}</td>'
+        start += f'<td data-v="{seed}">'
+        (row,) = (row for row in training.split("<tr>") if row.startswith(start))
+        last = record["loss"][-1]["area_rmse"]
+        assert f'<td data-v="{last!r}">{last:.3f}</td></tr>' in row
     assert (folder / "tensorboard" / "half").is_dir()
     assert list((folder / "figures").glob("*.png"))
     stream = json.loads((folder / "stream.json").read_text())

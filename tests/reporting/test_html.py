@@ -1,3 +1,4 @@
+import json
 import re
 from html.parser import HTMLParser
 
@@ -161,6 +162,26 @@ def test_a_scalar_is_shown_in_its_unit(tmp_path):
     assert lead.startswith(f"RMSE, average: best of 3 arms {best}, {means[best]:.3f} ± ")
     assert "\N{NO-BREAK SPACE}px" in lead
     assert "%" not in lead
+
+
+def test_the_training_score_is_that_of_the_recorded_metric(tmp_path, parsed):
+    heading = ["Adapter", "Bank", "Seed", "Epochs", "First loss", "Last loss"]
+    (table,) = (t for t in parsed.tables if t[0][0] == "Adapter")
+    assert table[0] == [*heading, "Last Accuracy in %"]
+    assert table[1][-1] == f"{100 * (1 - 0.5 * 0.6**4):.1f}"
+    path = as_errors(fabricate_run(tmp_path / "run", seeds=(0,)))
+    for adapter in path.glob("adapters/*/*/training.json"):
+        # As before metrics were recorded, but for one of them.
+        adapter.write_text(json.dumps({"loss": [{"epoch": 1, "loss": 2.0, "accuracy": 0.5}]}))
+    new = path / "adapters" / "seed-0" / "00-photo" / "training.json"
+    new.write_text(json.dumps({"metric": "rmse", "loss": [{"epoch": 1, "loss": 2, "rmse": 7.25}]}))
+    checker = Checker()
+    checker.feed(render_html(RunFolder.read(path)))
+    (table,) = (t for t in checker.tables if t[0][0] == "Adapter")
+    assert table[0] == [*heading, "Last RMSE in px"]
+    shown = {(row[0], row[1]): row[-1] for row in table[1:]}
+    assert shown.pop(("00 photo", "fresh")) == "7.250"
+    assert set(shown.values()) == {"–"}
 
 
 def test_without_order_there_is_no_forgetting(tmp_path):

@@ -42,7 +42,8 @@ def test_training_curves_of_every_bank(run_path):
         for i, name in enumerate(names)
     ]
     assert curves[0].epochs == (0, 1, 2, 3, 4)
-    assert len(curves[0].losses) == len(curves[0].accuracies) == 5
+    assert len(curves[0].losses) == len(curves[0].values) == 5
+    assert curves[0].metric == "accuracy"
 
 
 def test_what_a_killed_process_left_is_ignored(run_path):
@@ -64,7 +65,8 @@ def test_what_is_optional_may_be_missing(run_path):
     assert run.coefficients.empty
     assert tuple(run.coefficients.columns) == COEFFICIENT_COLUMNS
     assert run.environment == {}
-    assert math.isnan(run.curves[0].accuracies[0])
+    assert run.curves[0].metric == ""
+    assert math.isnan(run.curves[0].values[0])
 
 
 def message(path, **options):
