@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from bench import with_noise_as_test as with_noise
 from whole_runs import MORE_ARMS, content, rows, run, stamps
 
 from cl_lora.adapters import Adapter
 from cl_lora.experiment import pipeline
+from cl_lora.models.backbones import Backbone
 from cl_lora.run_folder.hits import read_hits
 from cl_lora.run_folder.layout import hits_file
 from cl_lora.support.errors import UserError
@@ -191,6 +194,37 @@ def test_an_adapter_that_is_lost_is_trained_again_as_it_was(copied: Path, finish
     assert one.keys() == other.keys()
     for name in one:
         assert name.endswith("training.json") or one[name] == other[name], name
+
+
+@pytest.fixture
+def batch_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded backbone with batch normalisation and dropout on the features of its blocks."""
+    prepare = pipeline.prepare_backbone
+
+    def prepared(*given: Any, **more: Any) -> tuple[Backbone, Any]:
+        backbone, modules = prepare(*given, **more)
+        norm = torch.nn.BatchNorm1d(backbone.features)
+        norm.running_mean = torch.linspace(-0.5, 0.5, backbone.features)
+        added = torch.nn.Sequential(norm, torch.nn.Dropout(0.5)).requires_grad_(False)
+        backbone.network.fc_norm = torch.nn.Sequential(backbone.network.fc_norm, added)
+        return backbone.eval(), modules
+
+    monkeypatch.setattr(pipeline, "prepare_backbone", prepared)
+
+
+@pytest.mark.usefixtures("batch_normalised")
+def test_with_batch_normalisation_a_resumed_run_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    """What is scored right after training is what is scored by a process that trained nothing."""
+    whole = run(tmp_path / "whole")
+    resumed = shutil.copytree(whole, tmp_path / "resumed")
+    for name in ("scores.csv", "coefficients.csv"):
+        (resumed / name).unlink()
+    run(resumed)
+    assert content(resumed) == content(whole)
+    shutil.rmtree(resumed / "adapters" / "seed-0" / "02-sketch")
+    (resumed / "scores.csv").unlink()
+    run(resumed)
+    assert (resumed / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
 
 
 # Refused before anything is trained ----------------------------------------------------------
