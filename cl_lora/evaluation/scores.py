@@ -17,7 +17,6 @@ from cl_lora.support.errors import UserError, unknown_name
 
 COLUMNS = ("seed", "arm", "stage", "evaluated", "metric", "value", "higher_is_better")
 UNTRAINED = -1
-BASE_ARM = "base"
 
 Key = tuple[int, str, int, int, str]
 
@@ -78,6 +77,8 @@ class ScoreTable:
         self._units: set[tuple[int, str, int]] = set()
         self._groups: dict[tuple[int, str, str], list[Score]] = {}
         self._directions: dict[str, bool] = {}
+        # (seed, metric) -> experience -> the first score before any training.
+        self._untrained: dict[tuple[int, str], dict[int, float]] = {}
         self.append(scores)
 
     def append(self, scores: Iterable[Score]) -> None:
@@ -107,6 +108,9 @@ class ScoreTable:
         for score in rows.values():
             self._units.add((score.seed, score.arm, score.stage))
             self._groups.setdefault((score.seed, score.arm, score.metric), []).append(score)
+            if score.stage == UNTRAINED:
+                untrained = self._untrained.setdefault((score.seed, score.metric), {})
+                untrained.setdefault(score.evaluated, score.value)
 
     def done(self, seed: int, arm: str, stage: int) -> bool:
         """Return whether the unit (seed, arm, stage) has been scored."""
@@ -162,8 +166,7 @@ class ScoreTable:
 
         ``R[t, j]`` is the row (stage = t, evaluated = j); what was not measured is NaN. ``b``
         comes from the rows with stage = -1 of the arm or, as nothing distinguishes arms before
-        training, from those of the arm ``base``. Where ``base`` itself was scored only
-        before training, its scores hold for every t, since training does not touch it.
+        training, from the first such row of any arm.
 
         Args:
             seed: which seed.
@@ -184,20 +187,20 @@ class ScoreTable:
         shape = shape or self.shape()
         values = np.full((shape.stages, shape.experiences), np.nan)
         baseline = np.full(shape.experiences, np.nan)
-        for source in (BASE_ARM, arm):
-            for score in self._groups.get((seed, source, metric), ()):
-                if score.evaluated >= shape.experiences or score.stage >= shape.stages:
-                    raise UserError(
-                        f"A stream of {shape.stages} stages and {shape.experiences} experiences "
-                        f"has no score for {_describe(score.key)}; the scores belong to another "
-                        "stream"
-                    )
-                if score.stage == UNTRAINED:
-                    baseline[score.evaluated] = score.value
-                elif source == arm:
-                    values[score.stage, score.evaluated] = score.value
-        if arm == BASE_ARM and np.isnan(values).all():
-            values[:] = baseline
+        for evaluated, value in self._untrained.get((seed, metric), {}).items():
+            if evaluated < shape.experiences:
+                baseline[evaluated] = value
+        for score in self._groups.get((seed, arm, metric), ()):
+            if score.evaluated >= shape.experiences or score.stage >= shape.stages:
+                raise UserError(
+                    f"A stream of {_counted(shape.stages, 'stage')} and "
+                    f"{_counted(shape.experiences, 'experience')} has no score for "
+                    f"{_describe(score.key)}; the scores belong to another stream"
+                )
+            if score.stage == UNTRAINED:
+                baseline[score.evaluated] = score.value
+            else:
+                values[score.stage, score.evaluated] = score.value
         return ScoreMatrix(values, baseline, metric, direction, shape)
 
     def shape(self) -> Shape:
@@ -319,6 +322,10 @@ def _damaged(path: Path, line: int, problem: str) -> UserError:
         f"{path}, line {line}: {problem}; delete the damaged lines, or the file, and run the "
         "command again: it measures only what is missing"
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _describe(key: Key) -> str:

@@ -75,7 +75,7 @@ def test_lower_is_better_metrics_keep_their_direction():
 
 def test_more_experiences_than_scored_makes_the_end_undefined():
     assert estimates(table(), "accuracy", Shape(3, 3))["low", "average", -1].seeds == 0
-    with pytest.raises(UserError, match="stream of 1 stages and 1 experiences"):
+    with pytest.raises(UserError, match="stream of 1 stage and 1 experience has"):
         estimates(table(), "accuracy", Shape(1, 1))
 
 

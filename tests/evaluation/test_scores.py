@@ -88,8 +88,9 @@ def test_the_matrix_of_one_arm():
             Score(0, "ties", 1, 0, "accuracy", 0.7),
             Score(0, "ties", 1, 1, "accuracy", 0.8),
             Score(0, "ties", 1, 1, "rmse", 3.0, higher_is_better=False),
-            Score(0, "base", -1, 0, "accuracy", 0.2),
-            Score(0, "base", -1, 1, "accuracy", 0.1),
+            Score(0, "any_row", -1, 0, "accuracy", 0.2),
+            Score(0, "any_row", -1, 1, "accuracy", 0.1),
+            Score(1, "any_row", -1, 1, "accuracy", 0.9),
             Score(0, "own_start", -1, 0, "accuracy", 0.4),
         ]
     )
@@ -99,9 +100,9 @@ def test_the_matrix_of_one_arm():
     assert ties.higher_is_better
     assert not table.matrix(0, "ties", "rmse").higher_is_better
     np.testing.assert_array_equal(table.matrix(0, "own_start").baseline, [0.4, 0.1])
-    # Training does not touch the base model; any other arm that is only scored once is unfinished.
-    np.testing.assert_array_equal(table.matrix(0, "base").values, [[0.2, 0.1], [0.2, 0.1]])
-    assert np.isnan(table.matrix(0, "own_start").values).all()
+    # Before training is not after it, whatever the row is called.
+    for row in ("any_row", "own_start"):
+        assert np.isnan(table.matrix(0, row).values).all()
     assert table.matrix(0, "ties", shape=Shape(4, 4)).values.shape == (4, 4)
 
 
@@ -109,7 +110,7 @@ def test_the_matrix_of_stages_without_order():
     table = ScoreTable(
         [
             *(Score(0, "ties", 0, j, "accuracy", 0.5 + 0.1 * j) for j in range(3)),
-            *(Score(0, "base", -1, j, "accuracy", 0.1) for j in range(3)),
+            *(Score(0, "any_row", -1, j, "accuracy", 0.1) for j in range(3)),
         ]
     )
     assert (table.stages, table.experiences) == (1, 3)
@@ -117,9 +118,8 @@ def test_the_matrix_of_stages_without_order():
     ties = table.matrix(0, "ties", shape=shape)
     np.testing.assert_allclose(ties.values, [[0.5, 0.6, 0.7]])
     np.testing.assert_array_equal(ties.baseline, [0.1] * 3)
-    np.testing.assert_array_equal(table.matrix(0, "base", shape=shape).values, [[0.1] * 3])
     assert ties.shape == shape
-    with pytest.raises(UserError, match="stream of 1 stages and 2 experiences"):
+    with pytest.raises(UserError, match="stream of 1 stage and 2 experiences"):
         table.matrix(0, "ties", shape=Shape(1, 2))
 
 
@@ -129,7 +129,7 @@ def test_the_matrix_of_stages_without_order():
         ((0, "tie"), "Unknown arm 'tie': did you mean 'ties'"),
         ((7, "ties"), "Unknown seed '7'"),
         ((0, "ties", "acuracy"), "Unknown metric 'acuracy': did you mean 'accuracy'"),
-        ((0, "ties", "accuracy", Shape(1, 1)), "stream of 1 stages and 1 experiences"),
+        ((0, "ties", "accuracy", Shape(1, 1)), "stream of 1 stage and 1 experience has"),
     ],
 )
 def test_what_is_not_there_is_named(arguments, message):
