@@ -33,6 +33,8 @@ ARMS = {
     },
     "ties_w1": {"method": "ties", "density": 0.2, "coefficients": 1.0},
 }
+OF_ARMS = ("method", "space", "coefficients", "spc", "head", "tune_head")
+SCALES = {"fixed": ("value", "W"), "adaptive": ("b_max", "b_max")}
 
 
 def many_arms(methods=("task_arithmetic", "ties", "dare_ties", "linear")):
@@ -77,6 +79,7 @@ def variant_of(settings, spc=5):
     if not isinstance(rule, dict):
         rule = {"name": rule} if isinstance(rule, str) else {"name": "fixed", "value": rule}
     learned = rule["name"] not in ("fixed", "uniform")
+    scale, symbol = SCALES.get(rule["name"], (None, None))
     defaults = {"name": rule["name"]}
     if learned:
         defaults |= {"granularity": "adapter", "steps": 100, "lr": 0.05}
@@ -84,10 +87,14 @@ def variant_of(settings, spc=5):
         "method": settings["method"],
         "space": settings.get("space", "delta"),
         "scaling": "alpha * s * B A",
-        "rank": None,
-        **({"density": 0.2, "trim": "tensor"} if "ties" in settings["method"] else {}),
-        **{k: v for k, v in settings.items() if k not in ("coefficients", "spc")},
+        "options": {
+            "rank": None,
+            **({"density": 0.2, "trim": "tensor"} if "ties" in settings["method"] else {}),
+            **{k: v for k, v in settings.items() if k not in OF_ARMS},
+        },
         "coefficients": {**defaults, **rule},
+        "scale": scale,
+        "scale_title": symbol,
         "spc": settings.get("spc", spc) if learned else None,
         "buffer_batch_size": 32 if learned else None,
         "head": settings.get("head"),
@@ -207,7 +214,9 @@ def fabricate_adapter(folder, salt):
         }
         for e in range(5)
     ]
-    (folder / "training.json").write_text(json.dumps({"loss": loss, "seconds": 12.5}))
+    (folder / "training.json").write_text(
+        json.dumps({"metric": "accuracy", "loss": loss, "seconds": 12.5})
+    )
 
 
 def fabricate_coefficients(arms, T, seeds):

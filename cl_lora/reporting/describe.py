@@ -9,18 +9,6 @@ from typing import Any
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.run_folder.reader import RunFolder
 
-# What an arm records beside the options of its method.
-_ARM_KEYS = (
-    "method",
-    "space",
-    "scaling",
-    "coefficients",
-    "spc",
-    "buffer_batch_size",
-    "head",
-    "tune_head",
-)
-
 
 @dataclass(frozen=True)
 class ArmSettings:
@@ -28,13 +16,17 @@ class ArmSettings:
 
     Attributes:
         method: the merge method; empty for a reference row.
-        space: ``delta`` or ``factors``.
+        space: where adapters are merged, e.g. ``delta`` or ``factors``.
         rule: the coefficient rule, e.g. ``fixed`` or ``adaptive``.
         rule_options: its options, e.g. ``value`` or ``b_max``.
+        scale: name of the rule's option that scales all coefficients; empty if none does.
+        scale_title: how that option is called in tables and figures.
         options: the method's own options, e.g. ``density``.
         spc: buffer samples per class and domain, where it sees any.
         head: the arm's own head policy, if it has one.
         tune_head: whether the head is trained with the coefficients.
+        tells_space: whether the arms of the run are merged in more than one space.
+        tells_rule: whether the arms of the run have more than one rule.
         telling: names of the options in which arms of its method and rule differ within the run.
     """
 
@@ -42,29 +34,41 @@ class ArmSettings:
     space: str
     rule: str
     rule_options: Mapping[str, Any]
+    scale: str
+    scale_title: str
     options: Mapping[str, Any]
     spc: int | None
     head: str | None
     tune_head: bool
+    tells_space: bool = False
+    tells_rule: bool = False
     telling: frozenset[str] = frozenset()
 
     @property
     def axis(self) -> tuple[str, float] | None:
-        """The hyper-parameter that scales the coefficients: ``W`` or ``b_max``, and its value."""
-        for name, key in (("W", "value"), ("b_max", "b_max")):
-            value = self.rule_options.get(key)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                return name, float(value)
+        """The title of :attr:`scale`, e.g. ``W``, and its value; None where that is no number."""
+        value = self.rule_options.get(self.scale)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return self.scale_title, float(value)
         return None
+
+    @property
+    def merge(self) -> str:
+        """The merge method, and the space where arms of the run differ in it."""
+        return ", ".join([self.method, self.space] if self.tells_space else [self.method])
 
     def family(self) -> str:
         """Name what all arms have in common that differ in the value of :attr:`axis` only."""
-        axis = {"value", "b_max"} if self.axis else set()
-        every = {**self.rule_options, **self.options}
-        words = [self.method]
-        words += [self.space] if self.space != "delta" else []
-        words += [self.rule] if self.rule not in ("", "fixed") else []
-        words += [f"{k} {_value(v)}" for k, v in every.items() if k in self.telling - axis]
+        if not self.method:
+            return ""
+        # The scale is an option of the rule: one of the method may have the same name.
+        rule_options = dict(self.rule_options)
+        if self.axis:
+            del rule_options[self.scale]
+        every = {**rule_options, **self.options}
+        words = [self.merge]
+        words += [self.rule] if self.tells_rule else []
+        words += [f"{k} {_value(v)}" for k, v in every.items() if k in self.telling]
         words += [f"spc {self.spc}"] if self.spc is not None else []
         words += [f"{self.head} head"] if self.head else []
         words += ["tuned head"] if self.tune_head else []
@@ -76,22 +80,29 @@ def arm_settings(run: RunFolder, arm: str) -> ArmSettings:
     variant = run.variant(arm)
     rule, rule_options, options = _parts(variant)
     telling: set[str] = set()
+    spaces, rules = {variant.get("space")}, {rule}
     for other in run.arms:
         there = run.variant(other)
         other_rule, other_rule_options, other_options = _parts(there)
+        spaces.add(there.get("space"))
+        rules.add(other_rule)
         if there.get("method") == variant.get("method"):
             telling.update(_differing(options, other_options))
             if other_rule == rule:
                 telling.update(_differing(rule_options, other_rule_options))
     return ArmSettings(
         method=str(variant.get("method", "")),
-        space=str(variant.get("space") or "delta"),
+        space=str(variant.get("space") or ""),
         rule=rule,
         rule_options=rule_options,
+        scale=str(variant.get("scale") or ""),
+        scale_title=str(variant.get("scale_title") or ""),
         options=options,
         spc=variant.get("spc"),
         head=variant.get("head"),
         tune_head=bool(variant.get("tune_head", False)),
+        tells_space=len(spaces) > 1,
+        tells_rule=len(rules) > 1,
         telling=frozenset(telling),
     )
 
@@ -117,7 +128,7 @@ def _parts(variant: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, A
     """Return the rule, its options and the method's options."""
     coefficients = variant.get("coefficients") or {}
     rule_options = {k: v for k, v in coefficients.items() if k != "name"}
-    options = {k: v for k, v in variant.items() if k not in _ARM_KEYS and v is not None}
+    options = {k: v for k, v in (variant.get("options") or {}).items() if v is not None}
     return str(coefficients.get("name", "")), rule_options, options
 
 

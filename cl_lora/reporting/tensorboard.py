@@ -56,7 +56,7 @@ def write_tensorboard(run: RunFolder) -> tuple[Path, ...]:
       shows them.
     - ``scores/accuracy``: the score matrix as an image.
     - HPARAMS: the settings of the arm beside ``result/<measure>``, to sort the arms by result.
-    - ``training/seed-<s>/<bank>/<adapter>``: ``training/loss`` and ``training/accuracy``, steps
+    - ``training/seed-<s>/<bank>/<adapter>``: ``training/loss`` and ``training/<metric>``, steps
       are epochs.
 
     Over 40 runs TensorBoard starts its tabs Scalars and Images with none of them selected: the
@@ -120,11 +120,10 @@ def _write_training(run: RunFolder, folder: Path) -> None:
     for curve in run.curves:
         adapter = f"{curve.experience:02d}-{curve.name}"
         with _writer(folder / f"seed-{curve.seed}" / curve.bank / adapter) as writer:
-            for epoch, loss, accuracy in zip(
-                curve.epochs, curve.losses, curve.accuracies, strict=True
-            ):
+            for epoch, loss, value in zip(curve.epochs, curve.losses, curve.values, strict=True):
                 _add(writer, {("training/loss", epoch): loss})
-                _add(writer, {("training/accuracy", epoch): accuracy})
+                # NaN, which is left out, where no metric was recorded.
+                _add(writer, {(f"training/{curve.metric}", epoch): value})
 
 
 def _steps(run: RunFolder) -> tuple[int, ...]:
@@ -194,7 +193,8 @@ def _hparams(run: RunFolder, arm: str) -> dict[str, str | float]:
         "method": s.method or "reference",
         "space": s.space if s.method else "",
         "coefficients": s.rule,
-        **{"W" if k == "value" else k: v for k, v in {**s.rule_options, **s.options}.items()},
+        **{s.scale_title if k == s.scale else k: v for k, v in s.rule_options.items()},
+        **s.options,
         "spc": s.spc,
         "head": s.head,
         "tune_head": "yes" if s.tune_head else "",

@@ -46,25 +46,30 @@ def run(tmp_path):
 @pytest.mark.parametrize(
     ("arm", "rule", "axis", "family"),
     [
-        ("short", "fixed", ("W", 0.5), "task_arithmetic"),
-        ("listed", "fixed", None, "task_arithmetic, value [0.5, 1, 1, 1]"),
-        ("uniform", "uniform", None, "ties, uniform, density 0.3"),
-        ("left_out", "uniform", None, "ties, uniform, density 0.2"),
+        ("short", "fixed", ("W", 0.5), "task_arithmetic, delta, fixed"),
+        ("listed", "fixed", None, "task_arithmetic, delta, fixed, value [0.5, 1, 1, 1]"),
+        ("uniform", "uniform", None, "ties, delta, uniform, density 0.3"),
+        ("left_out", "uniform", None, "ties, delta, uniform, density 0.2"),
         (
             "adaptive",
             "adaptive",
             ("b_max", 3.0),
-            "ties, adaptive, density 0.2, spc 5, prototypes head",
+            "ties, delta, adaptive, density 0.2, spc 5, prototypes head",
         ),
-        ("peft", "fixed", ("W", 1.0), "linear, factors"),
+        ("peft", "fixed", ("W", 1.0), "linear, factors, fixed"),
         (
             "tuned",
             "softmax",
             None,
-            "task_arithmetic, softmax, granularity layer, spc 1, tuned head",
+            "task_arithmetic, delta, softmax, granularity layer, spc 1, tuned head",
         ),
-        ("by_adapter", "softmax", None, "task_arithmetic, softmax, granularity adapter, spc 5"),
-        ("unknown", "fixed", ("W", 2.0), "a_method_of_tomorrow"),
+        (
+            "by_adapter",
+            "softmax",
+            None,
+            "task_arithmetic, delta, softmax, granularity adapter, spc 5",
+        ),
+        ("unknown", "fixed", ("W", 2.0), "a_method_of_tomorrow, delta, fixed"),
         ("joint", "", None, ""),
     ],
 )
@@ -73,6 +78,33 @@ def test_a_family_is_named_by_what_tells_it_apart(run, arm, rule, axis, family):
     assert settings.rule == rule
     assert settings.axis == axis
     assert settings.family() == family
+
+
+@pytest.mark.parametrize("space", ["delta", "factors"])
+@pytest.mark.parametrize("coefficients", [1.0, {"name": "adaptive", "b_max": 3}])
+def test_what_all_arms_have_in_common_is_not_told(tmp_path, space, coefficients):
+    shared = {"space": space, "coefficients": coefficients, "spc": 1}
+    arms = {method: {"method": method, **shared} for method in ("ties", "linear")}
+    run = RunFolder.read(fabricate_run(tmp_path / "run", arms=arms))
+    spc = ", spc 1" if isinstance(coefficients, dict) else ""
+    assert [arm_settings(run, arm).family() for arm in arms] == [f"ties{spc}", f"linear{spc}"]
+    assert [arm_settings(run, arm).merge for arm in arms] == ["ties", "linear"]
+
+
+def test_the_scale_is_the_option_that_was_recorded_as_one(tmp_path):
+    rule = {"name": "a_rule_of_tomorrow", "bound": 2, "value": 7}
+    # An option of the method is read as one, whatever it is called.
+    arms = {"new": {"method": "ties", "value": 0.3, "spc_of_old": 4}}
+    path = fabricate_run(tmp_path / "run", arms={"new": {"method": "ties", "coefficients": 1}})
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    variant = variant_of(arms["new"])
+    variant |= {"coefficients": rule, "scale": "bound", "scale_title": "B"}
+    config["variants"] = {"new": variant}
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    settings = arm_settings(RunFolder.read(path), "new")
+    assert settings.axis == ("B", 2.0)
+    assert settings.rule_options == {"bound": 2, "value": 7}
+    assert settings.options == {"density": 0.2, "trim": "tensor", "value": 0.3, "spc_of_old": 4}
 
 
 def test_every_default_is_known(run):

@@ -148,26 +148,28 @@ def test_the_mean_matrix_by_hand(many):
 def test_robustness_joins_arms_that_differ_in_the_scale_alone(many):
     curves = robustness_curves(many, ACCURACY)
     assert list(dict.fromkeys(curves["axis"])) == ["W", "b_max"]
-    ties = curves[(curves["axis"] == "W") & (curves["family"] == "ties")]
+    ties = curves[(curves["axis"] == "W") & (curves["family"] == "ties, delta, fixed")]
     assert list(ties["x"]) == [1, 3, 5]
     assert list(ties["arm"]) == ["ties_w1", "ties_w3", "ties_w5"]
     adaptive = curves[curves["axis"] == "b_max"]
     assert set(adaptive["family"]) == {
-        *(f"{m}, adaptive, spc 5" for m in ("task_arithmetic", "ties", "linear")),
-        "dare_ties, adaptive, granularity adapter, spc 5",
+        *(f"{m}, delta, adaptive, spc 5" for m in ("task_arithmetic", "ties", "linear")),
+        "dare_ties, delta, adaptive, granularity adapter, spc 5",
         "dare_ties, factors, adaptive, granularity module, spc 5",
     }
 
 
 def test_the_robustness_legend_says_best_worst_and_area(many, drawn):
     curves = robustness_curves(many, ACCURACY)
-    y = 100 * curves[(curves["axis"] == "W") & (curves["family"] == "ties")]["mean"].to_numpy()
+    titles = {t.get_text() for t in drawn["robustness"].findobj(Text)}
+    assert {"fixed coefficients", "adaptive coefficients"} <= titles
+    y = 100 * curves[curves["family"] == "ties, delta, fixed"]["mean"].to_numpy()
     # By hand, at W = 1, 3, 5: two trapezoids of width 2, over a width of 4.
     area = ((y[0] + y[1]) + (y[1] + y[2])) / 4
     at = dict(zip(y, (1, 3, 5), strict=True))
     expected = (
-        f"ties\nbest {max(y):.1f} at {at[max(y)]}, worst {min(y):.1f} at {at[min(y)]}, "
-        f"area {area:.1f}"
+        f"ties, delta, fixed\nbest {max(y):.1f} at {at[max(y)]}, "
+        f"worst {min(y):.1f} at {at[min(y)]}, area {area:.1f}"
     )
     assert expected in {t.get_text() for t in drawn["robustness"].findobj(Text)}
 

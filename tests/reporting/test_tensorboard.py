@@ -102,7 +102,24 @@ def test_training_curves(run):
     assert series(events, "training/loss") == pytest.approx(
         dict(zip(curve.epochs, curve.losses, strict=True))
     )
-    assert set(series(events, "training/accuracy")) == set(curve.epochs)
+    assert series(events, "training/accuracy") == pytest.approx(
+        dict(zip(curve.epochs, curve.values, strict=True))
+    )
+
+
+def test_a_training_curve_is_called_by_its_metric(tmp_path):
+    path = as_errors(fabricate_run(tmp_path / "run", seeds=(0,)))
+    trained = path / "adapters" / "seed-0" / "00-photo" / "training.json"
+    trained.write_text(json.dumps({"metric": "rmse", "loss": [{"epoch": 1, "loss": 2, "rmse": 7}]}))
+    old = path / "adapters" / "seed-0" / "01-art_painting" / "training.json"
+    old.write_text(json.dumps({"loss": [{"epoch": 1, "loss": 2}]}))
+    run = RunFolder.read(path)
+    write_tensorboard(run)
+    events = read(run, "training", "seed-0", FRESH, "00-photo")
+    assert set(events.Tags()["scalars"]) == {"training/loss", "training/rmse"}
+    assert series(events, "training/rmse") == {1: 7.0}
+    events = read(run, "training", "seed-0", FRESH, "01-art_painting")
+    assert events.Tags()["scalars"] == ["training/loss"]
 
 
 def _hparams(events, kind):

@@ -31,9 +31,8 @@ def score_over_time(run: RunFolder, metric: Metric) -> Figure:
     """
     panels: dict[str, list[str]] = {}
     for arm in run.arms:
-        s = arm_settings(run, arm)
-        panels.setdefault(s.method + (f", {s.space}" if s.space != "delta" else ""), []).append(arm)
-    panels = panels or {"reference rows": []}
+        panels.setdefault(arm_settings(run, arm).merge, []).append(arm)
+    panels = panels or {f"reference row{'s' * (len(run.references) != 1)}": []}
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     lines_max = max(map(len, panels.values()))

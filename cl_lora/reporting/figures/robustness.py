@@ -19,8 +19,6 @@ from cl_lora.reporting.figures.registry import figure
 from cl_lora.reporting.figures.style import color_of, line_of, marker_of
 from cl_lora.run_folder.reader import RunFolder
 
-_TITLES = {"W": "fixed weight W", "b_max": "adaptive, bound b_max"}
-
 
 @figure(
     "robustness",
@@ -32,9 +30,10 @@ _TITLES = {"W": "fixed weight W", "b_max": "adaptive, bound b_max"}
 def robustness_to_scale(run: RunFolder, metric: Metric) -> Figure | None:
     """Draw the average final score over the coefficient's scale: how much does a wrong one cost?
 
-    One panel for the fixed weight W, one for b_max of adaptive coefficients; a line per family of
-    arms that differ in it alone. The legend says the best and the worst value, where they are, and
-    the area under the line divided by its width: the mean over the range (trapezoidal rule).
+    One panel per scale that a rule has, e.g. W of fixed coefficients or b_max of adaptive ones; a
+    line per family of arms that differ in it alone. The legend says the best and the worst value,
+    where they are, and the area under the line divided by its width: the mean over the range
+    (trapezoidal rule).
 
     Returns:
         The figure; None if no two arms differ in the scale alone.
@@ -63,7 +62,7 @@ def robustness_to_scale(run: RunFolder, metric: Metric) -> Figure | None:
                 lw=1.4,
                 label=f"{textwrap.fill(str(family), 44)}\n{_in_words(x, y, metric)}",
             )
-        ax.set_title(_TITLES[name])
+        ax.set_title(f"{' and '.join(dict.fromkeys(of_axis['rule']))} coefficients")
         ax.set_xlabel(name)
         values = sorted(set(of_axis["x"]))
         ax.set_xticks(values, [f"{v:g}" for v in values])
@@ -88,11 +87,11 @@ def robustness_curves(run: RunFolder, metric: Metric) -> pd.DataFrame:
     """Return the points behind :func:`robustness_to_scale`.
 
     Returns:
-        A frame with the columns axis (``W`` or ``b_max``), family, x, arm, mean and deviation, by
-        axis, family and x; families with at least two finite points only.
+        A frame with the columns axis (the title of the scale), rule, family, x, arm, mean and
+        deviation, by axis, family and x; families with at least two finite points only.
     """
     numbers = numbers_of(run, metric)
-    rows: list[tuple[str, str, float, str, float, float]] = []
+    rows: list[tuple[str, str, str, float, str, float, float]] = []
     for arm in run.arms:
         settings = arm_settings(run, arm)
         if settings.axis is None or arm not in run.scores.arms:
@@ -100,8 +99,10 @@ def robustness_curves(run: RunFolder, metric: Metric) -> pd.DataFrame:
         name, x = settings.axis
         average = numbers[(arm, "average", ALL_EXPERIENCES)]
         if math.isfinite(average.mean):
-            rows.append((name, settings.family(), x, arm, average.mean, average.deviation))
-    frame = pd.DataFrame(rows, columns=["axis", "family", "x", "arm", "mean", "deviation"])
+            which = (name, settings.rule, settings.family())
+            rows.append((*which, x, arm, average.mean, average.deviation))
+    columns = ["axis", "rule", "family", "x", "arm", "mean", "deviation"]
+    frame = pd.DataFrame(rows, columns=columns)
     sizes = frame.groupby(["axis", "family"])["x"].transform("nunique")
     frame = frame[sizes >= 2].sort_values(["axis", "x"], kind="stable")
     return frame.reset_index(drop=True)
