@@ -1,4 +1,5 @@
 import io
+import json
 import math
 import re
 from dataclasses import replace
@@ -183,7 +184,7 @@ def test_every_column_says_how_it_differs_from_the_first(pacs, office, tmp_path)
         name="rank16",
         identity__strategy__rank=16,
         identity__spc=1,
-        variants__ties_w1__density=0.9,
+        variants__ties_w1__options__density=0.9,
     )
     notes = compare_runs([pacs, office, other]).notes
     assert any(n.startswith("B is not averaged with A: their domains are") for n in notes)
@@ -193,7 +194,7 @@ def test_every_column_says_how_it_differs_from_the_first(pacs, office, tmp_path)
     ) in notes
     # One name and one row, but not one arm.
     assert (
-        "Not the same arm in every column: ties_w1 (density is 0.2 in A and 0.9 in C)."
+        "Not the same arm in every column: ties_w1 (options.density is 0.2 in A and 0.9 in C)."
     ) in notes
 
 
@@ -321,11 +322,28 @@ def test_one_seed_twice_must_agree(pacs, tmp_path):
     assert "hold different scores for seed 0" in text
 
 
+def test_the_name_of_a_benchmark_sets_nothing_apart(pacs, tmp_path):
+    path = fabricate_run(tmp_path / "renamed", seeds=(2,))
+    stream = json.loads((path / "stream.json").read_text())
+    (path / "stream.json").write_text(json.dumps({**stream, "name": "pacs_of_mine"}))
+    assert len(compare_runs([pacs, RunFolder.read(path)]).conditions) == 1
+    # Where the data differ, both names are told.
+    (path / "stream.json").write_text(
+        json.dumps({**stream, "name": "pacs_of_mine", "fingerprint": "cafe"})
+    )
+    comparison = compare_runs([pacs, RunFolder.read(path)])
+    assert len(comparison.conditions) == 2
+    assert "their benchmarks are 'pacs' and 'pacs_of_mine'" in " ".join(comparison.notes)
+
+
 def test_one_name_for_two_arms_is_refused(pacs, tmp_path):
     fabricate_run(tmp_path / "other", seeds=(2,))
-    other = change(tmp_path / "other", variants__ties_w1__density=0.9)
+    other = change(tmp_path / "other", variants__ties_w1__options__density=0.9)
     text = message(compare_runs, [pacs, other])
-    assert "Arm 'ties_w1' is not one arm, so its seeds cannot be averaged: density is 0.2" in text
+    assert (
+        "Arm 'ties_w1' is not one arm, so its seeds cannot be averaged: options.density is 0.2"
+        in text
+    )
     assert f"and 0.9 in {other.path}; rename one of them" in text
 
 

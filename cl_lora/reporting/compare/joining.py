@@ -104,10 +104,11 @@ def changes(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str]) 
 
 def _reasons(a: RunFolder, b: RunFolder, names: tuple[str, str]) -> Iterator[str]:
     told: set[Any] = set()
-    if a.stream.name != b.stream.name:
-        yield f"their benchmarks are {a.stream.name!r} and {b.stream.name!r}"
     x, y = a.stream.fingerprint, b.stream.fingerprint
     told |= {x, y}
+    # The same data under two names is the same data.
+    if x != y and a.stream.name != b.stream.name:
+        yield f"their benchmarks are {a.stream.name!r} and {b.stream.name!r}"
     if a.experiences != b.experiences:
         yield f"their domains are {', '.join(a.experiences)} and {', '.join(b.experiences)}"
     elif x != y:
