@@ -39,7 +39,8 @@ class Column:
         short: heading where room is scarce.
         higher_is_better: direction; None where no best row is marked.
         percent: whether values in [0, 1] are shown in percent.
-        priority: 0 stays; of the others the highest goes first where room is scarce.
+        priority: 0 stays; of the others the highest goes first where room is scarce. What tells how
+            far to trust a row, :data:`N`, goes after the spread of the detail columns only.
         detail: whether it is one of many of a kind, e.g. one domain of the average.
         signed: whether a plus sign is shown.
         note: the definition, for the caption.
@@ -74,6 +75,7 @@ class Column:
 
 
 _SMALLEST_P = 0.001
+_LAST = 1  # the priority that is given up after the spread of the detail columns
 
 N = Column("seeds", "n", "n", None, percent=False, form="count")
 """The number of seeds behind a row."""
@@ -219,8 +221,8 @@ class ResultTable:
         """Return title, table and notes for a terminal of ``width`` columns.
 
         What does not fit is given up in this order: long headings, columns by priority, the
-        spread of the detail columns, parts of long names, the detail columns, all spreads, the last
-        columns. A note names the columns that are left out.
+        spread of the detail columns, n, parts of long names, the detail columns, all spreads, the
+        last columns. A note names the columns that are left out.
         """
         console = Console(width=10_000)
         for layout in self._layouts():
@@ -262,9 +264,12 @@ class ResultTable:
         yield _Layout(everything, longest, short=False)
         yield _Layout(everything, longest)
         kept = everything
-        for priority in sorted({c.priority for c in self.columns} - {0}, reverse=True):
+        for priority in sorted({c.priority for c in self.columns} - {0, _LAST}, reverse=True):
             kept = tuple(j for j in kept if self.columns[j].priority < priority)
             yield _Layout(kept, longest)
+        if any(self.columns[j].priority == _LAST for j in kept):
+            yield _Layout(kept, longest, detail_spread=False)
+            kept = tuple(j for j in kept if self.columns[j].priority < _LAST)
         widths = [w for w in (36, 30, 26, 22, 18) if w < longest]
         for width in (longest, *widths):
             yield _Layout(kept, width, detail_spread=False)
@@ -401,8 +406,8 @@ def result_table(
             f"Finished on fewer than {count} seeds, so never marked as best: {', '.join(fewer)}."
         )
     none = np.full((len(rows), 1), np.nan)
-    # Where all rows have the n of the title, its column may go where room is scarce.
-    n = N if fewer else replace(N, priority=1)
+    # Where all rows have the n of the title, its column may go rather than parts of names.
+    n = N if fewer else replace(N, priority=_LAST)
     return ResultTable(
         rows=rows,
         references=len(apart),
@@ -426,7 +431,7 @@ def _columns(
         )
         for j in shape.final
     }
-    priorities = {"backward_transfer": 1, "forward_transfer": 2, "average_incremental": 3}
+    priorities = {"backward_transfer": 2, "forward_transfer": 3, "average_incremental": 4}
     for name, measure in MEASURES.items():
         if not measure.exists(shape):
             continue

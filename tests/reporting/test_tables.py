@@ -89,6 +89,16 @@ def test_lower_is_better_leads_downwards():
 
 
 @pytest.mark.parametrize("width", [80, 120])
+def test_n_stays_in_a_table_of_two_seeds(width):
+    scores = fabricate_scores(["ta_w1", "ta_adaptive_b3"], seeds=(0, 1))
+    text = result_table(scores, experiences=DOMAINS, references=REFERENCES).text(width)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert lines[1].split()[-1] == "n"
+    assert {line.split()[-1] for line in lines if line.startswith("ta_")} == {"2"}
+
+
+@pytest.mark.parametrize("width", [80, 120])
 def test_25_arms_and_4_domains_fit(width):
     arms = [*many_arms(), "dare"]
     text = result_table(fabricate_scores(arms), experiences=DOMAINS, references=REFERENCES).text(
