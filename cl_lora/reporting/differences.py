@@ -11,7 +11,6 @@ import numpy as np
 from cl_lora.evaluation.aggregate import Difference, differences_of
 from cl_lora.evaluation.bootstrap import paired_bootstrap
 from cl_lora.evaluation.metrics import Metric
-from cl_lora.evaluation.scores import UNTRAINED
 from cl_lora.run_folder.hits import Hits, read_hits
 from cl_lora.run_folder.layout import hits_file
 from cl_lora.run_folder.reader import RunFolder
@@ -67,7 +66,7 @@ class Differences:
         return (
             f"Differences to {reference}: mean over seeds of the difference of the averages, "
             f"{interval} of Student's t over seeds, for these domains. p: two-sided paired t "
-            f"test, Holm-corrected for {tests} comparisons."
+            f"test, Holm-corrected for {tests} comparison{'s' * (tests != 1)}."
         )
 
 
@@ -115,9 +114,7 @@ def final_hits(runs: Sequence[RunFolder], seed: int, arm: str, metric: Metric) -
         if not path.is_file() or seed not in run.scores.seeds or arm not in run.scores.arms:
             continue
         hits = read_hits(path)
-        # Training does not touch the base model: it may be scored before it only.
-        units = [((shape.stages - 1, j), (UNTRAINED, j)) for j in shape.final]
-        kept = [next((hits[u] for u in unit if u in hits), None) for unit in units]
+        kept = [hits.get((shape.stages - 1, j)) for j in shape.final]
         right = [x for x in kept if x is not None]
         if not right or len(right) < len(kept) or not all(map(len, right)):
             continue

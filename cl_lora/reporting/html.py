@@ -27,9 +27,6 @@ from cl_lora.run_folder.reader import RunFolder
 from cl_lora.run_folder.records import TaskRecord
 from cl_lora.support import files
 
-COMPARED_WITH = ("sequential", "last", "base")
-"""The reference row that differences are taken to: the first of these that was scored."""
-
 _LARGEST_SVG = 400_000
 """Bytes over which a figure is embedded as PNG: a browser draws many outlines slowly."""
 
@@ -62,7 +59,8 @@ def render_html(run: RunFolder) -> str:
     metrics = [m for name, m in run.stream.metrics.items() if name in run.scores.metrics]
     metric = metrics[0]
     tables = [run_table(run, m) for m in metrics]
-    reference = next((r for r in COMPARED_WITH if r in run.scores.arms), None)
+    # A finished run has scored every reference row at the last stage: the first of them will do.
+    reference = next(iter(run.references), None)
     environment = Environment(
         loader=PackageLoader("cl_lora.reporting"),
         autoescape=True,
@@ -106,7 +104,8 @@ def _lead(table: ResultTable, metric: Metric, seeds: int) -> str:
     parts = []
     if best:
         which = " and ".join(table.rows[i] for i in best)
-        parts.append(f"{metric.title}, average: best of {ranked} arms {which}, {said(best[0])}.")
+        among = f"best of {ranked} arms " if ranked > 1 else ""
+        parts.append(f"{metric.title}, average: {among}{which}, {said(best[0])}.")
     rows = [f"{table.rows[i]} {said(i)}" for i in range(ranked, len(table.rows))]
     if rows:
         parts.append(f"For reference: {', '.join(rows)}.")
@@ -196,7 +195,8 @@ def _differences(run: RunFolder, reference: str, metric: Metric) -> dict[str, An
     return {
         "reference": reference,
         "headings": headings,
-        "note": differences.explained(reference),
+        "note": f"Compared with {reference}, the first reference row. "
+        + differences.explained(reference),
         "rows": rows,
     }
 

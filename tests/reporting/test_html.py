@@ -106,17 +106,19 @@ def test_every_score_and_coefficient_is_there(run, parsed):
     assert sum(c != "–" for row in alphas[1:] for c in row[4:]) == len(run.coefficients)
 
 
-def test_differences_are_to_the_sequential_adapter(run, parsed, page):
-    assert "<h2>Differences to sequential</h2>" in page
+def test_differences_are_to_the_first_reference_row(run, parsed, page):
+    assert run.references[0] == "base"
+    assert "<h2>Differences to base</h2>" in page
+    assert "Compared with base, the first reference row. Differences to base: " in page
     assert "Student&#39;s t over seeds, for these domains" in page
     assert "Holm-corrected for 7 comparisons" in page
     (table,) = (t for t in parsed.tables if t[0][:2] == ["Arm", "Difference, points"])
     assert table[0][2:] == ["Low", "High", "n (seeds)", "p", "p, Holm"]
-    assert {row[0] for row in table[1:]} == {*ARMS, *REFERENCES} - {"sequential"}
+    assert {row[0] for row in table[1:]} == {*ARMS, *REFERENCES} - {"base"}
     assert {row[4] for row in table[1:]} == {"2"}
     averages = {a: [run.scores.matrix(s, a).values[-1].mean() for s in (0, 1)] for a in ARMS}
-    averages["sequential"] = [run.scores.matrix(s, "sequential").values[-1].mean() for s in (0, 1)]
-    test = stats.ttest_rel(averages["ties_w1"], averages["sequential"])
+    averages["base"] = [run.scores.matrix(s, "base").values[-1].mean() for s in (0, 1)]
+    test = stats.ttest_rel(averages["ties_w1"], averages["base"])
     low, high = test.confidence_interval(0.95)
     (row,) = (row for row in table if row[0] == "ties_w1")
     assert [float(x.replace("−", "-")) for x in row[2:4]] == pytest.approx(
@@ -127,7 +129,7 @@ def test_differences_are_to_the_sequential_adapter(run, parsed, page):
 
 def test_one_seed_has_an_interval_over_test_images(tmp_path):
     path = fabricate_run(tmp_path / "run", seeds=(4,))
-    fabricate_hits(path, (4,), ("ties_w1", "sequential"))
+    fabricate_hits(path, (4,), ("ties_w1", "base"))
     page = render_html(RunFolder.read(path))
     checker = Checker()
     checker.feed(page)
@@ -140,6 +142,20 @@ def test_one_seed_has_an_interval_over_test_images(tmp_path):
     low, mean, high = (float(rows["ties_w1"][i].replace("−", "-")) for i in (2, 1, 3))
     assert low < mean < high
     assert rows["ta_w1"][2:4] == ["–", "–"]  # its hits were not kept
+
+
+def test_the_recorded_order_of_references_decides_not_their_names(tmp_path):
+    rows = ("one_of_tomorrow", "sequential", "base")
+    page = render_html(RunFolder.read(fabricate_run(tmp_path / "run", references=rows)))
+    assert "<h2>Differences to one_of_tomorrow</h2>" in page
+    assert "Compared with one_of_tomorrow, the first reference row." in page
+
+
+def test_one_comparison_and_one_arm_are_not_plurals(tmp_path):
+    path = fabricate_run(tmp_path / "run", arms={"only": ARMS["ties_w1"]}, references=("base",))
+    page = render_html(RunFolder.read(path))
+    assert "Holm-corrected for 1 comparison." in page
+    assert '<p class="lead">Accuracy, average: only, ' in page
 
 
 def test_one_seed_without_hits_has_no_interval(tmp_path):
