@@ -256,12 +256,14 @@ def test_each_arm_is_recorded_with_every_default(finished: tuple[Path, str]) -> 
         "method": "ties",
         "space": "delta",
         "scaling": "alpha * s * B A",
-        "density": 0.2,
-        "trim": "tensor",
-        "sign": "unweighted",
-        "elect": "total",
-        "divisor": "count",
-        "rank": None,
+        "options": {
+            "density": 0.2,
+            "trim": "tensor",
+            "sign": "unweighted",
+            "elect": "total",
+            "divisor": "count",
+            "rank": None,
+        },
         "coefficients": {
             "name": "adaptive",
             "b_max": 3,
@@ -270,6 +272,8 @@ def test_each_arm_is_recorded_with_every_default(finished: tuple[Path, str]) -> 
             "steps": 2,
             "lr": 0.05,
         },
+        "scale": "b_max",
+        "scale_title": "b_max",
         "spc": 2,
         "buffer_batch_size": 32,
         "head": None,
@@ -281,12 +285,12 @@ def test_each_arm_is_recorded_with_every_default(finished: tuple[Path, str]) -> 
 def test_an_arm_of_other_defaults_is_refused(copied: Path, capfd) -> None:
     path = copied / "config.yaml"
     config = yaml.safe_load(path.read_text())
-    config["variants"]["ties_learned"]["density"] = 0.5
+    config["variants"]["ties_learned"]["options"]["density"] = 0.5
     path.write_text(yaml.safe_dump(config))
     assert main(["run", *overrides(copied)]) == 2
     error = capfd.readouterr().err
     assert "Arm 'ties_learned' is defined twice" in error
-    assert "density is 0.5 in" in error
+    assert "options.density is 0.5 in" in error
 
 
 def test_another_buffer_trains_nothing(copied: Path, capfd) -> None:
