@@ -32,7 +32,7 @@ addEventListener("load", () => {
   const column = (i) => [...table.tBodies[0].rows].map((row) => row.cells[i].textContent);
   const click = (i) => table.tHead.rows[0].cells[i].querySelector("button").click();
   const average = [...table.tHead.rows[0].cells].findIndex((c) => c.textContent === "Average");
-  const last = table.tHead.rows[0].cells.length - 1;
+  const last = [...table.tHead.rows[0].cells].findIndex((c) => c.textContent === "Incremental");
   const seen = { average: average, before: column(0) };
   click(average); seen.down = column(average); seen.names = column(0);
   seen.sort = table.tHead.rows[0].cells[average].getAttribute("aria-sort");
