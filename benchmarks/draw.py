@@ -68,9 +68,7 @@ def draw_support(experience: Experience, shots: Shots, seed: int, draw: int = 0)
             than K samples (it is named, with how many it has).
     """
     if shots != ALL and not _is_count(shots):
-        raise UserError(
-            f"Expected shots to be integers of at least 1 or {ALL!r} but got {shots!r}"
-        )
+        raise UserError(f"Expected shots to be integers of at least 1 or {ALL!r} but got {shots!r}")
     if not _is_count(draw, least=0):
         raise UserError(
             f"Expected the number of a support draw to be an integer of at least 0 but got {draw!r}"
