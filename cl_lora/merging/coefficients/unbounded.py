@@ -43,7 +43,7 @@ class _Unbounded:
             "uniform",
             lambda v: v == "uniform" or is_number(v),
             "uniform or a finite number",
-            "where alpha starts: 1/n; or the number itself",
+            "where alpha starts: 1/n; or the number itself, in space factors not 0",
         ),
         **learning_options(100, 0.05, ("module", "adapter", "layer")),
     },
