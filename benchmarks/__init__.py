@@ -15,18 +15,23 @@ from cl_lora.benchmarks.config import (
     read_config,
 )
 from cl_lora.benchmarks.core import Benchmark, Experience
-from cl_lora.benchmarks.draw import draw_buffer
+from cl_lora.benchmarks.draw import ALL, Shots, draw_buffer, draw_support
 
-# Importing a kind's module registers it.
-from cl_lora.benchmarks.sources import hub, tree  # noqa: F401
+# Importing a kind's module registers it, of a benchmark or of an image set.
+from cl_lora.benchmarks.sources import class_tree, hub, torchvision_sets, tree  # noqa: F401
 from cl_lora.benchmarks.sources.shapes import benchmark as shapes  # noqa: F401
+from cl_lora.benchmarks.sources.shapes import image_set as shapes_set  # noqa: F401
+from cl_lora.benchmarks.streams import covariate_shift, label_shift, task_shift  # noqa: F401
 from cl_lora.support.errors import UserError
 
 __all__ = [
+    "ALL",
     "KINDS",
     "Benchmark",
     "Experience",
+    "Shots",
     "draw_buffer",
+    "draw_support",
     "found",
     "make_benchmark",
     "validate_benchmark_config",

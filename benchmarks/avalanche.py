@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from cl_lora.benchmarks.batches import Encode, target_tensor
 from cl_lora.benchmarks.core import Benchmark, Experience
+from cl_lora.benchmarks.draw import Shots
 from cl_lora.benchmarks.splits import Indices
 from cl_lora.support.errors import UserError
 
@@ -84,6 +85,49 @@ def joint_benchmark(benchmark: Benchmark, encode: Encode) -> CLScenario:
     return benchmark_from_datasets(
         train=[_dataset([(e, e.train) for e in benchmark.experiences], encode)],
         test=[_dataset([(e, e.test)], encode) for e in benchmark.experiences],
+    )
+
+
+def few_shot_streams(
+    benchmark: Benchmark, supports: Mapping[Shots, Indices], encode: Encode
+) -> CLScenario:
+    """Return the four streams of few-shot composition, without task labels.
+
+    ``upstream_train`` and ``upstream_test`` have an experience for each upstream experience,
+    ``support`` one for each support set in the given order, and ``query`` one, the test part of
+    the downstream experience. Their attributes end in ``_stream``, as ``query_stream``.
+
+    Args:
+        benchmark: a stream with one downstream experience.
+        supports: for each K the indices of its support set, from ``draw_support``.
+        encode: what turns one sample into the model's input.
+
+    Raises:
+        UserError: not exactly one experience is downstream, no support set is given, one is empty
+            or holds samples outside the pool, or the query is empty.
+    """
+    if len(benchmark.downstream) != 1:
+        raise UserError(
+            f"Expected {benchmark.name!r} to have one downstream experience but it has "
+            f"{len(benchmark.downstream)}; give benchmark.downstream=NAME"
+        )
+    upstream = [benchmark.experiences[i] for i in benchmark.upstream]
+    downstream = benchmark.experiences[benchmark.downstream[0]]
+    if not supports:
+        raise UserError("Expected at least one support set but got none; give shots=[1,2,5]")
+    for shots, indices in supports.items():
+        if not len(indices) or not np.isin(indices, downstream.train).all():
+            raise UserError(
+                f"Expected the support of shots={shots} to hold train samples of "
+                f"{downstream.name!r} only, at least one; draw it with draw_support"
+            )
+    if not len(downstream.test):
+        raise UserError(f"Expected test samples in {downstream.name!r} but its query is empty")
+    return benchmark_from_datasets(
+        upstream_train=[_dataset([(e, e.train)], encode) for e in upstream],
+        upstream_test=[_dataset([(e, e.test)], encode) for e in upstream],
+        support=[_dataset([(downstream, indices)], encode) for indices in supports.values()],
+        query=[_dataset([(downstream, downstream.test)], encode)],
     )
 
 

@@ -130,6 +130,11 @@ def decode_image(file: str | os.PathLike[str] | IO[bytes], size: int, name: obje
         reason = error.strerror if isinstance(error, OSError) and error.strerror else None
         known = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UnreadableImage(f"{name} ({reason or known})") from error
+    return square_pixels(image, size)
+
+
+def square_pixels(image: Image.Image, size: int) -> Pixels:
+    """Return an RGB image as ``decode_image`` does: uint8 (size, size, 3)."""
     return np.asarray(_square(image, size))
 
 

@@ -55,17 +55,25 @@ class Benchmark:
             same fingerprint give every experience the same data.
         annotations: further arrays (N, ...) by name, aligned with the inputs of the experiences;
             only the shapes benchmark has any.
+        downstream: indices of the experiences that no adapter of the bank is trained on: their
+            train part is the pool that a support set is drawn from, their test part the query.
     """
 
     name: str
     experiences: tuple[Experience, ...]
     fingerprint: str
     annotations: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
+    downstream: tuple[int, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the experiences."""
         return tuple(experience.name for experience in self.experiences)
+
+    @property
+    def upstream(self) -> tuple[int, ...]:
+        """Indices of the experiences that adapters are trained on: all but the downstream ones."""
+        return tuple(i for i in range(len(self.experiences)) if i not in self.downstream)
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -1,6 +1,9 @@
-"""The buffer: a few train samples of every experience, balanced over what its task says."""
+"""Draws from train parts, balanced over what a task says: the buffer, and a support set."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 
@@ -8,6 +11,12 @@ from cl_lora.benchmarks.core import Benchmark, Experience
 from cl_lora.benchmarks.splits import Indices
 from cl_lora.support.errors import UserError
 from cl_lora.support.seeding import numpy_generator
+
+ALL: Literal["all"] = "all"
+"""In place of a number of samples: the whole pool."""
+
+Shots = int | Literal["all"]
+"""Samples a stratum (K), or the whole pool."""
 
 
 def draw_buffer(benchmark: Benchmark, samples_per_class: int, seed: int) -> tuple[Indices, ...]:
@@ -29,8 +38,7 @@ def draw_buffer(benchmark: Benchmark, samples_per_class: int, seed: int) -> tupl
         UserError: ``samples_per_class`` is not an integer of at least 1, or more than a stratum
             of an experience has.
     """
-    is_count = isinstance(samples_per_class, int) and not isinstance(samples_per_class, bool)
-    if not is_count or samples_per_class < 1:
+    if not _is_count(samples_per_class):
         raise UserError(
             "Expected the buffer's samples_per_class to be an integer of at least 1 "
             f"but got {samples_per_class!r}"
@@ -38,18 +46,69 @@ def draw_buffer(benchmark: Benchmark, samples_per_class: int, seed: int) -> tupl
     return tuple(_draw(e, samples_per_class, seed) for e in benchmark.experiences)
 
 
-def _draw(experience: Experience, samples_per_class: int, seed: int) -> Indices:
-    task, indices = experience.task, experience.train
-    strata, names = task.kind.strata(task, experience.targets[indices])
+def draw_support(experience: Experience, shots: Shots, seed: int, draw: int = 0) -> Indices:
+    """Draw a support set of K samples a stratum from an experience's train part, the pool.
+
+    The samples of a stratum are the first K of a permutation that depends only on the seed, the
+    draw and the names of experience and stratum: support sets of growing K are nested, and the
+    whole pool holds each of them.
+
+    Args:
+        experience: the downstream experience; its test part, the query, is never looked at.
+        shots: K, at least 1, or ``"all"`` for the whole pool.
+        seed: of the run.
+        draw: number of the draw, at least 0; one seed has as many draws as are asked for.
+
+    Returns:
+        int64 (K * strata,) indices into the experience's inputs, stratum after stratum; with
+        ``"all"`` the train part as it is.
+
+    Raises:
+        UserError: ``shots`` is neither, ``draw`` is no number of a draw, or a stratum has fewer
+            than K samples (it is named, with how many it has).
+    """
+    if shots != ALL and not _is_count(shots):
+        raise UserError(f"Expected shots to be integers of at least 1 or {ALL!r} but got {shots!r}")
+    if not _is_count(draw, least=0):
+        raise UserError(
+            f"Expected the number of a support draw to be an integer of at least 0 but got {draw!r}"
+        )
+    if shots == ALL:
+        return experience.train.copy()
     drawn = []
-    for number, name in enumerate(names):
-        candidates = indices[strata == number]
+    for name, candidates in _strata(experience):
+        if shots > len(candidates):
+            raise UserError(
+                f"Expected shots to be at most {len(candidates)}, the train samples of "
+                f"{experience.task.kind.name} {name!r} in {experience.name!r}, but got {shots}; "
+                f"leave {shots} out of shots, or give {ALL!r} for the whole pool"
+            )
+        generator = numpy_generator(seed, "support", experience.name, name, draw)
+        drawn.append(generator.permutation(candidates)[:shots])
+    return np.concatenate(drawn)
+
+
+def _draw(experience: Experience, samples_per_class: int, seed: int) -> Indices:
+    drawn = []
+    for name, candidates in _strata(experience):
         if samples_per_class > len(candidates):
             raise UserError(
                 f"Expected the buffer's samples_per_class to be at most {len(candidates)}, the "
-                f"train samples of {task.kind.name} {name!r} in {experience.name!r}, "
+                f"train samples of {experience.task.kind.name} {name!r} in {experience.name!r}, "
                 f"but got {samples_per_class}; take a smaller buffer"
             )
         generator = numpy_generator(seed, "buffer", experience.name, name)
         drawn.append(generator.permutation(candidates)[:samples_per_class])
     return np.concatenate(drawn)
+
+
+def _strata(experience: Experience) -> Iterator[tuple[str, Indices]]:
+    """Yield the name and the train samples of every stratum."""
+    task, indices = experience.task, experience.train
+    strata, names = task.kind.strata(task, experience.targets[indices])
+    for number, name in enumerate(names):
+        yield name, indices[strata == number]
+
+
+def _is_count(value: object, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -50,6 +50,7 @@ def claims() -> list[Claim]:
     )
     growth = _result("growth")["exponents"]
     learning = _result("learning")["ties_factors_to_delta"]
+    composition = _result("composition")
     return [
         _at_least(
             "one coefficient step, afresh / with a plan",
@@ -105,6 +106,32 @@ def claims() -> list[Claim]:
             ", ".join(f"{exponent:.2f} {name}" for name, exponent in growth.items()),
             max(growth.values()) <= 1.1,
         ),
+        _each_at_least(
+            "a composition step, dense deltas kept / bottleneck (ViT-B width)",
+            1.5,
+            composition["kept_to_bottleneck"],
+        ),
+        _each_at_least(
+            "a composition step, dense deltas rebuilt / bottleneck (ViT-B width)",
+            2.5,
+            composition["rebuilt_to_bottleneck"],
+        ),
+        Claim(
+            "a composition step, extra memory, bottleneck / dense deltas (ViT-B width)",
+            "at most a third",
+            f"{composition['share_of_dense_memory']:.2f}",
+            composition["share_of_dense_memory"] <= 1 / 3,
+        ),
+        _each_at_least(
+            "a whole composition step, merged / bottleneck (ViT-Ti)",
+            1,
+            composition["merged_to_bottleneck"],
+        ),
+        _at_least(
+            "warming up a head 50 epochs, through the backbone / on cached features",
+            10,
+            composition["warm_up_times_faster"],
+        ),
     ]
 
 
@@ -118,6 +145,11 @@ def with_summary(page: str) -> str:
 
 def _at_least(question: str, aim: float, found: float) -> Claim:
     return Claim(question, f"at least {aim:g}", f"{found:.1f}", found >= aim)
+
+
+def _each_at_least(question: str, aim: float, found: dict[str, float]) -> Claim:
+    measured = ", ".join(f"{ratio:.2f} {of}" for of, ratio in found.items())
+    return Claim(question, f"at least {aim:g}", measured, min(found.values()) >= aim)
 
 
 def _result(name: str) -> dict[str, Any]:

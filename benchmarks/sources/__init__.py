@@ -1,1 +1,1 @@
-"""Where a benchmark's data comes from: a folder tree, Hugging Face ``datasets``, drawn shapes."""
+"""Where data comes from: folder trees, Hugging Face ``datasets``, torchvision, drawn shapes."""

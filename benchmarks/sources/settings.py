@@ -10,12 +10,11 @@ from cl_lora.support.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitConfig:
-    """The settings that all benchmarks on existing images share.
+class PartsConfig:
+    """The settings that say how existing images are split, whatever the experiences are.
 
     Attributes:
         name: of the benchmark, for reports.
-        domains: which domains, in stream order; None for all, sorted.
         test_fraction: share of each class and domain that is held out, between 0 and 1.
         split_seed: the splits and the caps are drawn with it.
         samples_per_class: at most so many train samples per class and domain; None for all.
@@ -26,7 +25,6 @@ class SplitConfig:
     """
 
     name: str
-    domains: tuple[str, ...] | None = None
     test_fraction: float = 0.2
     split_seed: int = 0
     samples_per_class: int | None = None
@@ -36,7 +34,6 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         require_text("name", self.name)
-        require_names("domains", self.domains)
         if not 0 < self.test_fraction < 1:
             raise UserError(
                 "Expected benchmark.test_fraction to be a number between 0 and 1 "
@@ -58,6 +55,21 @@ class SplitConfig:
             self.test_samples_per_class,
             self.val_fraction,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig(PartsConfig):
+    """The settings that all benchmarks on existing images of domains share.
+
+    Attributes:
+        domains: which domains, in stream order; None for all, sorted.
+    """
+
+    domains: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_names("domains", self.domains)
 
 
 # Types are the builder's to check; None has passed there only where it is allowed.

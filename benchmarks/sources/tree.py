@@ -106,14 +106,9 @@ def scan(config: DomainsConfig) -> ImageTree:
         UserError: no such folder, unknown domains, classes that are not in every domain, or
             classes without an image; all such classes are named at once.
     """
-    root = Path(config.root).expanduser()
-    if not root.is_dir():
-        raise UserError(
-            f"Expected benchmark.root to be a folder but got {config.root!r}, "
-            f"which {'is a file' if root.exists() else 'does not exist'}; give benchmark.root=DIR"
-        )
+    root = require_folder(config.root)
     lists = Path(config.split_lists).expanduser() if config.split_lists else None
-    folders = [name for name in _folders(root) if not lists or (root / name) != lists]
+    folders = [name for name in folder_names(root) if not lists or (root / name) != lists]
     domains = config.domains or tuple(folders)
     if not domains:
         raise UserError(
@@ -123,11 +118,40 @@ def scan(config: DomainsConfig) -> ImageTree:
     for domain in domains:
         if domain not in folders:
             raise unknown_name(f"domain of {root}", domain, folders)
+    return list_images(root, domains)
+
+
+def require_folder(given: str) -> Path:
+    """Return the folder that ``benchmark.root`` names.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    root = Path(given).expanduser()
+    if not root.is_dir():
+        raise UserError(
+            f"Expected benchmark.root to be a folder but got {given!r}, "
+            f"which {'is a file' if root.exists() else 'does not exist'}; give benchmark.root=DIR"
+        )
+    return root
+
+
+def list_images(root: Path, domains: tuple[str, ...], what: str = "domain") -> ImageTree:
+    """List the images ``root/domain/class/*``, reading none.
+
+    Args:
+        root: the folder of the domain folders.
+        domains: the folders to look into, in stream order.
+        what: what to call such a folder in an error; ``benchmark.domains`` chooses domains only.
+
+    Raises:
+        UserError: classes that are not in every domain, or without an image; all are named.
+    """
     found = {
-        domain: {name: _images(root / domain / name) for name in _folders(root / domain)}
+        domain: {name: _images(root / domain / name) for name in folder_names(root / domain)}
         for domain in domains
     }
-    _require_complete(root, found)
+    _require_complete(root, found, what)
     classes = sorted(found[domains[0]])
     samples = sorted(
         (f"{domain}/{name}/{file}", classes.index(name), domains.index(domain))
@@ -207,17 +231,21 @@ def tree_content(tree: ImageTree) -> str:
         return digest(list(pool.map(identify, tree.paths)))
 
 
-def _build(config: DomainsConfig, image_size: int) -> Benchmark:
-    tree = scan(config)
-    splits = _split(config, tree)
+def tree_source(tree: ImageTree) -> ImageSource:
+    """Return how the images of a tree are read; their bytes are, for the digest."""
 
     def read(index: int, size: int) -> Pixels:
         path = tree.root / tree.paths[index]
         return decode_image(path, size, path)
 
-    source = ImageSource(tree_content(tree), len(tree.paths), read)
+    return ImageSource(tree_content(tree), len(tree.paths), read)
+
+
+def _build(config: DomainsConfig, image_size: int) -> Benchmark:
+    tree = scan(config)
+    splits = _split(config, tree)
     return domain_benchmark(
-        source,
+        tree_source(tree),
         image_size,
         config.cache_dir,
         name=config.name,
@@ -242,24 +270,27 @@ def _split(config: DomainsConfig, tree: ImageTree) -> tuple[Splits, ...]:
     )
 
 
-def _require_complete(root: Path, found: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+def _require_complete(
+    root: Path, found: Mapping[str, Mapping[str, Sequence[str]]], what: str
+) -> None:
     problems = class_problems({domain: set(classes) for domain, classes in found.items()})
     problems += [
-        f"class {name!r} of domain {domain!r} has no image ({', '.join(_SUFFIXES)})"
+        f"class {name!r} of {what} {domain!r} has no image ({', '.join(_SUFFIXES)})"
         for domain, classes in found.items()
         for name, files in classes.items()
         if not files
     ]
     if not any(found.values()):
-        problems = ["no domain has a class folder"]
+        problems = [f"no {what} has a class folder"]
     if problems:
+        choice = " or choose benchmark.domains" if what == "domain" else ""
         raise UserError(
-            f"Expected every domain of {root} to hold images of the same classes but: "
-            f"{shortened(problems)}; complete the folders or choose benchmark.domains"
+            f"Expected every {what} of {root} to hold images of the same classes but: "
+            f"{shortened(problems)}; complete the folders{choice}"
         )
 
 
-def _folders(folder: Path) -> list[str]:
+def folder_names(folder: Path) -> list[str]:
     """Return the folders in ``folder``, sorted; hidden ones are not data."""
     with os.scandir(folder) as entries:
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))

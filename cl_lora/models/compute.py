@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from cl_lora.adapters.injection import SupportsDelta, module_weight
 from cl_lora.models.backbones import Backbone
+from cl_lora.models.bottleneck import Composition, composed
 
 Batch = tuple[Tensor, Tensor]
 
@@ -50,4 +51,15 @@ class Compute:
             weights[f"network.{name}.weight"] = weight + update.delta(name).to(weight)
         with self.autocast():
             out: Tensor = functional_call(backbone, weights, (inputs,))
+        return out.float()
+
+    def composed_features(
+        self, backbone: Backbone, composition: Composition, inputs: Tensor
+    ) -> Tensor:
+        """Return features (batch, d) of the backbone's inputs, differentiable in the weights.
+
+        Equal to :meth:`merged_features` of the sum with the same weights, without dense updates.
+        """
+        with composed(backbone.network, composition), self.autocast():
+            out: Tensor = backbone(inputs)
         return out.float()

@@ -62,3 +62,12 @@ def test_names_and_different_tasks_in_the_order_of_the_stream():
     assert benchmark.names == ("third", "first", "second")
     assert benchmark.tasks == (size, classes)
     assert not benchmark.annotations
+
+
+def test_upstream_is_all_but_what_is_downstream():
+    labels = np.zeros(8, dtype=np.int64)
+    task = Task("c", CLASS, ("a", "b"))
+    experiences = tuple(make_experience(name, task, labels) for name in "pqr")
+    assert Benchmark("toy", experiences, "x").downstream == ()
+    assert Benchmark("toy", experiences, "x").upstream == (0, 1, 2)
+    assert Benchmark("toy", experiences, "x", downstream=(1,)).upstream == (0, 2)

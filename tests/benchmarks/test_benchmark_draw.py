@@ -1,4 +1,4 @@
-"""The buffer."""
+"""The buffer and the support."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_tasks import make_experience, scalars
 
-from cl_lora.benchmarks import Benchmark, draw_buffer
+from cl_lora.benchmarks import ALL, Benchmark, draw_buffer, draw_support
 from cl_lora.support.errors import UserError
 from cl_lora.support.seeding import numpy_generator
 from cl_lora.tasks import CLASS, Task
@@ -96,3 +96,72 @@ def test_buffer_size_must_be_a_positive_integer(samples):
 def test_too_large_a_buffer_names_class_and_experience():
     with pytest.raises(UserError, match=r"at most 9, .* of class 'a' in 'p', but got 10"):
         draw_buffer(benchmark(), 10, 0)
+
+
+@given(st.integers(1, 8), st.integers(0, 2**40), st.integers(0, 20))
+def test_support_sets_are_balanced_nested_and_from_the_pool(shots, seed, draw):
+    (one, _) = benchmark().experiences
+    small, large = (draw_support(one, k, seed, draw) for k in (shots, shots + 1))
+    assert np.bincount(one.targets[small]).tolist() == [shots] * CLASSES
+    assert len(set(small)) == shots * CLASSES
+    assert set(small) < set(large) <= set(draw_support(one, ALL, seed, draw))
+    assert not set(small) & set(one.test)
+    np.testing.assert_array_equal(small, draw_support(one, shots, seed, draw))
+
+
+def test_a_support_set_is_the_first_of_a_permutation_of_its_own():
+    (one, _) = benchmark().experiences
+    expected = [
+        numpy_generator(5, "support", "p", name, 2).permutation(np.arange(label, 27, 3))[:4]
+        for label, name in enumerate("abc")
+    ]
+    assert draw_support(one, 4, 5, 2).tolist() == np.concatenate(expected).tolist()
+
+
+def test_the_whole_pool_is_the_train_part_of_its_own():
+    (one, _) = benchmark().experiences
+    pool = draw_support(one, "all", 0)
+    np.testing.assert_array_equal(pool, one.train)
+    pool[:] = 0
+    assert one.train.any()
+
+
+def test_seeds_draws_and_experiences_have_supports_of_their_own():
+    first, second = benchmark().experiences
+    sets = [
+        draw_support(first, 3, 0, 0),
+        draw_support(first, 3, 0, 1),
+        draw_support(first, 3, 1, 0),
+        draw_support(second, 3, 0, 0),
+        draw_buffer(benchmark(), 3, 0)[0],
+    ]
+    assert len({tuple(indices) for indices in sets}) == len(sets)
+
+
+def test_support_of_a_scalar_task_is_balanced_over_its_bins():
+    (one, _) = scalars().experiences
+    support = draw_support(one, 2, 0)
+    strata, _ = one.task.kind.strata(one.task, one.targets[one.train])
+    assert strata[np.searchsorted(one.train, support)].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_more_shots_than_a_class_has_names_it():
+    task = Task("toy", CLASS, ("a", "b"))
+    labels = np.array([0] * 6 + [1] * 3 + [0, 1, 0, 1])
+    one = make_experience("p", task, labels)
+    assert len(draw_support(one, 3, 0)) == 6
+    with pytest.raises(UserError, match=r"at most 3, .* of class 'b' in 'p', but got 4; leave 4"):
+        draw_support(one, 4, 0)
+    assert len(draw_support(one, ALL, 0)) == 9
+
+
+@pytest.mark.parametrize("shots", [0, -1, 1.5, True, None, "every"])
+def test_shots_must_be_a_positive_integer_or_all(shots):
+    with pytest.raises(UserError, match=f"at least 1 or 'all' but got {shots!r}"):
+        draw_support(benchmark().experiences[0], shots, 0)
+
+
+@pytest.mark.parametrize("draw", [-1, 0.5, True])
+def test_a_draw_has_a_number(draw):
+    with pytest.raises(UserError, match=f"at least 0 but got {draw!r}"):
+        draw_support(benchmark().experiences[0], 1, 0, draw)

@@ -65,6 +65,10 @@ def test_adaptive_coefficients_lie_between_zero_and_b_max(c, b_raw, b_max):
         ({"name": "softmax", "granularity": "adapter"}, 4, [0.25] * 4),
         ({"name": "softmax", "granularity": "layer"}, 2, [[0.5, 0.5]] * 5),
         ({"name": "softmax"}, 2, [[0.5, 0.5]] * 5),
+        ({"name": "unbounded", "granularity": "adapter"}, 4, [0.25] * 4),
+        ({"name": "unbounded", "granularity": "layer", "init": -1}, 2, [[-1.0, -1.0]] * 5),
+        ({"name": "unbounded", "init": 0}, 2, [[0.0, 0.0]] * 5),
+        ({"name": "unbounded"}, 2, [[0.5, 0.5]] * 5),
     ],
 )
 def test_where_the_coefficients_start(config, n, expected):
@@ -86,6 +90,22 @@ def test_parameters_and_rows_follow_the_granularity(granularity, groups):
     for i, first in enumerate(names):
         for j, second in enumerate(names):
             assert torch.equal(rows[i], rows[j]) == (first == second)
+
+
+@pytest.mark.parametrize(("granularity", "groups"), [("adapter", 1), ("layer", 3), ("module", 5)])
+def test_unbounded_coefficients_are_their_parameters(granularity, groups):
+    state = make_rule({"name": "unbounded", "granularity": granularity}).state(2, MODULES)
+    assert state.parameters["v"].shape == (groups, 2)
+    values = torch.tensor([[-7.0, 0.0], [1.5, 40.0], [3.0, -0.1], [0.2, 0.3], [5.0, 6.0]])
+    with torch.no_grad():
+        state.parameters["v"].copy_(values[:groups])
+    order = {
+        name: row for row, name in enumerate(dict.fromkeys(module_groups(granularity, MODULES)))
+    }
+    rows = [order[name] for name in module_groups(granularity, MODULES)]
+    expected = values[0] if groups == 1 else values[rows]
+    torch.testing.assert_close(state.alpha(), expected.double())
+    assert state.alpha().requires_grad
 
 
 def test_layers_are_the_numbers_of_blocks():
@@ -158,7 +178,7 @@ def test_a_rule_with_a_row_per_module_loses_none(options, monkeypatch):
     assert _as_lists(rows) == list(zip(MODULES, alpha.tolist(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["adaptive", "softmax"])
+@pytest.mark.parametrize("name", ["adaptive", "softmax", "unbounded"])
 def test_layers_are_refused_where_no_module_has_one(name):
     rule = make_rule({"name": name, "granularity": "layer"})
     with pytest.raises(UserError, match=r"none of these has a layer's index: fc, head; use gran"):
@@ -171,6 +191,7 @@ def test_layers_are_refused_where_no_module_has_one(name):
         ({"name": "adaptive", "b_max": 3}, [0.3, 1.7, 0.9]),
         ({"name": "adaptive", "b_max": 3, "init": "uniform"}, [0.3, 1.7, 0.9]),
         ({"name": "softmax", "granularity": "adapter"}, [0.2, 0.7, 0.1]),
+        ({"name": "unbounded", "granularity": "adapter"}, [-0.6, 2.5, 0.0]),
     ],
 )
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
@@ -350,6 +371,10 @@ def test_only_learned_rules_and_differentiable_plans_can_learn():
         ({"name": "adaptive", "lr": math.nan}, "lr"),
         ({"name": "adaptive", "granularity": "block"}, "granularity .* adapter, layer, module"),
         ({"name": "adaptive", "init": -1}, "init"),
+        ({"name": "unbounded", "init": "zero"}, "init .* uniform or a finite number"),
+        ({"name": "unbounded", "init": math.inf}, "init"),
+        ({"name": "unbounded", "granularity": "block"}, "granularity .* module, adapter, layer"),
+        ({"name": "unbounded", "b_max": 2}, "option of coefficient rule 'unbounded'"),
         ({"name": "fixed", "value": math.nan}, "value"),
         ({"name": "fixed", "value": [1.0, math.inf]}, "value"),
         ({"name": "fixed", "value": []}, "value"),
@@ -396,6 +421,7 @@ def test_the_table_has_a_row_per_rule():
         "fixed": "no",
         "grid": "by search",
         "softmax": "by gradient",
+        "unbounded": "by gradient",
         "uniform": "no",
     }
 

@@ -10,7 +10,7 @@ import torch
 import perf
 from cl_lora.models.backbones import ModelConfig
 from cl_lora.strategies.config import TrainingConfig
-from perf import common, learning, training
+from perf import common, composition, learning, training
 from perf.coefficient_step import step
 from tools import pretrain_backbone
 
@@ -56,6 +56,30 @@ def test_each_case_of_learning_is_compared_with_one_on_the_linear_path():
     linear = {name for name, plan in plans.items() if plan.linear}
     assert set(learning.BASELINE.values()) == linear
     assert all(plan.learnable for plan in plans.values())
+
+
+def test_each_way_of_composing_has_the_same_gradient(monkeypatch):
+    monkeypatch.setattr(composition, "WIDTH", 8)
+    names = {f"blocks.{b}.attn.qkv.{p}": (8, 8) for b in range(2) for p in "qk"}
+    adapters = common.random_adapters(3, 2, names)
+    layers = composition.Layers(tuple(names))
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    steps = {name: start() for name, start in composition.cases(adapters, layers).items()}
+    gradients = {name: step(x.clone()) for name, step in steps.items()}
+    assert not gradients.pop("frozen layers").any()
+    assert gradients["bottleneck"].shape == (4, 3)
+    assert gradients["bottleneck"].all()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, gradients["bottleneck"], msg=name)
+
+
+def test_either_warm_up_trains_the_same_head(monkeypatch):
+    monkeypatch.setattr(composition, "EPOCHS", 2)
+    monkeypatch.setitem(
+        composition.MODELS, composition.VIT, (ModelConfig("embedded"), 20, TrainingConfig())
+    )
+    plain, cached = (run().state_dict() for run in composition.warming_up().values())
+    torch.testing.assert_close(plain, cached, rtol=1e-3, atol=1e-5)
 
 
 def test_pretraining_the_embedded_backbone_goes_through(tmp_path, monkeypatch, capsys):

@@ -46,6 +46,11 @@ def test_another_result_makes_another_page(measured):
         ("training_embedded", {"strategy_to_hand_bf16": 0.94}, "hand-written loop"),
         ("training_vit_ti_16", {"bf16_to_fp32": 1.29}, "bf16 / fp32"),
         ("evaluation", {"merged_to_bare_fp32": 0.94}, "merged / bare timm"),
+        ("composition", {"kept_to_bottleneck": {"a": 2, "b": 1.49}}, "deltas kept"),
+        ("composition", {"rebuilt_to_bottleneck": {"a": 2.49}}, "deltas rebuilt"),
+        ("composition", {"share_of_dense_memory": 0.34}, "extra memory"),
+        ("composition", {"merged_to_bottleneck": {"a": 0.99}}, "merged / bottleneck"),
+        ("composition", {"warm_up_times_faster": 9.9}, "warming up a head"),
         ("growth", {"exponents": {"TIES": 1.38, "arms": 1.0}}, "growth to 64"),
     ],
 )

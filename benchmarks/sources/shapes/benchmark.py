@@ -24,7 +24,7 @@ from cl_lora.benchmarks.sources.shapes import (
     describe_sample,
     render_sample,
 )
-from cl_lora.benchmarks.splits import Splits, hold_out_validation
+from cl_lora.benchmarks.splits import Indices, Splits, hold_out_validation
 from cl_lora.support.files import digest
 
 # Test samples are numbered from here on, so that asking for more train samples changes no test
@@ -99,8 +99,28 @@ class ShapesConfig:
 _Sample = tuple[str, int, int]  # style, label, index
 
 
-def _build(config: ShapesConfig, image_size: int) -> Benchmark:
-    spec = config.spec(image_size)
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Which pictures a config asks for, none of them drawn.
+
+    Attributes:
+        samples: style, label and index of every picture.
+        classes: class names.
+        labels: int64 (N,).
+        styles: int64 (N,), indices into the benchmark's domains.
+        splits: for each style its parts.
+    """
+
+    samples: list[_Sample]
+    classes: tuple[str, ...]
+    labels: Indices
+    styles: Indices
+    splits: tuple[Splits, ...]
+
+
+def lay_out(config: ShapesConfig) -> Layout:
+    """Return which pictures ``config`` asks for, and their split."""
+    spec = config.spec(_SMALLEST_IMAGE)
     train_numbers = range(config.samples_per_class)
     test_numbers = range(_FIRST_TEST_SAMPLE, _FIRST_TEST_SAMPLE + config.test_samples_per_class)
     samples: list[_Sample] = [
@@ -109,18 +129,6 @@ def _build(config: ShapesConfig, image_size: int) -> Benchmark:
         for label in range(spec.classes)
         for number in (*train_numbers, *test_numbers)
     ]
-    notes = [describe_sample(spec, *sample) for sample in samples]
-
-    def draw(index: int, _size: int) -> Pixels:
-        return render_sample(spec, *samples[index]).image
-
-    source = ImageSource(
-        content=_content(spec, samples, notes),
-        count=len(samples),
-        read=draw,
-        verb="Drawing shapes",
-        threads=False,
-    )
     labels = np.array([label for _, label, _ in samples], dtype=np.int64)
     styles = np.array([config.styles.index(style) for style, _, _ in samples], dtype=np.int64)
     is_test = np.array([number >= _FIRST_TEST_SAMPLE for _, _, number in samples])
@@ -137,16 +145,45 @@ def _build(config: ShapesConfig, image_size: int) -> Benchmark:
             classes=classes,
         )
         splits.append(Splits(train, val, np.flatnonzero((styles == number) & is_test)))
+    return Layout(samples, classes, labels, styles, tuple(splits))
+
+
+def shapes_source(
+    spec: ShapesSpec, samples: Sequence[_Sample], notes: Sequence[ShapeAnnotation]
+) -> ImageSource:
+    """Return how the pictures are drawn.
+
+    Args:
+        spec: their size and style.
+        samples: style, label and index of every picture.
+        notes: their annotations.
+    """
+
+    def draw(index: int, _size: int) -> Pixels:
+        return render_sample(spec, *samples[index]).image
+
+    return ImageSource(
+        content=_content(spec, samples, notes),
+        count=len(samples),
+        read=draw,
+        verb="Drawing shapes",
+        threads=False,
+    )
+
+
+def _build(config: ShapesConfig, image_size: int) -> Benchmark:
+    spec, layout = config.spec(image_size), lay_out(config)
+    notes = [describe_sample(spec, *sample) for sample in layout.samples]
     return domain_benchmark(
-        source,
+        shapes_source(spec, layout.samples, notes),
         image_size,
         config.cache_dir,
         name=config.name,
-        classes=classes,
+        classes=layout.classes,
         domains=config.styles,
-        labels=labels,
-        splits=splits,
-        annotations=_annotations(notes, styles),
+        labels=layout.labels,
+        splits=layout.splits,
+        annotations=_annotations(notes, layout.styles),
     )
 
 

@@ -1,0 +1,120 @@
+"""Features that are computed once, and heads trained on them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cl_lora.models.backbones import Backbone
+from cl_lora.models.compute import Batch, Compute
+from cl_lora.support.errors import UserError
+
+
+def cached_features(
+    compute: Compute, backbone: Backbone, batches: Iterable[Batch]
+) -> tuple[Tensor, Tensor]:
+    """Return the features of every sample, computed once, and the targets.
+
+    What is served is the caller's: the backbone as it stands, or inside
+    :func:`~cl_lora.adapters.injection.applied` or :func:`~cl_lora.models.bottleneck.composed`.
+    The forward pass is the run's, so that features of warming up a head and of training after it
+    are the same; they are kept in float32.
+
+    Args:
+        compute: where and how precisely.
+        backbone: frozen, in eval mode.
+        batches: (inputs, targets).
+
+    Returns:
+        Features float32 (N, d) and targets (N, ...), in the order of the batches, on the device.
+
+    Raises:
+        UserError: if there are no samples, the backbone would give other features the next time, or
+            a feature is not finite.
+    """
+    if any(module.training for module in backbone.modules()):
+        raise UserError(
+            "Expected a backbone in eval mode, to compute its features once, but part of it is in "
+            "training mode, where dropout gives others every time; call eval() first"
+        )
+    found = list(compute.features(backbone, batches))
+    if not found:
+        raise UserError("Expected at least one sample to compute features of but got none")
+    features = torch.cat([f for f, _ in found])
+    if not features.isfinite().all():
+        raise UserError(
+            "Expected finite features but some are NaN or infinite; check the samples, or use "
+            "precision=fp32"
+        )
+    return features, torch.cat([y for _, y in found])
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A trained head.
+
+    Attributes:
+        head: on the device of the features.
+        losses: the loss of every step, before it.
+    """
+
+    head: nn.Module
+    losses: tuple[float, ...]
+
+
+def fit_head(
+    head: nn.Module,
+    features: Tensor,
+    targets: Tensor,
+    rows: Iterable[Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+) -> FittedHead:
+    """Train a copy of ``head`` by AdamW on cached features; the warm-up of Asadi et al. 2024.
+
+    A step is the same as one through the frozen backbone with the same samples, but for rounding:
+    a sample's features do not depend on its batch. No rows leave the head as it is.
+
+    Args:
+        head: where to start; stays as it is.
+        features: float tensor (N, d).
+        targets: (N, ...).
+        rows: int64 (b,) for each step, the samples of its batch. The caller draws them.
+        loss: (outputs, targets) -> scalar, the task's.
+        lr: the learning rate, the same in every step.
+        weight_decay: of AdamW.
+
+    Raises:
+        UserError: if features and targets differ in number, ``lr`` is not above 0, or a loss is
+            not finite.
+    """
+    if len(features) != len(targets):
+        raise UserError(
+            f"Expected as many features as targets but got {len(features)} and {len(targets)}; "
+            "cache both from the same batches"
+        )
+    if not (math.isfinite(lr) and lr > 0):
+        raise UserError(f"Expected the head's learning rate to be above 0 but got {lr}")
+    head = copy.deepcopy(head).to(features.device).requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=weight_decay)
+    losses = []
+    for step, batch in enumerate(rows):
+        chosen = batch.to(features.device)
+        value = loss(head(features[chosen]), targets[chosen])
+        losses.append(float(value.detach()))
+        if not math.isfinite(losses[-1]):
+            raise UserError(
+                f"The loss is {losses[-1]} at step {step} of training the head on cached features; "
+                f"lower its learning rate, now {lr:g}"
+            )
+        optimizer.zero_grad()
+        torch.autograd.backward([value])
+        optimizer.step()
+    return FittedHead(head.eval(), tuple(losses))
