@@ -102,7 +102,7 @@ class FactorSpace:
     the two merged factors has cross terms B_i A_j, so it is neither the sum of the updates nor
     linear in alpha: one adapter twice at weight 1 gives 4 dW. It is differentiable where no
     alpha_i s_i is 0, the kink of the root: learned coefficients must start away from it, and the
-    sigmoids and the softmax of the learned rules never reach it.
+    sigmoids and the softmax of bounded rules never reach it (the rule unbounded may).
 
     Raises:
         UserError: if the adapters of a module differ in rank.
