@@ -44,6 +44,11 @@ class Metric:
         return 100.0 if self.percent else 1.0
 
     @property
+    def in_text(self) -> str:
+        """The title within a sentence: abbreviations keep their capitals."""
+        return self.title if self.title[:2].isupper() else self.title[:1].lower() + self.title[1:]
+
+    @property
     def points(self) -> str:
         """The unit of a difference of two values: points for percent, else the unit itself."""
         return "points" if self.percent else self.unit

@@ -72,6 +72,9 @@ class Ledger:
             variants={arm.name: arm.variant for arm in self.arms},
             descriptions=descriptions,
             references=tuple(row.name for row in self.references),
+            yardstick=max(self.references, key=lambda row: row.yardstick).name
+            if self.references
+            else None,
             seeds=self.seeds,
             stopped=self.stopped,
             settings={**raw, "run_dir": None, "runs_root": None},

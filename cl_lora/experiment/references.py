@@ -20,11 +20,14 @@ class Reference(ABC):
         name: the row's name in every table and file.
         summary: what it is, in a few words.
         banks: the kinds of bank that it needs.
+        yardstick: how well a report may measure the arms by it: the row with the highest number is
+            taken; an upper bound has 0.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     banks: ClassVar[tuple[BankKind, ...]] = (FRESH,)
+    yardstick: ClassVar[int] = 0
 
     def scored(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
         """Return the stages at which it is scored."""
@@ -70,6 +73,7 @@ class Base(Reference):
 
     name = "base"
     summary = "no adapter: the pre-trained backbone under the current head"
+    yardstick = 1
 
     def serve(self, bench: Workbench, stage: Stage) -> Served:
         """Serve the bare backbone."""
@@ -82,6 +86,7 @@ class Last(Reference):
 
     name = "last"
     summary = "the adapter trained last, alone"
+    yardstick = 2
 
     def serve(self, bench: Workbench, stage: Stage) -> Served:
         """Serve the newest adapter."""
@@ -112,6 +117,7 @@ class Sequential(Reference):
     name = "sequential"
     summary = "one LoRA trained on from experience to experience"
     banks = (FRESH, SEQUENTIAL)
+    yardstick = 3
 
     def serve(self, bench: Workbench, stage: Stage) -> Served:
         """Serve the state after the newest experience."""

@@ -105,7 +105,7 @@ class _Trainer:
             title,
             record["samples"],
             end["loss"],
-            metric.title,
+            metric.in_text,
             metric.scale * end[name],
             f" {metric.unit}" if metric.unit else "",
             record["seconds"],

@@ -59,8 +59,7 @@ def render_html(run: RunFolder) -> str:
     metrics = [m for name, m in run.stream.metrics.items() if name in run.scores.metrics]
     metric = metrics[0]
     tables = [run_table(run, m) for m in metrics]
-    # A finished run has scored every reference row at the last stage: the first of them will do.
-    reference = next(iter(run.references), None)
+    reference = run.yardstick
     environment = Environment(
         loader=PackageLoader("cl_lora.reporting"),
         autoescape=True,
@@ -195,8 +194,7 @@ def _differences(run: RunFolder, reference: str, metric: Metric) -> dict[str, An
     return {
         "reference": reference,
         "headings": headings,
-        "note": f"Compared with {reference}, the first reference row. "
-        + differences.explained(reference),
+        "note": f"Compared with {reference}. " + differences.explained(reference),
         "rows": rows,
     }
 

@@ -23,6 +23,7 @@ _OWN = (
     "variants",
     "descriptions",
     "references",
+    "yardstick",
     "seeds",
     "stopped",
 )
@@ -45,6 +46,7 @@ class ConfigRecord:
         variants: name -> the arm with every default written out.
         descriptions: name of an arm or a reference row -> what it is, in sentences.
         references: names of the reference rows.
+        yardstick: the one that a report measures the arms by; None where there is none.
         seeds: ascending.
         stopped: arms that diverged, with variant and reason; no report shows them.
         settings: the rest of the configuration, as the last command had it.
@@ -57,6 +59,7 @@ class ConfigRecord:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     descriptions: Mapping[str, str] = field(default_factory=dict)
     references: tuple[str, ...] = ()
+    yardstick: str | None = None
     seeds: tuple[int, ...] = ()
     stopped: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -73,6 +76,7 @@ class ConfigRecord:
             "variants": self.variants,
             "descriptions": self.descriptions,
             "references": list(self.references),
+            "yardstick": self.yardstick,
             "seeds": list(self.seeds),
             **({"stopped": self.stopped} if self.stopped else {}),
         }
@@ -119,6 +123,7 @@ def read_config(folder: Path) -> ConfigRecord:
         variants=values["variants"],
         descriptions=values["descriptions"],
         references=tuple(values["references"]),
+        yardstick=values.get("yardstick"),
         seeds=tuple(values["seeds"]),
         stopped=values.get("stopped", {}),
         settings={k: v for k, v in values.items() if k not in _OWN},

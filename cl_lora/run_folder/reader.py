@@ -100,6 +100,12 @@ class RunFolder:
         return tuple(self.config["references"])
 
     @property
+    def yardstick(self) -> str | None:
+        """The reference row that a report measures the arms by: as recorded, or else the first."""
+        recorded = self.config["yardstick"]
+        return recorded if recorded in self.references else next(iter(self.references), None)
+
+    @property
     def experiences(self) -> tuple[str, ...]:
         """Names of the experiences, in order."""
         return self.stream.names

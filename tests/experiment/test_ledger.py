@@ -176,3 +176,22 @@ def test_with_other_settings_nothing_is_left_of_the_first(copied: Path) -> None:
     assert len(found) == 4 * 3 * 2
     untrained = {r["value"] for r in rows(copied) if r["stage"] == "-1" and r["evaluated"] == "0"}
     assert {r["value"] for r in found if r["stage"] == "-1" and r["evaluated"] == "0"} == untrained
+
+
+@pytest.mark.parametrize(
+    ("references", "yardstick"),
+    [
+        ("base,last,oracle,sequential,joint", "sequential"),
+        ("base,last,oracle", "last"),
+        ("oracle,base", "base"),
+        ("", None),
+    ],
+)
+def test_arms_are_measured_by_what_needs_no_merge_and_is_no_upper_bound(
+    references: str, yardstick: str | None
+) -> None:
+    more = f"references=[{references}]"
+    arms = {"half": {"method": "task_arithmetic", "coefficients": 0.5}}
+    raw = compose_config(overrides(Path("runs/x"), more))
+    settings = read_settings({**raw, "arms": arms})
+    assert ledger(None, arms, more).record(settings, {}).yardstick == yardstick
