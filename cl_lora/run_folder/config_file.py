@@ -26,6 +26,7 @@ _OWN = (
     "yardstick",
     "seeds",
     "stopped",
+    "last_stages",
 )
 
 
@@ -49,6 +50,8 @@ class ConfigRecord:
         yardstick: the one that a report measures the arms by; None where there is none.
         seeds: ascending.
         stopped: arms that diverged, with variant and reason; no report shows them.
+        last_stages: name of an arm or a reference row -> the last stage at which it is scored,
+            where that is not the last of the run.
         settings: the rest of the configuration, as the last command had it.
     """
 
@@ -62,6 +65,7 @@ class ConfigRecord:
     yardstick: str | None = None
     seeds: tuple[int, ...] = ()
     stopped: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    last_stages: Mapping[str, int] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
@@ -79,6 +83,7 @@ class ConfigRecord:
             "yardstick": self.yardstick,
             "seeds": list(self.seeds),
             **({"stopped": self.stopped} if self.stopped else {}),
+            **({"last_stages": self.last_stages} if self.last_stages else {}),
         }
 
 
@@ -126,6 +131,7 @@ def read_config(folder: Path) -> ConfigRecord:
         yardstick=values.get("yardstick"),
         seeds=tuple(values["seeds"]),
         stopped=values.get("stopped", {}),
+        last_stages=values.get("last_stages", {}),
         settings={k: v for k, v in values.items() if k not in _OWN},
     )
 
@@ -141,6 +147,9 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(values.get("stopped", {}), dict):
         yield f"expected a dict as 'stopped' but got {values['stopped']!r}"
         return
+    ends = values.get("last_stages", {})
+    if not isinstance(ends, dict) or not all(type(end) is int for end in ends.values()):
+        yield f"expected whole numbers as 'last_stages' but got {ends!r}"
     missing = [key for key in _IDENTITY if key not in values["identity"]]
     if missing:
         yield f"its identity has no {missing[0]!r}"

@@ -12,6 +12,8 @@ STREAM_FILE = "stream.json"
 ENVIRONMENT_FILE = "environment.json"
 SCORES_FILE = "scores.csv"
 COEFFICIENTS_FILE = "coefficients.csv"
+ACCOUNTS_FILE = "accounts.csv"
+SIMILARITY_FILE = "similarity.csv"
 REPORT_FILE = "report.html"
 LOG_FILE = "log.txt"
 LOCK_FILE = ".lock"
@@ -21,15 +23,14 @@ HITS = "hits"
 FIGURES = "figures"
 TENSORBOARD = "tensorboard"
 
-COEFFICIENT_COLUMNS = ("seed", "arm", "stage", "group", "adapter", "value")
-
 FRESH = "fresh"
 """The bank with one new adapter an experience: its folder carries the seed alone."""
 
 # Names that a killed process may leave: a dot, the final name, a random end.
 LEFTOVERS = (
     *(f".{name}.*" for name in (CONFIG_FILE, ENVIRONMENT_FILE, STREAM_FILE)),
-    *(f".{name}.*" for name in (SCORES_FILE, COEFFICIENTS_FILE, REPORT_FILE)),
+    *(f".{name}.*" for name in (SCORES_FILE, COEFFICIENTS_FILE, ACCOUNTS_FILE, SIMILARITY_FILE)),
+    f".{REPORT_FILE}.*",
     *(f".{name}.*" for name in (FIGURES, TENSORBOARD)),
     *(f"{name}/.*" for name in (f"{ADAPTERS}/*", BUFFERS, f"{HITS}/*", FIGURES, TENSORBOARD)),
 )

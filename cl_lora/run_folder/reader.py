@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,13 @@ from cl_lora.run_folder.config_file import read_config
 from cl_lora.run_folder.identity import filled
 from cl_lora.run_folder.layout import (
     ADAPTERS,
-    COEFFICIENTS_FILE,
     CONFIG_FILE,
     ENVIRONMENT_FILE,
     SCORES_FILE,
     STREAM_FILE,
 )
 from cl_lora.run_folder.records import StreamRecord
-from cl_lora.run_folder.results import read_coefficients
+from cl_lora.run_folder.rows import ACCOUNTS, COEFFICIENTS, SIMILARITIES, RowFile
 from cl_lora.support.errors import UserError
 
 _TRAINING_FILE = "training.json"
@@ -68,6 +67,8 @@ class RunFolder:
         stream: what was trained and scored on.
         scores: contents of ``scores.csv``.
         coefficients: contents of ``coefficients.csv``: seed, arm, stage, group, adapter, value.
+        accounts: contents of ``accounts.csv``: seed, arm, stage, quantity, value.
+        similarity: contents of ``similarity.csv``: seed, evaluated, group, adapter, value.
         curves: training curves of every adapter, by seed, bank and experience.
     """
 
@@ -77,6 +78,8 @@ class RunFolder:
     stream: StreamRecord
     scores: ScoreTable
     coefficients: pd.DataFrame
+    accounts: pd.DataFrame
+    similarity: pd.DataFrame
     curves: tuple[TrainingCurve, ...]
 
     @property
@@ -101,9 +104,10 @@ class RunFolder:
 
     @property
     def yardstick(self) -> str | None:
-        """The reference row that a report measures the arms by: as recorded, or else the first."""
+        """The row that a report measures the arms by: as recorded, or else the first reference."""
         recorded = self.config["yardstick"]
-        return recorded if recorded in self.references else next(iter(self.references), None)
+        rows = (*self.references, *self.arms)
+        return recorded if recorded in rows else next(iter(self.references), None)
 
     @property
     def experiences(self) -> tuple[str, ...]:
@@ -181,8 +185,9 @@ class RunFolder:
         # What was scored of an arm that was stopped stays in the file, and out of every report.
         rows = {*config["arms"], *config["references"]}
         scores = ScoreTable(score for score in scores if score.arm in rows)
-        coefficients = _coefficient_frame(path / COEFFICIENTS_FILE, stream)
-        coefficients = coefficients[coefficients["arm"].isin(rows)].reset_index(drop=True)
+        coefficients, accounts, similarity = (
+            _frame(path, file, stream, rows) for file in (COEFFICIENTS, ACCOUNTS, SIMILARITIES)
+        )
         environment = path / ENVIRONMENT_FILE
         run = cls(
             path=path,
@@ -191,6 +196,8 @@ class RunFolder:
             stream=stream,
             scores=scores,
             coefficients=coefficients,
+            accounts=accounts,
+            similarity=similarity,
             curves=_read_curves(path / ADAPTERS),
         )
         if not allow_unfinished:
@@ -198,14 +205,18 @@ class RunFolder:
         return run
 
     def missing(self) -> tuple[tuple[int, str], ...]:
-        """Return the (seed, arm) without a score at the last stage."""
-        last = self.stream.stages[-1].index
+        """Return the (seed, arm) without a score at the last stage at which it is scored."""
         return tuple(
             (seed, arm)
             for seed in self.seeds
             for arm in (*self.arms, *self.references)
-            if not self.scores.done(seed, arm, last)
+            if not self.scores.done(seed, arm, self.last_stage(arm))
         )
+
+    def last_stage(self, arm: str) -> int:
+        """Return the index of the last stage at which a row is scored."""
+        ends: Mapping[str, int] = self.config.get("last_stages") or {}
+        return ends.get(arm, self.stream.stages[-1].index)
 
     def check_finished(self) -> None:
         """Raise an error that says what is there and what is missing, if anything is.
@@ -252,15 +263,26 @@ def _read_stream(path: Path) -> StreamRecord:
         raise _damaged(path, str(error)) from error
 
 
-def _coefficient_frame(path: Path, stream: StreamRecord) -> pd.DataFrame:
-    rows = read_coefficients(path) if path.is_file() else []
-    kinds = {"seed": int, "arm": str, "stage": int, "group": str, "adapter": int, "value": float}
+def _frame(path: Path, file: RowFile[Any], stream: StreamRecord, arms: Set[str]) -> pd.DataFrame:
+    """Return the rows of a file that belong to ``arms``; none where there is no file."""
+    there = path / file.name
+    rows = file.read(there) if there.is_file() else []
     frame = pd.DataFrame(
-        {key: pd.Series([getattr(r, key) for r in rows], dtype=kind) for key, kind in kinds.items()}
+        {
+            key: pd.Series([getattr(r, key) for r in rows], dtype=kind)
+            for key, kind in file.types.items()
+        }
     )
-    stages, adapters = len(stream.trained_stages), len(stream.names)
-    if not (frame["stage"].isin(range(stages)) & frame["adapter"].isin(range(adapters))).all():
-        raise _damaged(path, f"it has rows of other experiences than the {adapters} of the stream")
+    limits = {"stage": len(stream.trained_stages), "adapter": len(stream.names)}
+    limits["evaluated"] = limits["adapter"]
+    for column in limits.keys() & set(frame.columns):
+        if not frame[column].isin(range(limits[column])).all():
+            raise _damaged(
+                there,
+                f"it has rows of other experiences than the {len(stream.names)} of the stream",
+            )
+    if "arm" in frame:
+        frame = frame[frame["arm"].isin(arms)].reset_index(drop=True)
     return frame
 
 

@@ -24,6 +24,37 @@ class Coefficient:
 
 
 @dataclass(frozen=True)
+class Account:
+    """One row of ``accounts.csv``: what it cost to adapt an arm to the support set of a stage.
+
+    Quantities: ``trainable_parameters`` (without the head), ``seconds`` (wall clock, without
+    features that were there already), ``peak_memory_mb`` (beyond what was held before), and
+    ``learning_rate_factor`` where one was selected.
+    """
+
+    seed: int
+    arm: str
+    stage: int
+    quantity: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """One row of ``similarity.csv``: linear CKA of one adapter with that of a downstream task.
+
+    ``evaluated`` is the index of the downstream experience, ``group`` the module whose outputs are
+    compared, ``adapter`` the index of the upstream experience.
+    """
+
+    seed: int
+    evaluated: int
+    group: str
+    adapter: int
+    value: float
+
+
+@dataclass(frozen=True)
 class TaskRecord:
     """A task: its name, its kind, its labels (class names) and the metrics it is scored by."""
 
@@ -54,7 +85,9 @@ class StageRecord:
         members: indices of the merged adapters.
         evaluated: indices of the experiences that are scored.
         support: experiences whose support samples learned coefficients and heads may see.
-        x: where the stage lies on the axis of its protocol (K of a few-shot run), or None.
+        x: where the stage lies on the axis of its protocol (K, support samples a class of a
+            few-shot run; of the whole pool, its mean), or None for a stage in time.
+        draw: number of the support draw; the stages of several draws share name, x and members.
     """
 
     index: int
@@ -63,6 +96,7 @@ class StageRecord:
     evaluated: tuple[int, ...]
     support: tuple[int, ...]
     x: float | None = None
+    draw: int = 0
 
     def seen_by(self, member: int) -> StageRecord:
         """Return the stage without the support of experiences after ``member``."""
@@ -181,6 +215,7 @@ class StreamRecord:
                 tuple(map(int, s["evaluated"])),
                 tuple(map(int, s["support"])),
                 None if s["x"] is None else float(s["x"]),
+                int(s.get("draw", 0)),
             )
             for s in record["stages"]
         )

@@ -1,24 +1,28 @@
-"""Scores and coefficients of a run while it is computed: read once, written after every unit."""
+"""Scores and what goes with them while a run is computed: read once, written as it goes."""
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeVar
 
 from cl_lora.evaluation.scores import Score, ScoreTable
-from cl_lora.run_folder.layout import COEFFICIENT_COLUMNS, COEFFICIENTS_FILE, SCORES_FILE
-from cl_lora.run_folder.records import Coefficient
+from cl_lora.run_folder.layout import SCORES_FILE
+from cl_lora.run_folder.records import Account, Coefficient
+from cl_lora.run_folder.rows import ACCOUNTS, COEFFICIENTS, RowFile
 from cl_lora.support import files
-from cl_lora.support.errors import UserError
 
-__all__ = ["Results", "coefficients_csv", "read_coefficients"]
+__all__ = ["Results"]
 
 Cells = frozenset[tuple[int, str]]
 """The (experience, metric) that a whole unit has scores of."""
+
+OfUnit = TypeVar("OfUnit", bound=Coefficient | Account)
+
+_PATIENCE = 20
+"""How many times as long as writing takes passes between one writing and the next."""
 
 
 class Results:
@@ -42,8 +46,10 @@ class Results:
             units.setdefault((s.seed, s.arm, s.stage), set()).add((s.evaluated, s.metric))
         whole = {unit for unit, found in units.items() if frozenset(found) == cells.get(unit[2])}
         self.scores = ScoreTable(s for s in scores if (s.seed, s.arm, s.stage) in whole)
-        path = folder / COEFFICIENTS_FILE
-        self._coefficients = read_coefficients(path) if path.exists() else []
+        self._coefficients = _Table(folder, COEFFICIENTS)
+        self._accounts = _Table(folder, ACCOUNTS)
+        self._patience, self._pending = 0, False
+        self._written, self._took = time.monotonic(), 0.0
 
     def done(self, seed: int, row: str, stage: int) -> bool:
         """Return whether a unit is whole."""
@@ -53,91 +59,81 @@ class Results:
         """Leave out all there is of some rows, on disk too."""
         names = set(rows)
         if names:
-            self._coefficients = [c for c in self._coefficients if c.arm not in names]
+            self._coefficients.keep(lambda c: c.arm not in names)
+            self._accounts.keep(lambda a: a.arm not in names)
             self.scores = ScoreTable(s for s in self.scores if s.arm not in names)
-            self._write_coefficients()
-            self._write_scores()
+            self.write()
 
-    def add(self, scores: Iterable[Score], coefficients: Iterable[Coefficient]) -> None:
-        """Record one unit. Coefficients go first, scores seal it."""
-        new = list(coefficients)
-        if new:
-            unit = (new[0].seed, new[0].arm, new[0].stage)
-            kept = [c for c in self._coefficients if (c.seed, c.arm, c.stage) != unit]
-            place = {name: i for i, name in enumerate(self._order)}
-            self._coefficients = sorted(
-                [*kept, *new], key=lambda c: (c.seed, place.get(c.arm, len(place)), c.stage)
-            )
-            self._write_coefficients()
+    def add(
+        self,
+        scores: Iterable[Score],
+        coefficients: Iterable[Coefficient] = (),
+        accounts: Iterable[Account] = (),
+    ) -> None:
+        """Record one unit: on disk at once, inside :meth:`writing` soon."""
+        self._coefficients.add(list(coefficients))
+        self._accounts.add(list(accounts))
         self.scores.append(scores)
-        self._write_scores()
+        self._pending = True
+        if time.monotonic() - self._written >= self._patience * self._took:
+            self.write()
 
-    def _write_scores(self) -> None:
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Let units wait a little while the context lasts, and write them when it ends.
+
+        A unit that comes waits until twenty times as long as the last writing took has passed:
+        writing takes no more than a twentieth of the time, however large the tables have grown.
+        """
+        self._patience = _PATIENCE
+        try:
+            yield
+        finally:
+            self._patience = 0
+            if self._pending:
+                self.write()
+
+    def write(self) -> None:
+        """Write every table that changed. Scores go last: they seal what the others hold."""
+        start = time.monotonic()
+        place = {name: i for i, name in enumerate(self._order)}
+        self._coefficients.write(place)
+        self._accounts.write(place)
         self.scores.write(self._folder / SCORES_FILE, self._order)
-
-    def _write_coefficients(self) -> None:
-        files.write_text(self._folder / COEFFICIENTS_FILE, coefficients_csv(self._coefficients))
-
-
-def coefficients_csv(coefficients: Iterable[Coefficient]) -> str:
-    """Return coefficients as text; floats read back exactly."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COEFFICIENT_COLUMNS)
-    for c in coefficients:
-        writer.writerow([c.seed, c.arm, c.stage, c.group, c.adapter, repr(c.value)])
-    return text.getvalue()
+        self._written, self._pending = time.monotonic(), False
+        self._took = self._written - start
 
 
-def read_coefficients(path: Path) -> list[Coefficient]:
-    """Read ``coefficients.csv``.
+class _Table(Generic[OfUnit]):
+    """Rows that belong to units, and their file."""
 
-    Raises:
-        UserError: if it is cut or damaged; names the line and the remedy.
-    """
-    try:
-        text = path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise _damaged(path, f"it cannot be read as text ({error})") from error
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    found: list[Coefficient] = []
-    line = 0
-    try:
-        for line, fields in enumerate(rows, start=1):
-            if line == 1:
-                missing = [c for c in COEFFICIENT_COLUMNS if c not in fields]
-                if missing:
-                    s = "s" * (len(missing) > 1)
-                    raise _damaged(path, f"missing column{s} {', '.join(missing)}")
-                if tuple(fields) != COEFFICIENT_COLUMNS:
-                    wanted, got = ",".join(COEFFICIENT_COLUMNS), ",".join(fields)
-                    raise _damaged(path, f"expected the columns {wanted} but got {got}")
-                continue
-            found.append(_parse(dict(zip(COEFFICIENT_COLUMNS, fields, strict=True))))
-    except (csv.Error, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise _damaged(path, f"line {line}: {error}") from error
-    if not line:
-        raise _damaged(path, "the file is empty")
-    if not text.endswith("\n"):
-        # Cut within the last number, it would still read as one.
-        raise _damaged(path, "its last line is cut off")
-    return found
+    def __init__(self, folder: Path, file: RowFile[OfUnit]) -> None:
+        self._path, self._file = folder / file.name, file
+        self._units: dict[tuple[int, str, int], list[OfUnit]] = {}
+        for row in file.read(self._path) if self._path.exists() else []:
+            self._units.setdefault((row.seed, row.arm, row.stage), []).append(row)
+        self._changed = False
 
+    def add(self, rows: list[OfUnit]) -> None:
+        """Put the rows of one unit in the place of what was there of it."""
+        if rows:
+            self._units[rows[0].seed, rows[0].arm, rows[0].stage] = rows
+            self._changed = True
 
-def _parse(row: Mapping[str, Any]) -> Coefficient:
-    value = float(row["value"])
-    if not math.isfinite(value):
-        raise ValueError(f"expected a finite value but got {row['value']!r}")
-    numbers = {key: int(row[key]) for key in ("seed", "stage", "adapter")}
-    return Coefficient(
-        numbers["seed"], row["arm"], numbers["stage"], row["group"], numbers["adapter"], value
-    )
+    def keep(self, wanted: Callable[[OfUnit], bool]) -> None:
+        """Leave out every row that is not wanted."""
+        self._units = {
+            unit: rows
+            for unit, rows in self._units.items()
+            if all(wanted(row) for row in rows)  # the rows of a unit are of one arm
+        }
+        self._changed = True
 
-
-def _damaged(path: Path, problem: str) -> UserError:
-    return UserError(
-        f"{path} is damaged: {problem}; delete it and {SCORES_FILE} and run the command again: "
-        "both are computed from the adapters"
-    )
+    def write(self, place: Mapping[str, int]) -> None:
+        """Write the file, if anything changed."""
+        if not self._changed:
+            return
+        order = sorted(self._units, key=lambda u: (u[0], place.get(u[1], len(place)), u[2]))
+        rows = (row for unit in order for row in self._units[unit])
+        files.write_text(self._path, self._file.text(rows))
+        self._changed = False

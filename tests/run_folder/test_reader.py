@@ -7,9 +7,10 @@ import yaml
 from fabricate import ARMS, DOMAINS, REFERENCES, fabricate_run
 
 from cl_lora.evaluation.scores import ScoreTable
-from cl_lora.run_folder.layout import COEFFICIENT_COLUMNS, FORMAT
+from cl_lora.run_folder.layout import FORMAT
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.run_folder.records import StreamRecord
+from cl_lora.run_folder.rows import COEFFICIENTS
 from cl_lora.support.errors import UserError
 
 
@@ -25,7 +26,7 @@ def test_everything_is_read(run_path):
     assert run.settings("joint") == {}
     assert run.environment["torch"] == "2.13.0"
     assert run.scores.to_csv() == (run_path / "scores.csv").read_text()
-    assert tuple(run.coefficients.columns) == COEFFICIENT_COLUMNS
+    assert tuple(run.coefficients.columns) == COEFFICIENTS.columns
     assert run.coefficients["value"].dtype == np.float64
     fixed = run.coefficients[run.coefficients["arm"] == "ties_w1"]
     assert set(fixed["value"]) == {1.0}
@@ -63,7 +64,7 @@ def test_what_is_optional_may_be_missing(run_path):
     path.write_text(json.dumps({"loss": [{"epoch": 0, "loss": 1.0}]}))
     run = RunFolder.read(run_path)
     assert run.coefficients.empty
-    assert tuple(run.coefficients.columns) == COEFFICIENT_COLUMNS
+    assert tuple(run.coefficients.columns) == COEFFICIENTS.columns
     assert run.environment == {}
     assert run.curves[0].metric == ""
     assert math.isnan(run.curves[0].values[0])
@@ -126,19 +127,19 @@ def test_unfinished_before_any_score(run_path):
         ("coefficients.csv", "seed,arm\n0,a\n", "missing columns stage, group, adapter, value"),
         (
             "coefficients.csv",
-            ",".join(COEFFICIENT_COLUMNS) + "\n0,a,0,all,0,high\n",
+            ",".join(COEFFICIENTS.columns) + "\n0,a,0,all,0,high\n",
             "coefficients.csv is damaged",
         ),
         ("coefficients.csv", "", "coefficients.csv is damaged"),
         # Cut within 0.8125: still a number, but none that was measured.
         (
             "coefficients.csv",
-            ",".join(COEFFICIENT_COLUMNS) + "\n0,ties_w1,0,all,0,0.8",
+            ",".join(COEFFICIENTS.columns) + "\n0,ties_w1,0,all,0,0.8",
             "its last line is cut off",
         ),
         (
             "coefficients.csv",
-            ",".join(COEFFICIENT_COLUMNS) + "\n0,ties_w1,4,all,0,1.0\n",
+            ",".join(COEFFICIENTS.columns) + "\n0,ties_w1,4,all,0,1.0\n",
             "rows of other experiences than the 4 of the stream",
         ),
         ("scores.csv", "seed\n", "scores.csv, line 1: missing columns arm"),
@@ -181,7 +182,7 @@ def test_scores_of_another_stream(tmp_path, experiences, stages, expected):
 def test_coefficients_of_a_stage_that_is_none(tmp_path):
     path = fabricate_run(tmp_path / "run", domains=("a", "b", "c"))
     (path / "coefficients.csv").write_text(
-        ",".join(COEFFICIENT_COLUMNS) + "\n0,ties_w1,0,all,3,1.0\n"
+        ",".join(COEFFICIENTS.columns) + "\n0,ties_w1,0,all,3,1.0\n"
     )
     assert "rows of other experiences than the 3" in message(path)
 

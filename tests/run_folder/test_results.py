@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cl_lora.evaluation.scores import Score, ScoreTable
-from cl_lora.run_folder.layout import COEFFICIENT_COLUMNS
 from cl_lora.run_folder.records import Coefficient
-from cl_lora.run_folder.results import Results, coefficients_csv, read_coefficients
+from cl_lora.run_folder.results import Results
+from cl_lora.run_folder.rows import COEFFICIENTS
 from cl_lora.support.errors import UserError
 
 METRICS = ("accuracy", "f1")
 CELLS = {t: frozenset((j, m) for j in range(2) for m in METRICS) for t in (-1, 0, 1)}
-HEADER = ",".join(COEFFICIENT_COLUMNS) + "\n"
+HEADER = ",".join(COEFFICIENTS.columns) + "\n"
 
 
 def unit(seed: int, row: str, stage: int, value: float = 0.5) -> list[Score]:
@@ -42,7 +42,7 @@ def test_what_is_added_is_there_again(tmp_path: Path) -> None:
     assert not again.done(0, "a", 1)
     assert not again.done(1, "a", 0)
     assert not again.done(0, "b", 0)
-    assert read_coefficients(tmp_path / "coefficients.csv") == weights("a", 0)
+    assert COEFFICIENTS.read(tmp_path / "coefficients.csv") == weights("a", 0)
 
 
 @pytest.mark.parametrize("lost", range(4))
@@ -72,14 +72,14 @@ def test_coefficients_of_a_unit_that_was_cut_off_are_replaced(tmp_path: Path) ->
     again = results(tmp_path)
     assert not again.done(0, "a", 1)
     again.add(unit(0, "a", 1), weights("a", 1, 0.75))
-    assert read_coefficients(tmp_path / "coefficients.csv") == weights("a", 1, 0.75)
+    assert COEFFICIENTS.read(tmp_path / "coefficients.csv") == weights("a", 1, 0.75)
 
 
 def test_rows_are_sorted_as_the_arms_are(tmp_path: Path) -> None:
     made = results(tmp_path, "b", "a")
     for row, stage in (("a", 0), ("b", 1), ("b", 0)):
         made.add(unit(0, row, stage), weights(row, stage))
-    found = read_coefficients(tmp_path / "coefficients.csv")
+    found = COEFFICIENTS.read(tmp_path / "coefficients.csv")
     assert [(c.arm, c.stage) for c in found] == [("b", 0), ("b", 1), ("b", 1), ("a", 0)]
     assert ScoreTable.read(tmp_path / "scores.csv").arms == ("b", "a")
 
@@ -94,7 +94,7 @@ def test_what_is_forgotten_is_gone_from_disk(tmp_path: Path) -> None:
     again = results(tmp_path)
     assert not again.done(0, "a", 0)
     assert again.done(0, "b", 0)
-    assert read_coefficients(tmp_path / "coefficients.csv") == weights("b", 0)
+    assert COEFFICIENTS.read(tmp_path / "coefficients.csv") == weights("b", 0)
 
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -116,8 +116,8 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\x00"), min
 )
 def test_coefficients_read_back_exactly(tmp_path_factory, rows) -> None:
     path = tmp_path_factory.mktemp("csv") / "coefficients.csv"
-    path.write_bytes(coefficients_csv(rows).encode())
-    assert read_coefficients(path) == rows
+    path.write_bytes(COEFFICIENTS.text(rows).encode())
+    assert COEFFICIENTS.read(path) == rows
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_damaged_table_is_one_sentence(tmp_path: Path, text: str, message: str
     path = tmp_path / "coefficients.csv"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
-        read_coefficients(path)
+        COEFFICIENTS.read(path)
     told = str(caught.value)
     assert f"{path} is damaged: {message}" in told
     assert "delete it and scores.csv and run the command again" in told
@@ -158,4 +158,4 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     path = tmp_path / "coefficients.csv"
     path.write_bytes(HEADER.encode() + b"\xff\xfe")
     with pytest.raises(UserError, match="cannot be read as text"):
-        read_coefficients(path)
+        COEFFICIENTS.read(path)
