@@ -25,7 +25,7 @@ from cl_lora.experiment.evaluator import Evaluator
 from cl_lora.experiment.merged import serve_arm
 from cl_lora.experiment.serving import Workbench
 from cl_lora.experiment.settings import read_settings
-from cl_lora.experiment.stages import Stage
+from cl_lora.experiment.stages import Outline, Stage
 from cl_lora.experiment.training import train_banks
 from cl_lora.models.backbones import input_size
 from cl_lora.models.compute import Compute
@@ -60,7 +60,7 @@ def main() -> None:
             head_lr=settings.training.head_lr,
         )
         evaluator = Evaluator(bench)
-        stages = settings.protocol.make(benchmark.names)
+        stages = settings.protocol.make(Outline(benchmark.names))
         stream = avalanche_benchmark(benchmark, backbone.encode).train_stream
         experience = next(iter(stream))
         arm = make_arm("one_more", {"method": "ties", "coefficients": 1}, settings.defaults)

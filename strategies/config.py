@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from cl_lora.models.head_policies import HeadPolicy, get_head_policy
-from cl_lora.support.errors import UserError
+from cl_lora.support.errors import UserError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,76 @@ class TrainingConfig:
     def policy(self) -> HeadPolicy:
         """The head policy."""
         return get_head_policy(self.head)
+
+
+SUPPORT, VAL = "support", "val"
+
+
+@dataclass(frozen=True)
+class AdaptationConfig:
+    """How an arm is adapted to a support set: a warm-up of the head, then everything together.
+
+    Steps are counted, not epochs, and are the same for every arm: 50 epochs are 50 steps at K = 1
+    and thousands with the whole pool.
+
+    Attributes:
+        warmup_steps: steps of the head alone, on features of where the arm starts; 0 for none.
+        steps: steps after it, at least so many.
+        epochs: at least so many passes over the support set.
+        batch_size: samples a step; the whole support set where it is smaller.
+        head_lr: learning rate of the head, constant in the warm-up, then a cosine to zero.
+        lora_lr: learning rate of a LoRA that is trained on the support set, a cosine to zero.
+        full_lr: learning rate of all weights, a cosine to zero.
+        weight_decay: AdamW's, of heads, LoRA and full fine-tuning; composition weights have none.
+        grid: factors of the arm's learning rate to choose from (of the LoRA's, of all weights', of
+            the coefficients', or of the head's where nothing else is trained). One factor: no
+            choice.
+        select_on: what the choice is made on, by loss: ``support``, a part of the support set
+            (where each class has at least two samples), or ``val``, the downstream validation part.
+    """
+
+    warmup_steps: int = 50
+    steps: int = 50
+    epochs: int = 1
+    batch_size: int = 16
+    head_lr: float = 1e-3
+    lora_lr: float = 1e-3
+    full_lr: float = 3e-5
+    weight_decay: float = 0.01
+    grid: tuple[float, ...] = (1.0,)
+    select_on: str = SUPPORT
+
+    def __post_init__(self) -> None:
+        for key, least in (("warmup_steps", 0), ("steps", 0), ("epochs", 0), ("batch_size", 1)):
+            if getattr(self, key) < least:
+                raise UserError(
+                    f"Expected adaptation.{key} to be at least {least} but got {getattr(self, key)}"
+                )
+        if not self.steps and not self.epochs:
+            raise UserError("Expected adaptation.steps or adaptation.epochs above 0; got 0 and 0")
+        for key in ("head_lr", "lora_lr", "full_lr"):
+            value = getattr(self, key)
+            if not (math.isfinite(value) and value > 0):
+                raise UserError(f"Expected adaptation.{key} to be above 0 but got {value}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise UserError(
+                f"Expected adaptation.weight_decay to be 0 or more but got {self.weight_decay}"
+            )
+        grid = self.grid
+        if not grid or not all(math.isfinite(v) and v > 0 for v in grid) or 1.0 not in grid:
+            raise UserError(
+                "Expected adaptation.grid to be a list of factors above 0 that holds 1, what is "
+                f"taken where nothing can be chosen, but got {list(grid)}"
+            )
+        if list(grid) != sorted(set(grid)):
+            raise UserError(f"Expected adaptation.grid in ascending order but got {list(grid)}")
+        if self.select_on not in (SUPPORT, VAL):
+            raise unknown_name("adaptation.select_on", self.select_on, (SUPPORT, VAL))
+
+    def steps_for(self, samples: int) -> int:
+        """Return how many steps follow the warm-up with a support set of so many samples."""
+        per_epoch = math.ceil(samples / self.batch_size)
+        return max(self.steps, self.epochs * per_epoch)
 
 
 @dataclass(frozen=True)

@@ -72,15 +72,18 @@ class _Curve(SupervisedPlugin):  # type: ignore[misc]
 
     def __init__(self, task: Task) -> None:
         super().__init__()
-        self._task = task
-        self.metric = task.kind.metrics[0].name
+        self.task = task
         self.epochs: list[dict[str, float]] = []
+
+    @property
+    def metric(self) -> str:
+        return self.task.kind.metrics[0].name
 
     def before_training_exp(self, strategy: Any, *_: Any, **__: Any) -> None:
         self.epochs = []
 
     def before_training_epoch(self, strategy: Any, *_: Any, **__: Any) -> None:
-        self._scores: Accumulator = self._task.kind.accumulator(self._task)
+        self._scores: Accumulator = self.task.kind.accumulator(self.task)
         self._loss, self._count = 0.0, 0
 
     def after_training_iteration(self, strategy: Any, *_: Any, **__: Any) -> None:
@@ -125,15 +128,15 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
         bf16: bool = False,
         plugins: Sequence[SupervisedPlugin] = (),
     ) -> None:
-        self.task = task
         self.lora = lora
         self.training = training
         self.seed = seed
         self.lineage = lineage
         self.bf16 = bf16
-        self._initial_head = new_linear_head(backbone.features, task.outputs, seed)
+        self._width = backbone.features
         self._meter = _Meter()
         self._curve = _Curve(task)
+        self._take(task)
         self._factors: Mapping[str, LoRAFactors] | None = None
         self._trained_before = False
         self._step = self._steps = 0
@@ -146,7 +149,7 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
             model=model,
             # A placeholder: make_optimizer builds the real one for each experience.
             optimizer=torch.optim.AdamW(model.head.parameters(), lr=training.head_lr),
-            criterion=task.kind.loss,
+            criterion=lambda outputs, targets: self.task.kind.loss(outputs, targets),
             train_mb_size=training.batch_size,
             train_epochs=training.epochs,
             eval_mb_size=4 * training.batch_size,
@@ -157,13 +160,20 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
             eval_every=-1,
         )
 
+    def _take(self, task: Task) -> None:
+        """Learn ``task`` from now on."""
+        self.task = self._curve.task = task
+        self._initial_head = new_linear_head(self._width, task.outputs, self.seed)
+
     def resume(self, adapter: Adapter) -> None:
         """Take over what training ``adapter`` left behind: the head, and the factors to go on."""
         self.model.head = linear_head(adapter.head).to(self.device)
         self._factors = adapter.factors
         self._trained_before = True
 
-    def train_adapter(self, experience: Any, name: str, label: str | None = None) -> Adapter:
+    def train_adapter(
+        self, experience: Any, name: str, label: str | None = None, task: Task | None = None
+    ) -> Adapter:
         """Train on one Avalanche experience and return its adapter, with the head beside it.
 
         Args:
@@ -171,12 +181,16 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
             name: the adapter's name, and what the progress shows.
             label: what the random draws depend on beside the seed; default: the experience's
                 index.
+            task: what is learned, where that is not the strategy's task; only a head that starts
+                anew can learn another one.
 
         Raises:
             UserError: if the loss is not finite; says where and what to try.
         """
         index = experience.current_experience
         key = str(index) if label is None else label
+        if task is not None and task != self.task:
+            self._take(task)
         seed_everything(self.seed, f"train-{self.lineage.name}", key)
         self._meter.description = f"seed {self.seed}: training {name}"
         start = time.monotonic()

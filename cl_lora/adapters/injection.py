@@ -68,6 +68,11 @@ class LoRAConfig:
             )
 
     @property
+    def scaling(self) -> float:
+        """The factor s in front of ``B @ A``."""
+        return self.lora_alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    @property
     def splits_qkv(self) -> bool:
         """Whether q, k and v are adapted apart."""
         return bool(set(_SPLIT) & set(self.targets))
@@ -178,6 +183,13 @@ def extract(model: Any) -> dict[str, LoRAFactors]:
         )
         for name, layer in _lora_layers(model)
     }
+
+
+def train_dropout(model: Any) -> None:
+    """Switch the dropout of the adapter on, and nothing else of the model to training."""
+    for name, module in model.named_modules():
+        if ".lora_dropout." in name:
+            module.train()
 
 
 def remove(model: Any) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cl_lora.configuration.build import build
+from cl_lora.experiment.adaptations import ADAPTATIONS, AdaptationKind, get_adaptation
+from cl_lora.experiment.head_starts import HeadStart, get_head_start
 from cl_lora.experiment.references import REFERENCES
+from cl_lora.experiment.stages import Stage, shots_of
 from cl_lora.merging import (
     CoefficientRule,
     get_method,
@@ -20,28 +25,73 @@ from cl_lora.merging import (
     variant_of,
 )
 from cl_lora.models.head_policies import HEAD_POLICIES, HeadPolicy, get_head_policy
+from cl_lora.strategies.config import AdaptationConfig
 from cl_lora.support.errors import UserError, unknown_name
 
 _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*")
+_MERGE = ("method", "space", "rank", "coefficients")
+_ADAPTING = ("adapt", "start", "head_start", "truncate", "adaptation")
 _OWN = (
-    "method",
-    "space",
-    "rank",
-    "coefficients",
+    *_MERGE,
     "spc",
     "buffer_batch_size",
     "head",
     "tune_head",
+    "members",
+    *_ADAPTING,
 )
+BASE, MERGE = "base", "merge"
+"""Where an arm that is adapted starts: the bare backbone, or the merge of its members."""
+
+_NOTHING_MERGED: Mapping[str, Any] = {
+    "method": None,
+    "space": None,
+    "scaling": None,
+    "options": {},
+    "coefficients": {"name": ""},
+}
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How an arm is adapted to the support set of a stage.
+
+    Attributes:
+        kind: what is trained.
+        start: ``base`` or ``merge``.
+        head_start: how the head begins.
+        truncate: whether a LoRA takes over the merge, cut to its rank, instead of being fresh
+            beside the frozen merge.
+        config: how it is trained.
+    """
+
+    kind: AdaptationKind
+    start: str
+    head_start: HeadStart
+    truncate: bool
+    config: AdaptationConfig
+
+    @property
+    def variant(self) -> dict[str, Any]:
+        """Everything that defines it."""
+        trained = {"truncate": self.truncate} if self.kind.may_truncate else {}
+        config = dataclasses.asdict(self.config) if self.kind.trains else {}
+        return {
+            "adapt": self.kind.name,
+            "start": self.start,
+            "head_start": self.head_start.name,
+            **trained,
+            "adaptation": {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()},
+        }
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Merge method x coefficients x space, and the head that serves the merged backbone.
+    """Merge method x coefficients x space, the head that serves, and what is trained on support.
 
     Attributes:
         name: how the arm is called in every table and file.
-        method: a registered merge method.
+        method: a registered merge method; None for an arm that starts from the bare backbone.
         space: ``delta`` or ``factors``.
         rule: how the coefficients come about.
         options: the method's options that differ from its defaults, e.g. ``density``.
@@ -51,10 +101,12 @@ class Arm:
             not. Only policies that do not decide how adapters are trained can be asked for.
         policy: the head policy that holds for it.
         tune_head: whether learning coefficients also trains the head on the buffer.
+        members: how many of a stage's adapters it merges, the first; None for all.
+        adaptation: how it is adapted to support sets; None where it is not.
     """
 
     name: str
-    method: str
+    method: str | None
     space: str
     rule: CoefficientRule
     policy: HeadPolicy
@@ -63,16 +115,37 @@ class Arm:
     buffer_batch_size: int = 32
     head: str | None = None
     tune_head: bool = False
+    members: int | None = None
+    adaptation: Adaptation | None = None
 
     @property
     def needs_buffer(self) -> bool:
         """Whether it sees samples of the buffer."""
-        return self.rule.learned or self.policy.needs_support
+        return self.adaptation is None and (self.rule.learned or self.policy.needs_support)
 
     @property
     def in_batches(self) -> bool:
-        """Whether its coefficients are learned step by step."""
-        return self.rule.how == "gradient"
+        """Whether its coefficients are learned step by step on the buffer."""
+        return self.adaptation is None and self.rule.how == "gradient"
+
+    def of(self, stage: Stage) -> tuple[int, ...]:
+        """Return the members of a stage that it merges."""
+        return stage.members[: self.members]
+
+    def scored(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+        """Return the stages at which it is scored.
+
+        At one with a support set if it is adapted, without samples only where nothing would have to
+        be chosen by them; at one in time if its merge needs no support set.
+        """
+        return tuple(stage for stage in stages if self._scored(stage))
+
+    def _scored(self, stage: Stage) -> bool:
+        k = shots_of(stage)
+        if k is None:
+            adapted = self.adaptation is not None
+            return not adapted or (self.method is not None and not self.rule.learned)
+        return self.adaptation is not None and (k != 0 or self.rule.how != "search")
 
     def given(self, members: Sequence[int], modules: Sequence[str]) -> Tensor:
         """Return coefficients that are not learned, float64 (n,) for n merged adapters.
@@ -86,26 +159,43 @@ class Arm:
         return self.rule.state(len(members), modules).alpha()
 
     @property
-    def variant(self) -> dict[str, Any]:
-        """Everything that defines the arm, defaults written out: what is recorded of it."""
+    def merge_variant(self) -> dict[str, Any]:
+        """Everything that defines its merge beside members and learned values."""
+        if self.method is None:
+            return dict(_NOTHING_MERGED)
         merge = variant_of(self.method, self.space, self.options)
-        scale, symbol = self.rule.info.scale or (None, None)
+        rule = self.rule.config
+        if self.adaptation is not None:
+            rule.pop("steps", None)  # those of the adaptation hold
         return {
             **{key: merge.pop(key) for key in ("method", "space", "scaling")},
             "options": merge,
-            "coefficients": self.rule.config,
+            "coefficients": rule,
+        }
+
+    @property
+    def variant(self) -> dict[str, Any]:
+        """Everything that defines the arm, defaults written out: what is recorded of it."""
+        scale, symbol = (self.rule.info.scale if self.method is not None else None) or (None, None)
+        return {
+            **self.merge_variant,
             "scale": scale,
             "scale_title": symbol,
             "spc": self.spc if self.needs_buffer else None,
             "buffer_batch_size": self.buffer_batch_size if self.in_batches else None,
             "head": self.head,
             "tune_head": self.tune_head,
+            # What an arm does not name does not stand here: it is what it was before.
+            **({"members": self.members} if self.members is not None else {}),
+            **(self.adaptation.variant if self.adaptation is not None else {}),
         }
 
 
 def settings_of(variant: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings of which :func:`make_arm` makes an arm of this :attr:`Arm.variant`."""
-    told = ("scaling", "scale", "scale_title", "options")
+    told = ["scaling", "scale", "scale_title", "options"]
+    if variant and variant.get("method") is None:
+        told.append("coefficients")
     own = {key: v for key, v in variant.items() if key not in told and v is not None}
     return {**own, **{k: v for k, v in variant.get("options", {}).items() if v is not None}}
 
@@ -118,11 +208,13 @@ class ArmDefaults:
         spc: buffer samples per class and experience.
         buffer_batch_size: buffer samples a step.
         head: name of the run's head policy.
+        adaptation: how arms are adapted to support sets.
     """
 
     spc: int = 5
     buffer_batch_size: int = 32
     head: str = "shared"
+    adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
 
 
 def make_arms(settings: Mapping[str, Mapping[str, Any]], defaults: ArmDefaults) -> tuple[Arm, ...]:
@@ -136,7 +228,9 @@ def make_arm(name: str, settings: Mapping[str, Any], defaults: ArmDefaults | Non
     Args:
         name: the arm's name.
         settings: ``method`` and, where wanted, ``coefficients``, ``space``, ``rank``, ``spc``,
-            ``buffer_batch_size``, ``head``, ``tune_head`` and the method's own options.
+            ``buffer_batch_size``, ``head``, ``tune_head``, ``members`` and the method's own
+            options; and ``adapt``, ``start``, ``head_start``, ``truncate`` and ``adaptation`` of
+            an arm that is adapted to support sets, which may have no method.
         defaults: what holds where the settings do not say.
 
     Raises:
@@ -145,26 +239,155 @@ def make_arm(name: str, settings: Mapping[str, Any], defaults: ArmDefaults | Non
     defaults = defaults or ArmDefaults()
     try:
         _check_name(name)
-        if not isinstance(settings, Mapping) or "method" not in settings:
+        if not isinstance(settings, Mapping) or not {"method", "adapt"} & set(settings):
             raise UserError(f"expected a mapping with a 'method' but got {settings!r}")
-        method = str(settings["method"])
-        space = str(settings.get("space") or "delta")
-        options = _method_options(method, settings)
-        validate_method(method, space, options)
+        merges = settings.get("method") is not None
+        method, space, options = _merge(settings) if merges else (None, "delta", {})
         rule = make_rule(_rule_config(settings.get("coefficients", "uniform")))
-        if rule.how == "gradient":
+        if rule.how == "gradient" and method is not None:
             require_learnable(method, space, options)
         if rule.learned:
             # Options that do not go together show here, not after training.
             rule.state(1, ("blocks.0",))
-        samples = _count(settings, "spc", defaults.spc)
-        batch = _count(settings, "buffer_batch_size", defaults.buffer_batch_size)
         head = _head(settings)
         policy = get_head_policy(head or defaults.head)
-        tune = _tune_head(settings, rule, policy)
+        return Arm(
+            name=name,
+            method=method,
+            space=space,
+            rule=rule,
+            policy=policy,
+            options=options,
+            spc=_count(settings, "spc", defaults.spc),
+            buffer_batch_size=_count(settings, "buffer_batch_size", defaults.buffer_batch_size),
+            head=head,
+            tune_head=_tune_head(settings, rule, policy),
+            members=None if settings.get("members") is None else _count(settings, "members", 1),
+            adaptation=_adaptation(settings, merges, rule, defaults.adaptation),
+        )
     except UserError as error:
         raise UserError(f"Arm {name!r}: {error}") from error
-    return Arm(name, method, space, rule, policy, options, samples, batch, head, tune)
+
+
+def _merge(settings: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    method = str(settings["method"])
+    space = str(settings.get("space") or "delta")
+    options = _method_options(method, settings)
+    validate_method(method, space, options)
+    return method, space, options
+
+
+def _adaptation(
+    settings: Mapping[str, Any], merges: bool, rule: CoefficientRule, defaults: AdaptationConfig
+) -> Adaptation | None:
+    """Read how an arm is adapted; refuse what does not go together."""
+    if settings.get("adapt") is None:
+        given = [key for key in _ADAPTING if settings.get(key) is not None]
+        if given:
+            raise UserError(
+                f"{given[0]} is for an arm that is adapted to support sets; give adapt too, one of "
+                f"{', '.join(ADAPTATIONS)}"
+            )
+        return None
+    kind = get_adaptation(str(settings["adapt"]))
+    start = _start(settings, merges, kind, rule)
+    head_start = get_head_start(str(settings.get("head_start") or kind.head_start))
+    if kind.trains and not head_start.trainable:
+        raise UserError(
+            f"head_start={head_start.name} gives a head that cannot be trained on; give it with "
+            "adapt=none, or choose another"
+        )
+    if not kind.trains and not head_start.serves:
+        raise UserError(
+            f"head_start={head_start.name} is no head that could serve without training; choose "
+            "means or average, or train it with adapt=head"
+        )
+    if settings.get("tune_head"):
+        raise UserError("tune_head is for coefficients learned on the buffer; leave it out")
+    if settings.get("head") is not None:
+        raise UserError("an arm that is adapted makes its own head; give head_start, not head")
+    truncate = settings.get("truncate", False)
+    if not isinstance(truncate, bool):
+        raise UserError(f"expected truncate to be true or false but got {truncate!r}")
+    if truncate and not (kind.may_truncate and start == MERGE):
+        raise UserError(
+            "truncate is for a LoRA that takes over a merge; give adapt=lora, method=..."
+        )
+    own = settings.get("adaptation") or {}
+    if not isinstance(own, Mapping):
+        raise UserError(f"expected adaptation to be a mapping of settings but got {own!r}")
+    config = build(AdaptationConfig, {**dataclasses.asdict(defaults), **own}, "adaptation")
+    return Adaptation(kind, start, head_start, truncate, config)
+
+
+def _start(
+    settings: Mapping[str, Any], merges: bool, kind: AdaptationKind, rule: CoefficientRule
+) -> str:
+    """Return where an adapted arm starts, and check that it says the same everywhere."""
+    start = str(settings.get("start") or (MERGE if merges else BASE))
+    if start not in (BASE, MERGE):
+        raise unknown_name("start", start, (BASE, MERGE))
+    if start == BASE:
+        given = [k for k in (*_MERGE, "members") if settings.get(k) is not None]
+        if given:
+            raise UserError(
+                f"start=base merges nothing but {given[0]} is given; leave it out, or give "
+                "start=merge"
+            )
+    elif not merges:
+        raise UserError("start=merge needs a merge; give method, e.g. method=task_arithmetic")
+    if kind.learns_coefficients and (start == BASE or rule.how != "gradient"):
+        raise UserError(
+            f"adapt={kind.name} learns the coefficients of a merge; give method and coefficients, "
+            "e.g. method=task_arithmetic coefficients=softmax"
+        )
+    if rule.how == "gradient" and not (kind.learns_coefficients or kind.trains_network):
+        raise UserError(
+            f"coefficients={rule.name} are learned but adapt={kind.name} learns none; give "
+            "adapt=coefficients, or fixed coefficients"
+        )
+    config = settings.get("coefficients")
+    if isinstance(config, Mapping) and "steps" in config:
+        raise UserError(
+            "the steps of learned coefficients are those of the adaptation, the same for every "
+            "arm; set adaptation.steps and leave coefficients.steps out"
+        )
+    return start
+
+
+def check_protocol(arms: Sequence[Arm], few_shot: bool, stages: Sequence[Stage]) -> None:
+    """Check that every arm is scored at some stage, and that a few-shot one has a support set.
+
+    Args:
+        arms: the arms.
+        few_shot: whether the protocol has stages with support sets.
+        stages: all stages.
+
+    Raises:
+        UserError: naming the arm.
+    """
+    largest = max((len(stage.members) for stage in stages), default=0)
+    for arm in arms:
+        if arm.adaptation is not None and not few_shot:
+            raise UserError(
+                f"Arm {arm.name!r} is adapted to support sets but this protocol has none; give "
+                "protocol=shots and a benchmark with benchmark.downstream, or leave adapt out"
+            )
+        if few_shot and arm.adaptation is None and arm.rule.learned:
+            raise UserError(
+                f"Arm {arm.name!r} learns coefficients on a buffer, but here every experience has "
+                "a head of its own; give adapt=coefficients to learn them on the support set"
+            )
+        if not arm.scored(stages):
+            raise UserError(
+                f"Arm {arm.name!r} is scored at no stage of this protocol; give adapt, one of "
+                f"{', '.join(ADAPTATIONS)}"
+            )
+        if arm.members is not None and arm.members > largest:
+            raise UserError(
+                f"Arm {arm.name!r}: expected members to be at most {largest}, the adapters of the "
+                f"largest stage, but got {arm.members}"
+            )
 
 
 def check_weights(arms: Sequence[Arm], experiences: int) -> None:
@@ -174,7 +397,7 @@ def check_weights(arms: Sequence[Arm], experiences: int) -> None:
         UserError: naming the arm.
     """
     for arm in arms:
-        value = arm.rule.options.get("value")
+        value = arm.rule.options.get("value") if arm.method is not None else None
         if isinstance(value, Sequence) and len(value) != experiences:
             raise UserError(
                 f"Arm {arm.name!r}: expected {experiences} fixed coefficients, one for each "
@@ -190,7 +413,8 @@ def check_groups(arms: Sequence[Arm], modules: Sequence[str]) -> None:
     """
     for arm in arms:
         try:
-            arm.rule.groups(modules)
+            if arm.method is not None:
+                arm.rule.groups(modules)
         except UserError as error:
             raise UserError(f"Arm {arm.name!r}: {error}") from error
 

@@ -8,6 +8,7 @@ from typing import Any
 from cl_lora.experiment.arms import Arm
 from cl_lora.experiment.references import Reference
 from cl_lora.merging import get_method
+from cl_lora.strategies.config import VAL
 
 _SPACES = {
     "delta": "on the updates dW = s B A",
@@ -22,6 +23,8 @@ def describe_reference(reference: Reference) -> str:
 
 def describe_arm(arm: Arm) -> str:
     """Return what an arm is: method, space, every option with its default, coefficients, head."""
+    if arm.method is None:
+        return " ".join(["Starts from the bare backbone.", *_adaptation(arm)])
     info = get_method(arm.method)
     variant = arm.variant
     where = _SPACES.get(arm.space, f"in space {arm.space}")
@@ -29,6 +32,9 @@ def describe_arm(arm: Arm) -> str:
     shown = {k: v for k, v in variant["options"].items() if v is not None}
     sentences += [f"Options: {_listed(shown)}."] if shown else []
     sentences.append(f"Coefficients: {_rule(arm)}.")
+    if arm.members is not None:
+        sentences.append(f"The first {arm.members} adapters only.")
+    sentences += _adaptation(arm)
     if arm.head is not None:
         sentences.append(f"Head: {arm.head}, in place of the run's.")
     if arm.tune_head:
@@ -36,12 +42,38 @@ def describe_arm(arm: Arm) -> str:
     return " ".join(sentences)
 
 
+def _adaptation(arm: Arm) -> list[str]:
+    """Return what is trained on a support set, in sentences."""
+    how = arm.adaptation
+    if how is None:
+        return []
+    beside = " It takes over the merge, cut to its rank." if how.truncate else ""
+    sentences = [
+        f"Adapted to K samples per class: {how.kind.summary}.{beside}",
+        f"The head begins as: {how.head_start.summary}.",
+    ]
+    if how.kind.trains:
+        c = how.config
+        sentences.append(
+            f"The head is warmed up for {c.warmup_steps} steps, then everything is trained for at "
+            f"least {c.steps} steps of {c.batch_size} and {c.epochs} passes "
+            f"(head lr {c.head_lr:g}, LoRA lr {c.lora_lr:g}, full lr {c.full_lr:g})."
+        )
+        if len(c.grid) > 1:
+            sentences.append(
+                f"Its learning rate is the best of the factors {_value(c.grid)} by loss on "
+                f"{'the validation part' if c.select_on == VAL else 'a part of the support set'}."
+            )
+    return sentences
+
+
 def _rule(arm: Arm) -> str:
     rule = arm.rule
-    options = {k: v for k, v in rule.options.items() if v is not None}
+    config = arm.merge_variant["coefficients"]
+    options = {k: v for k, v in config.items() if v is not None and k != "name"}
     text = rule.name + (f" with {_listed(options)}" if options else "")
     text += f" ({rule.info.formula})"
-    if rule.learned:
+    if rule.learned and arm.adaptation is None:
         text += f", {'learned' if arm.in_batches else 'chosen'} on {arm.spc} samples per class and "
         text += "experience" + (f", in batches of {arm.buffer_batch_size}" * arm.in_batches)
     return text

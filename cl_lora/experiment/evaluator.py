@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from cl_lora.adapters.injection import applied
-from cl_lora.benchmarks.batches import batches
+from cl_lora.benchmarks.batches import batches, target_tensor
 from cl_lora.evaluation.scores import Score
 from cl_lora.experiment.serving import Part, Served, Workbench
 from cl_lora.experiment.stages import Stage
 from cl_lora.models.compute import Batch
+from cl_lora.models.weights import changed
 
 Hits = npt.NDArray[np.bool_]
 
@@ -35,13 +35,12 @@ class Result:
 class Evaluator:
     """Scores what is served at the stages of one seed.
 
-    Features of the bare backbone, and the results of parts that say what they are (one adapter
-    alone), are computed once a seed.
+    Features under what stays as it is (the bare backbone, a merge with given coefficients), and the
+    results of parts that say what they are (one adapter alone), are computed once a seed.
     """
 
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
-        self._bare: dict[int, list[Batch]] = {}
         self._known: dict[tuple[Hashable, int], Result] = {}
 
     def score(
@@ -49,61 +48,67 @@ class Evaluator:
     ) -> dict[int, Result]:
         """Return the result on every experience of a stage; ``advance`` is called after each."""
         results: dict[int, Result] = {}
-        for part, indices in _groups(served, stage):
-            missing = [j for j in indices if (part.key, j) not in self._known or part.key is None]
-            measured = dict(zip(missing, self._measure(part, missing, advance), strict=True))
-            for j in indices:
-                if j in measured:
-                    results[j] = measured[j]
-                    if part.key is not None:
-                        self._known[part.key, j] = measured[j]
+        for group in _groups(served, stage):
+            missing = {}
+            for j, part in group.items():
+                known = self._known.get((part.key, j)) if part.key is not None else None
+                if known is None:
+                    missing[j] = part
                 else:
-                    results[j] = self._known[part.key, j]
+                    results[j] = known
                     advance()
+            for j, result in self._measured(missing, advance):
+                results[j] = result
+                if missing[j].key is not None:
+                    self._known[missing[j].key, j] = result
         return {j: results[j] for j in stage.evaluated}
 
-    def _measure(
-        self, part: Part, indices: Sequence[int], advance: Callable[[], None]
-    ) -> list[Result]:
-        if not indices:
-            return []
-        head = part.head.to(self.bench.compute.device)
-        results = []
-        with applied(self.bench.backbone.network, part.update), torch.no_grad():
-            for j in indices:
-                task = self.bench.benchmark.experiences[j].task
-                accumulator, hits = task.kind.accumulator(task), []
-                features = self._bare_features(j) if part.update is None else self._features(j)
-                for batch, targets in features:
-                    outputs = head(batch)
-                    accumulator.update(outputs, targets)
-                    hits.append(task.kind.hits(outputs, targets))
-                right = [h.cpu().numpy() for h in hits if h is not None]
-                results.append(
-                    Result(dict(accumulator.scores()), np.concatenate(right) if right else None)
-                )
+    def _measured(
+        self, parts: Mapping[int, Part], advance: Callable[[], None]
+    ) -> Iterator[tuple[int, Result]]:
+        """Yield the result on each experience; the parts share one change of the backbone."""
+        if not parts:
+            return
+        first = next(iter(parts.values()))
+        # Stored features are computed by the store, under the change that it is given.
+        serving = None if first.features is not None else first.update
+        with changed(self.bench.backbone.network, serving), torch.no_grad():
+            for j, part in parts.items():
+                yield j, self._one(j, part)
                 advance()
-        return results
 
-    def _features(self, j: int) -> Iterator[Batch]:
+    def _one(self, j: int, part: Part) -> Result:
+        task = self.bench.benchmark.experiences[j].task
+        head = part.head.to(self.bench.compute.device)
+        accumulator, hits = task.kind.accumulator(task), []
+        for batch, targets in self._features(j, part):
+            outputs = head(batch)
+            accumulator.update(outputs, targets)
+            hits.append(task.kind.hits(outputs, targets))
+        right = [h.cpu().numpy() for h in hits if h is not None]
+        return Result(dict(accumulator.scores()), np.concatenate(right) if right else None)
+
+    def _features(self, j: int, part: Part) -> Iterator[Batch]:
         bench, experience = self.bench, self.bench.benchmark.experiences[j]
-        return bench.compute.features(
-            bench.backbone,
-            batches(experience, experience.test, bench.batch_size, bench.backbone.encode),
-        )
+        if part.features is None:
+            yield from bench.compute.features(
+                bench.backbone,
+                batches(experience, experience.test, bench.batch_size, bench.backbone.encode),
+            )
+            return
+        features = bench.store.get(part.features, part.update, j, experience.test)
+        targets = target_tensor(experience, experience.test).to(features.device)
+        for start in range(0, len(targets), bench.batch_size):
+            rows = slice(start, start + bench.batch_size)
+            yield features[rows], targets[rows]
 
-    def _bare_features(self, j: int) -> list[Batch]:
-        if j not in self._bare:
-            self._bare[j] = list(self._features(j))
-        return self._bare[j]
 
-
-def _groups(served: Served, stage: Stage) -> list[tuple[Part, list[int]]]:
-    """Return every part with the experiences that it serves, so that each is applied once."""
-    groups: dict[int, tuple[Part, list[int]]] = {}
+def _groups(served: Served, stage: Stage) -> list[dict[int, Part]]:
+    """Return the parts by experience, grouped by their update so that each is applied once."""
+    groups: dict[int, dict[int, Part]] = {}
     for j in stage.evaluated:
         part = served.parts[j]
-        groups.setdefault(id(part), (part, []))[1].append(j)
+        groups.setdefault(id(part.update), {})[j] = part
     return list(groups.values())
 
 

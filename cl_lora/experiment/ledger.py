@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from cl_lora.experiment.banks import FRESH
 from cl_lora.experiment.describe import describe_arm, describe_reference
 from cl_lora.experiment.references import Reference, get_references
 from cl_lora.experiment.settings import Settings, strategy_defaults
+from cl_lora.experiment.stages import Stage
 from cl_lora.run_folder.config_file import ConfigRecord
 from cl_lora.run_folder.identity import first_difference
 from cl_lora.support.errors import UserError
@@ -59,7 +60,24 @@ class Ledger:
             stopped={**self.stopped, arm.name: entry},
         )
 
-    def record(self, settings: Settings, identity: Mapping[str, Any]) -> ConfigRecord:
+    def last_stages(self, stages: Sequence[Stage]) -> dict[str, int]:
+        """Return the last stage at which each arm and row is scored that stops before the end."""
+        ends = {arm.name: arm.scored(stages)[-1].index for arm in self.arms}
+        ends |= {row.name: row.scored(stages)[-1].index for row in self.references}
+        return {name: end for name, end in ends.items() if end != stages[-1].index}
+
+    def _yardstick(self, settings: Settings) -> str | None:
+        """Return the row that a report measures the others by: as asked, or the fairest."""
+        wanted = settings.options.yardstick
+        if wanted in self.rows:
+            return wanted
+        if not self.references:
+            return None
+        return max(self.references, key=lambda row: row.yardstick).name
+
+    def record(
+        self, settings: Settings, identity: Mapping[str, Any], stages: Sequence[Stage]
+    ) -> ConfigRecord:
         """Return what ``config.yaml`` says."""
         raw = settings.raw
         descriptions = {arm.name: describe_arm(arm) for arm in self.arms}
@@ -72,11 +90,10 @@ class Ledger:
             variants={arm.name: arm.variant for arm in self.arms},
             descriptions=descriptions,
             references=tuple(row.name for row in self.references),
-            yardstick=max(self.references, key=lambda row: row.yardstick).name
-            if self.references
-            else None,
+            yardstick=self._yardstick(settings),
             seeds=self.seeds,
             stopped=self.stopped,
+            last_stages=self.last_stages(stages),
             settings={**raw, "run_dir": None, "runs_root": None},
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,14 +14,22 @@ from cl_lora.adapters import Adapter
 from cl_lora.adapters.injection import applied
 from cl_lora.experiment.arms import Arm
 from cl_lora.experiment.banks import FRESH
+from cl_lora.experiment.sampling import draws, folds
 from cl_lora.experiment.serving import Part, Served, Workbench
 from cl_lora.experiment.stages import Stage
-from cl_lora.merging import Plan, Update, coefficient_rows, learn, prepare, search
+from cl_lora.merging import (
+    CoefficientRule,
+    Plan,
+    Update,
+    coefficient_rows,
+    learn,
+    prepare,
+    search,
+)
 from cl_lora.models.head_policies import HeadSources
 from cl_lora.models.heads import HeadState, freeze, linear_head
 from cl_lora.run_folder.records import Coefficient
 from cl_lora.support.errors import DivergedError, UserError
-from cl_lora.support.seeding import torch_generator
 
 
 def serve_arm(bench: Workbench, arm: Arm, stage: Stage) -> Served:
@@ -40,8 +48,12 @@ class _Merge:
     stage: Stage
 
     @property
+    def members(self) -> tuple[int, ...]:
+        return self.arm.of(self.stage)
+
+    @property
     def adapters(self) -> list[Adapter]:
-        return [self.bench.banks[FRESH.name][m] for m in self.stage.members]
+        return [self.bench.banks[FRESH.name][m] for m in self.members]
 
     @property
     def heads(self) -> list[HeadState]:
@@ -49,7 +61,9 @@ class _Merge:
 
     def served(self) -> Served:
         arm, bench = self.arm, self.bench
-        plan = prepare(self.adapters, arm.method, space=arm.space, seed=bench.seed, **arm.options)
+        plan = prepare(
+            self.adapters, str(arm.method), space=arm.space, seed=bench.seed, **arm.options
+        )
         tuned: nn.Module | None = None
         if arm.rule.learned:
             try:
@@ -59,11 +73,16 @@ class _Merge:
                     f"Arm {arm.name!r}, seed {bench.seed}, stage {self.stage.name!r}: {error}"
                 ) from error
         else:
-            alpha = arm.given(self.stage.members, plan.modules)
+            alpha = arm.given(self.members, plan.modules)
         update = plan.combine(alpha)
+        coefficients = as_coefficients(
+            arm.rule, alpha, plan.modules, bench.seed, arm.name, self.stage.index, self.members
+        )
+        if arm.policy.apart:
+            parts = {j: Part(update, bench.own_head(j)) for j in self.stage.evaluated}
+            return Served(parts, coefficients)
         head = tuned or self._head(update, alpha)
-        rows = coefficient_rows(arm.rule, alpha, plan.modules)
-        return Served.everywhere(Part(update, freeze(head)), self.stage, list(self._record(rows)))
+        return Served.everywhere(Part(update, freeze(head)), self.stage, coefficients)
 
     def _head(self, update: Update, alpha: Tensor, rows: Tensor | None = None) -> nn.Module:
         """Return the head that serves an update; ``rows``: the support samples it may see."""
@@ -71,13 +90,6 @@ class _Merge:
         return self.arm.policy.serve(
             HeadSources(self.heads, alpha, lambda: bench.prototypes(update, spc, self.stage, rows))
         )
-
-    def _record(self, rows: Sequence[tuple[str, Tensor]]) -> Iterator[Coefficient]:
-        for group, values in rows:
-            for member, value in zip(self.stage.members, values.tolist(), strict=True):
-                yield Coefficient(
-                    self.bench.seed, self.arm.name, self.stage.index, group, member, value
-                )
 
     def _searched(self, plan: Plan) -> tuple[Tensor, nn.Module | None]:
         """Return the candidate with the lowest loss on the support samples.
@@ -113,7 +125,7 @@ class _Merge:
 
         steps = int(arm.rule.options["steps"])
         size, index = arm.buffer_batch_size, self.stage.index
-        order = list(draws(len(targets), size, steps, bench.seed, index))
+        order = list(draws(len(targets), size, steps, bench.seed, "buffer-batches", index))
 
         def loss(update: Update, step: int) -> Tensor:
             rows = order[step]
@@ -149,33 +161,18 @@ class _Merge:
     }
 
 
-def folds(size: int, spc: int) -> tuple[Tensor, Tensor]:
-    """Return the rows of a buffer to make a head of, and those to judge it on.
-
-    Args:
-        size: how many rows there are, class after class.
-        spc: rows of each class; with one, both parts are the whole buffer.
-    """
-    rows = torch.arange(size)
-    if spc == 1:
-        return rows, rows
-    first = rows % spc < (spc + 1) // 2
-    return rows[first], rows[~first]
-
-
-def draws(size: int, batch_size: int, steps: int, seed: int, stage: int) -> Iterator[Tensor]:
-    """Yield the buffer rows of every step: shuffled passes, a whole buffer if it is small.
-
-    No batch holds a row twice: where one pass ends and the next begins, rows that are in the
-    batch already wait for a later one.
-    """
-    generator = torch_generator(seed, "buffer-batches", stage)
-    pool = torch.empty(0, dtype=torch.int64)
-    wanted = min(size, batch_size)
-    for _ in range(steps):
-        if len(pool) < wanted:
-            again = torch.randperm(size, generator=generator)
-            there = torch.isin(again, pool)
-            pool = torch.cat([pool, again[~there], again[there]])
-        yield pool[:wanted]
-        pool = pool[wanted:]
+def as_coefficients(
+    rule: CoefficientRule,
+    alpha: Tensor,
+    modules: Sequence[str],
+    seed: int,
+    arm: str,
+    stage: int,
+    members: Sequence[int],
+) -> tuple[Coefficient, ...]:
+    """Return coefficients (n,) or (M, n) as the rows that are recorded, by group and member."""
+    return tuple(
+        Coefficient(seed, arm, stage, group, member, value)
+        for group, values in coefficient_rows(rule, alpha, modules)
+        for member, value in zip(members, values.tolist(), strict=True)
+    )

@@ -13,16 +13,20 @@ from typing import Any
 
 from cl_lora.benchmarks import make_benchmark, validate_benchmark_config
 from cl_lora.benchmarks.core import Benchmark
-from cl_lora.benchmarks.draw import draw_buffer
+from cl_lora.benchmarks.draw import ALL, draw_buffer, draw_support
 from cl_lora.benchmarks.splits import Indices
-from cl_lora.experiment.arms import Arm, check_groups, check_weights
+from cl_lora.experiment.adapting import adapt_arm, edges
+from cl_lora.experiment.arms import Arm, check_groups, check_protocol, check_weights
+from cl_lora.experiment.banks import FRESH
 from cl_lora.experiment.evaluator import Evaluator, as_scores
+from cl_lora.experiment.few_shot import check_few_shot, outline
 from cl_lora.experiment.ledger import Ledger, open_ledger
 from cl_lora.experiment.merged import serve_arm
 from cl_lora.experiment.serving import Served, Workbench
 from cl_lora.experiment.settings import Settings, read_settings, set_threads, strategy_defaults
-from cl_lora.experiment.stages import Stage
-from cl_lora.experiment.training import train_banks
+from cl_lora.experiment.similarity import pairs_of, similarities
+from cl_lora.experiment.stages import Stage, continued, shots_of
+from cl_lora.experiment.training import check_banks, train_banks
 from cl_lora.models.backbones import Backbone, input_size
 from cl_lora.models.compute import Compute
 from cl_lora.models.prepare import prepare_backbone
@@ -32,10 +36,12 @@ from cl_lora.run_folder.environment import device_name, environment, write_envir
 from cl_lora.run_folder.hits import write_hits
 from cl_lora.run_folder.identity import require_same
 from cl_lora.run_folder.lock import locked, require_run_folder
+from cl_lora.run_folder.reader import read_stream
 from cl_lora.run_folder.records import ExperienceRecord, StreamRecord, TaskRecord
 from cl_lora.run_folder.results import Results
+from cl_lora.run_folder.rows import SIMILARITIES
 from cl_lora.support import files, progress
-from cl_lora.support.errors import DivergedError, UserError
+from cl_lora.support.errors import DivergedError, UserError, unknown_name
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +66,8 @@ def execute(raw: Mapping[str, Any]) -> Path:
         _look_into(settings.given_folder)  # before data are decoded
     benchmark = make_benchmark(raw["benchmark"], input_size(settings.model))
     _check_tasks(settings, benchmark)
+    if settings.protocol.few_shot:
+        check_few_shot(settings, benchmark)
     backbone, modules = prepare_backbone(
         settings.model, settings.lora, settings.device, settings.bf16
     )
@@ -77,7 +85,23 @@ def check(raw: Mapping[str, Any]) -> Settings:
     """
     settings = read_settings(raw)
     validate_benchmark_config(raw["benchmark"])
-    _ = settings.arms
+    policy, protocol = settings.training.policy, settings.protocol
+    if protocol.few_shot and not policy.apart:
+        raise UserError(
+            f"The protocol {protocol.name!r} needs a head of its own for every experience, as one "
+            "head that is trained on through the stream has seen the downstream labels, but "
+            f"strategy.head={policy.name}; set strategy.head=own"
+        )
+    for arm in settings.arms:
+        if arm.adaptation is not None and not protocol.few_shot:
+            raise UserError(
+                f"Arm {arm.name!r} is adapted to support sets, which the protocol "
+                f"{protocol.name!r} does not draw; set protocol=shots, or leave adapt out"
+            )
+    wanted = settings.options.yardstick
+    rows = [*(arm.name for arm in settings.arms), *(row.name for row in settings.references)]
+    if wanted is not None and wanted not in rows:
+        raise unknown_name("yardstick", wanted, rows)
     return settings
 
 
@@ -91,10 +115,20 @@ def _check_tasks(settings: Settings, benchmark: Benchmark) -> None:
     """Refuse a task that the heads of a run cannot serve."""
     if len(benchmark.tasks) > 1:
         names = ", ".join(task.name for task in benchmark.tasks)
-        raise UserError(
-            f"Expected experiences that share one task, as they share a head, but "
-            f"{benchmark.name!r} has several: {names}; choose another benchmark"
-        )
+        if not settings.training.policy.apart:
+            raise UserError(
+                f"Expected experiences that share one task, as they share a head, but "
+                f"{benchmark.name!r} has several: {names}; set strategy.head=own, or choose "
+                "another benchmark"
+            )
+        for row in settings.references:
+            alien = [kind.name for kind in row.banks if kind is not FRESH]
+            if alien:
+                raise UserError(
+                    f"The reference row {row.name!r} trains one head on all experiences but those "
+                    f"of {benchmark.name!r} have different tasks: {names}; leave it out of "
+                    "references"
+                )
     task = benchmark.tasks[0]
     policies = [settings.training.policy, *(arm.policy for arm in settings.arms)]
     for policy in policies:
@@ -129,15 +163,19 @@ class _Run:
     ) -> None:
         self.settings, self.benchmark, self.backbone = settings, benchmark, backbone
         self.identity, self.folder = identity, folder
-        self.stages = settings.protocol.stages(benchmark.names)
         there = (folder / layout.CONFIG_FILE).exists()
         recorded = read_config(folder) if there else None
         if recorded is not None:
             require_same(folder, recorded.identity, identity, strategy_defaults())
+        self.stages = self._all_stages()
         self.ledger: Ledger = open_ledger(folder, recorded, settings)
+        check_protocol(self.ledger.arms, settings.protocol.few_shot, self.stages)
         check_weights(self.ledger.arms, len(benchmark.experiences))
         check_groups(self.ledger.arms, modules)
+        check_banks(settings, benchmark, backbone, folder, self.ledger.seeds, self.ledger.banks)
+        backbone.one_attention = settings.protocol.few_shot
         self.buffers = {seed: self._draw(seed) for seed in self.ledger.seeds}
+        self.supports = {seed: self._supports(seed) for seed in self.ledger.seeds}
         self.results = Results(folder, self.ledger.rows, self._cells())
 
     def finish(self) -> Path:
@@ -147,12 +185,13 @@ class _Run:
             DivergedError: if arms diverged; everything else is finished then.
         """
         self.results.forget(self.ledger.renewed)  # before they are recorded as going on
-        write_config(self.folder, self.ledger.record(self.settings, self.identity))
+        self._write_config()
         self._write_environment()
         with logging_to(self.folder / layout.LOG_FILE):
             record = self._stream().record()
             files.write_json(self.folder / layout.STREAM_FILE, record)
-            failed = [error for seed in self.ledger.seeds for error in self._seed(seed)]
+            with self.results.writing():
+                failed = [error for seed in self.ledger.seeds for error in self._seed(seed)]
         if failed:
             names = ", ".join(self.ledger.stopped)
             raise DivergedError(
@@ -183,14 +222,36 @@ class _Run:
             spc=self.settings.options.spc,
             batch_size=self.settings.options.eval_batch_size,
             head_lr=self.settings.training.head_lr,
+            lora=self.settings.lora,
         )
+        self._compare_features(bench)
+        rows = [(row, set(row.stages)) for row in self._rows()]
         units = [
             (row, stage)
             for stage in self.stages
-            for row in self._rows()
-            if stage in row.stages and not self.results.done(seed, row.name, stage.index)
+            for row, scored in rows
+            if stage in scored and not self.results.done(seed, row.name, stage.index)
         ]
         return self._score(bench, units) if units else []
+
+    def _compare_features(self, bench: Workbench) -> None:
+        """Write how alike upstream and downstream adapters are, where a stage adapts some."""
+        path = self.folder / layout.SIMILARITY_FILE
+        there = SIMILARITIES.read(path) if path.exists() else []
+        known = {(s.seed, s.evaluated, s.adapter) for s in there}
+        pairs = [
+            (j, members)
+            for j, members in pairs_of(self.stages)
+            if not known.issuperset((bench.seed, j, m) for m in members)
+        ]
+        total = sum(len(members) for _, members in pairs)
+        if not pairs:
+            return
+        with progress.meter(f"seed {bench.seed}: comparing features", total) as advance:
+            found = [s for pair in pairs for s in similarities(bench, pair, advance)]
+        new = {(s.seed, s.evaluated, s.adapter) for s in found}
+        kept = [s for s in there if (s.seed, s.evaluated, s.adapter) not in new]
+        files.write_text(path, SIMILARITIES.text([*kept, *found]))
 
     def _score(self, bench: Workbench, units: Sequence[tuple[_Row, Stage]]) -> list[DivergedError]:
         failed: list[DivergedError] = []
@@ -207,21 +268,29 @@ class _Run:
                     assert row.arm is not None
                     log.warning("%s", error)
                     self.ledger = self.ledger.without(row.arm, str(error))
-                    write_config(self.folder, self.ledger.record(self.settings, self.identity))
+                    self._write_config()
                     failed.append(error)
                     continue
                 results = evaluator.score(served, stage, advance)
                 hits = {(stage.index, j): r.hits for j, r in results.items() if r.hits is not None}
                 if hits:
                     write_hits(layout.hits_file(self.folder, bench.seed, row.name), hits)
-                self.results.add(as_scores(bench, row.name, stage, results), served.coefficients)
+                self.results.add(
+                    as_scores(bench, row.name, stage, results),
+                    served.coefficients,
+                    served.accounts,
+                )
+        self._say_edges()
         s, t = "s" * (arms != 1), "s" * (rows != 1)
         log.info("seed %d: evaluated %d arm%s and %d reference row%s", bench.seed, arms, s, rows, t)
         return failed
 
     def _rows(self) -> list[_Row]:
         references = [_Row(r.name, r.scored(self.stages), r.serve) for r in self.ledger.references]
-        arms = [_Row(arm.name, self.stages, partial(_serve, arm), arm) for arm in self.ledger.arms]
+        arms = [
+            _Row(arm.name, arm.scored(self.stages), partial(_serve, arm), arm)
+            for arm in self.ledger.arms
+        ]
         return [*references, *arms]
 
     def _cells(self) -> dict[int, frozenset[tuple[int, str]]]:
@@ -243,6 +312,35 @@ class _Run:
             needed.add(self.settings.options.spc)
         return {spc: draw_buffer(self.benchmark, spc, seed) for spc in sorted(needed)}
 
+    def _supports(self, seed: int) -> dict[str, dict[str, list[int]]]:
+        """Draw every support set, so that one that cannot be drawn is known before training."""
+        drawn: dict[str, dict[str, list[int]]] = {}
+        for stage in self.stages:
+            k = shots_of(stage)
+            if k not in (None, 0, ALL):
+                experience = self.benchmark.experiences[stage.evaluated[0]]
+                indices = draw_support(experience, k, seed, stage.draw)
+                name = f"{stage.name}, draw {stage.draw}"
+                drawn.setdefault(experience.name, {})[name] = indices.tolist()
+        return drawn
+
+    def _all_stages(self) -> tuple[Stage, ...]:
+        """Return the stages of this command and of earlier ones into the folder."""
+        path = self.folder / layout.STREAM_FILE
+        asked = self.settings.protocol.stages(outline(self.settings, self.benchmark))
+        if not (self.settings.protocol.few_shot and path.exists()):
+            return asked
+        return continued(read_stream(path).stages, asked)
+
+    def _say_edges(self) -> None:
+        """Log which arms chose a learning rate at the edge of their grid."""
+        chosen: dict[str, list[float]] = {}
+        for account in self.results.accounts:
+            if account.quantity == "learning_rate_factor":
+                chosen.setdefault(account.arm, []).append(account.value)
+        for sentence in edges(chosen, self.settings.adaptation.grid):
+            log.warning("%s", sentence)
+
     # What is recorded -----------------------------------------------------------------------
 
     def _write_buffers(self, seed: int) -> None:
@@ -255,6 +353,16 @@ class _Run:
                 layout.buffer_file(self.folder, seed, spc),
                 {"seed": seed, "samples_per_class": spc, "indices": named},
             )
+
+        if self.supports[seed]:
+            files.write_json(
+                layout.support_file(self.folder, seed),
+                {"seed": seed, "indices": self.supports[seed]},
+            )
+
+    def _write_config(self) -> None:
+        record = self.ledger.record(self.settings, self.identity, self.stages)
+        write_config(self.folder, record)
 
     def _write_environment(self) -> None:
         path = self.folder / layout.ENVIRONMENT_FILE
@@ -287,7 +395,9 @@ class _Run:
 
 
 def _serve(arm: Arm, bench: Workbench, stage: Stage) -> Served:
-    return serve_arm(bench, arm, stage)
+    if shots_of(stage) is None:
+        return serve_arm(bench, arm, stage)
+    return adapt_arm(bench, arm, stage)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import ClassVar, TypeVar
 
 from cl_lora.experiment.banks import FRESH, JOINT, SEQUENTIAL, BankKind
 from cl_lora.experiment.serving import Served, Workbench
-from cl_lora.experiment.stages import Stage
+from cl_lora.experiment.stages import Stage, shots_of
 from cl_lora.support.errors import unknown_name
 from cl_lora.support.registry import check_free
 
@@ -30,8 +30,8 @@ class Reference(ABC):
     yardstick: ClassVar[int] = 0
 
     def scored(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
-        """Return the stages at which it is scored."""
-        return tuple(stages)
+        """Return the stages at which it is scored: those in time, that need no support set."""
+        return tuple(stage for stage in stages if shots_of(stage) is None)
 
     @abstractmethod
     def serve(self, bench: Workbench, stage: Stage) -> Served:
@@ -77,7 +77,7 @@ class Base(Reference):
 
     def serve(self, bench: Workbench, stage: Stage) -> Served:
         """Serve the bare backbone."""
-        return Served.everywhere(bench.bare(stage), stage)
+        return Served(bench.bare(stage))
 
 
 @register_reference
@@ -90,7 +90,7 @@ class Last(Reference):
 
     def serve(self, bench: Workbench, stage: Stage) -> Served:
         """Serve the newest adapter."""
-        return Served.everywhere(bench.alone(FRESH, stage.members[-1], stage), stage)
+        return Served(bench.alone(FRESH, stage.members[-1], stage))
 
 
 @register_reference
@@ -107,7 +107,7 @@ class Oracle(Reference):
         """
         members = {m: bench.alone(FRESH, m, stage.seen_by(m)) for m in stage.members}
         newest = members[stage.members[-1]]
-        return Served({j: members.get(j, newest) for j in stage.evaluated})
+        return Served({j: members.get(j, newest)[j] for j in stage.evaluated})
 
 
 @register_reference
@@ -121,7 +121,7 @@ class Sequential(Reference):
 
     def serve(self, bench: Workbench, stage: Stage) -> Served:
         """Serve the state after the newest experience."""
-        return Served.everywhere(bench.alone(SEQUENTIAL, stage.members[-1], stage), stage)
+        return Served(bench.alone(SEQUENTIAL, stage.members[-1], stage))
 
 
 @register_reference
@@ -143,4 +143,4 @@ class Joint(Reference):
 
     def serve(self, bench: Workbench, stage: Stage) -> Served:
         """Serve the one adapter."""
-        return Served.everywhere(bench.alone(JOINT, 0, stage), stage)
+        return Served(bench.alone(JOINT, 0, stage))

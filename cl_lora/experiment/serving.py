@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,34 +10,40 @@ import torch
 from torch import Tensor, nn
 
 from cl_lora.adapters import Adapter, LoRAFactors
-from cl_lora.adapters.injection import SupportsDelta, applied
+from cl_lora.adapters.injection import LoRAConfig, SupportsDelta, applied
 from cl_lora.benchmarks.batches import target_tensor
 from cl_lora.benchmarks.core import Benchmark
+from cl_lora.benchmarks.draw import draw_support
 from cl_lora.benchmarks.splits import Indices
+from cl_lora.experiment.adaptations import BARE
 from cl_lora.experiment.banks import FRESH, BankKind, Banks
-from cl_lora.experiment.stages import Stage
+from cl_lora.experiment.feature_store import FeatureStore
+from cl_lora.experiment.stages import Stage, shots_of
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.compute import Batch, Compute
 from cl_lora.models.head_policies import HeadPolicy, HeadSources
-from cl_lora.models.heads import PrototypeHead, freeze, new_linear_head
-from cl_lora.run_folder.records import Coefficient
+from cl_lora.models.heads import PrototypeHead, freeze, linear_head, new_linear_head
+from cl_lora.models.weights import Change, Weights
+from cl_lora.run_folder.records import Account, Coefficient
 from cl_lora.tasks import Task
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """An update (None: the bare backbone) and a head.
+    """A change of the backbone (None: the bare one) and a head.
 
     Attributes:
-        update: what is added to the backbone's weights.
+        update: what is added to the backbone's weights, or takes their place.
         head: outputs of features, frozen.
         key: parts with equal keys give the same scores, whatever arm and stage they serve; None
             where that is not known.
+        features: names the update in the store of features; None where it is served but once.
     """
 
-    update: SupportsDelta | None
+    update: Change
     head: nn.Module
     key: Hashable | None = None
+    features: Hashable | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +54,13 @@ class Served:
         parts: by index of the experience that is scored.
         coefficients: what was merged with, for the record.
         passes: forward passes of the backbone an input needs.
+        accounts: what it cost to make it, for the record.
     """
 
     parts: Mapping[int, Part]
     coefficients: tuple[Coefficient, ...] = ()
     passes: float = 1.0
+    accounts: tuple[Account, ...] = ()
 
     @classmethod
     def everywhere(
@@ -61,8 +69,8 @@ class Served:
         """Serve one part to every experience of a stage."""
         return cls(dict.fromkeys(stage.evaluated, part), tuple(coefficients))
 
-    def update(self, j: int) -> SupportsDelta | None:
-        """Return the update that serves experience ``j``."""
+    def update(self, j: int) -> Change:
+        """Return the change of the backbone that serves experience ``j``."""
         return self.parts[j].update
 
     def head(self, j: int) -> nn.Module:
@@ -95,8 +103,10 @@ class OwnUpdate:
         return self._factors[module].delta()
 
 
-def _numbers(update: SupportsDelta) -> int:
-    """Return how many numbers an update takes: factors, or a dense matrix where that is less."""
+def _numbers(update: SupportsDelta | Weights) -> int:
+    """Return how many numbers a change takes: factors, or a dense matrix where that is less."""
+    if isinstance(update, Weights):
+        return sum(value.numel() for value in update.values.values())
     count = 0
     for module in update.modules():
         entry = getattr(update, "entries", {}).get(module)
@@ -123,6 +133,8 @@ class Workbench:
         spc: samples a class of the class means that reference rows serve.
         batch_size: inputs a forward pass.
         head_lr: learning rate of a head that is tuned with the coefficients.
+        lora: the shape of a LoRA that is trained on a support set.
+        learned: coefficients that were learned at a stage, for arms that start from them.
     """
 
     benchmark: Benchmark
@@ -135,12 +147,30 @@ class Workbench:
     spc: int
     batch_size: int
     head_lr: float
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    learned: dict[Hashable, Tensor] = field(default_factory=dict)
     _support: dict[tuple[int, tuple[int, ...]], Batch] = field(default_factory=dict)
 
     @property
     def task(self) -> Task:
         """The task that all experiences share."""
         return self.benchmark.tasks[0]
+
+    @cached_property
+    def store(self) -> FeatureStore:
+        """Features that are computed once a seed."""
+        return FeatureStore(self.benchmark, self.backbone, self.compute, self.batch_size)
+
+    def support_indices(self, stage: Stage) -> Indices:
+        """Return the support set of a stage with K samples a class, drawn by the run's seed."""
+        k = shots_of(stage)
+        assert k
+        experience = self.benchmark.experiences[stage.evaluated[0]]
+        return draw_support(experience, k, self.seed, stage.draw)
+
+    def own_head(self, j: int) -> nn.Module:
+        """Return the head that was trained on experience ``j``."""
+        return freeze(linear_head(self.banks[FRESH.name][j].head))
 
     @cached_property
     def _initial_head(self) -> nn.Module:
@@ -185,25 +215,34 @@ class Workbench:
 
     def untrained(self, stage: Stage) -> Served:
         """Return the bare backbone under a new head."""
-        return Served.everywhere(Part(None, self._initial_head, "untrained"), stage)
+        return Served.everywhere(Part(None, self._initial_head, "untrained", BARE), stage)
 
-    def bare(self, stage: Stage) -> Part:
+    def bare(self, stage: Stage) -> Mapping[int, Part]:
         """Return the bare backbone under the head of the newest adapter of a stage."""
         newest = self.banks[FRESH.name][stage.members[-1]]
-        return Part(None, self._head(None, [newest], stage))
+        return self._under_heads(None, newest, stage, None, BARE)
 
-    def alone(self, bank: BankKind, member: int, stage: Stage) -> Part:
-        """Return one adapter of a bank under its own head."""
+    def alone(self, bank: BankKind, member: int, stage: Stage) -> Mapping[int, Part]:
+        """Return one adapter of a bank under its own head, or each experience's own."""
         adapter = self.banks[bank.name][member]
-        update = OwnUpdate(adapter)
         # Heads made of the support change with it.
         of_support = stage.support if self.policy.needs_support else ()
-        return Part(update, self._head(update, [adapter], stage), (bank.name, member, of_support))
+        key = (bank.name, member, of_support)
+        return self._under_heads(OwnUpdate(adapter), adapter, stage, key, None)
 
-    def _head(
-        self, update: SupportsDelta | None, adapters: Sequence[Adapter], stage: Stage
-    ) -> nn.Module:
+    def _under_heads(
+        self,
+        update: SupportsDelta | None,
+        adapter: Adapter,
+        stage: Stage,
+        key: Hashable | None,
+        features: Hashable | None,
+    ) -> Mapping[int, Part]:
+        """Return for every experience of a stage a backbone under the head that serves it."""
+        if self.policy.apart:
+            return {j: Part(update, self.own_head(j), key, features) for j in stage.evaluated}
         sources = HeadSources(
-            [a.head for a in adapters], None, lambda: self.prototypes(update, self.spc, stage)
+            [adapter.head], None, lambda: self.prototypes(update, self.spc, stage)
         )
-        return freeze(self.policy.serve(sources))
+        part = Part(update, freeze(self.policy.serve(sources)), key, features)
+        return dict.fromkeys(stage.evaluated, part)

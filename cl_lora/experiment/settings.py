@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from cl_lora.adapters.injection import LoRAConfig
+from cl_lora.benchmarks.draw import ALL
 from cl_lora.configuration.build import build
 from cl_lora.experiment.arms import Arm, ArmDefaults, make_arms
 from cl_lora.experiment.references import Reference, get_references
 from cl_lora.experiment.stages import Protocol, get_protocol
 from cl_lora.models.backbones import ModelConfig
-from cl_lora.strategies.config import TrainingConfig
+from cl_lora.strategies.config import AdaptationConfig, TrainingConfig
 from cl_lora.support.errors import UserError, unknown_name
 from cl_lora.support.files import digest
 
@@ -31,7 +32,7 @@ _DEVICES: Mapping[str, Callable[[], int]] = {
 }
 """What can be asked for, and how many of it torch sees."""
 
-_PARTS = ("benchmark", "model", "strategy", "arms")
+_PARTS = ("benchmark", "model", "strategy", "adaptation", "arms")
 """Keys of the configuration that are mappings of their own."""
 
 _PLACES = ("root", "path", "checkpoint", "cache_dir", "split_lists")
@@ -46,6 +47,10 @@ class RunOptions:
         seeds: one bank of adapters is trained for each.
         references: names of the reference rows.
         protocol: when adapters are merged, and which.
+        shots: K, support samples a class, of a few-shot protocol; ``all`` for the whole pool.
+        draws: support sets drawn for each K and seed.
+        yardstick: the arm or reference row that a report measures the others by; None for the
+            reference row that is the fairest.
         spc: buffer samples per class and experience, where an arm does not say.
         buffer_batch_size: buffer samples a step when coefficients are learned.
         eval_batch_size: inputs a forward pass in evaluation.
@@ -61,6 +66,9 @@ class RunOptions:
     seeds: Sequence[int] | int = (0,)
     references: Sequence[str] | None = ()
     protocol: str = "prefixes"
+    shots: Sequence[int | str] | int | str = (1, 2, 5, 10, 20, ALL)
+    draws: int = 1
+    yardstick: str | None = None
     spc: int = 5
     buffer_batch_size: int = 32
     eval_batch_size: int = 128
@@ -73,7 +81,7 @@ class RunOptions:
     plugins: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for key in ("spc", "buffer_batch_size", "eval_batch_size", "threads"):
+        for key in ("spc", "buffer_batch_size", "eval_batch_size", "threads", "draws"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(
@@ -87,6 +95,20 @@ class RunOptions:
             raise UserError(f"Expected seeds to be a list like [0,1,2] but got {self.seeds!r}")
         if len(set(seeds)) != len(seeds):
             raise UserError(f"A seed is named twice in seeds={list(seeds)}; remove it")
+
+        shots = self.shot_list
+        if not shots or not all(k == ALL or (isinstance(k, int) and k >= 0) for k in shots):
+            raise UserError(
+                f"Expected shots to be a list of whole numbers of at least 0, or all, like "
+                f"[1,5,all], but got {self.shots!r}"
+            )
+        if len(set(shots)) != len(shots):
+            raise UserError(f"A number is named twice in shots={list(shots)}; remove it")
+
+    @property
+    def shot_list(self) -> tuple[Any, ...]:
+        """K of every support set, also where a single one was given."""
+        return (self.shots,) if isinstance(self.shots, int | str) else tuple(self.shots)
 
     @property
     def seed_list(self) -> tuple[int, ...]:
@@ -104,6 +126,7 @@ class Settings:
         model: the backbone.
         lora: the adapters' shape.
         training: how they are trained.
+        adaptation: how arms are adapted to support sets.
         protocol: when adapters are merged, and which.
         references: the reference rows.
         seeds: one bank is trained for each.
@@ -116,6 +139,7 @@ class Settings:
     model: ModelConfig
     lora: LoRAConfig
     training: TrainingConfig
+    adaptation: AdaptationConfig
     protocol: Protocol
     references: tuple[Reference, ...]
     seeds: tuple[int, ...]
@@ -139,7 +163,12 @@ class Settings:
     @property
     def defaults(self) -> ArmDefaults:
         """What holds for an arm that does not say."""
-        return ArmDefaults(self.options.spc, self.options.buffer_batch_size, self.training.head)
+        return ArmDefaults(
+            self.options.spc,
+            self.options.buffer_batch_size,
+            self.training.head,
+            self.adaptation,
+        )
 
     def identity(self, data: str, backbone: Mapping[str, Any]) -> dict[str, Any]:
         """Return what decides the numbers: runs that differ in it never share a folder.
@@ -232,6 +261,7 @@ def read_settings(raw: Mapping[str, Any]) -> Settings:
         training=build(
             TrainingConfig, {k: v for k, v in strategy.items() if k in training}, "strategy"
         ),
+        adaptation=build(AdaptationConfig, raw.get("adaptation") or {}, "adaptation"),
         protocol=get_protocol(options.protocol),
         references=get_references(options.references or ()),
         seeds=options.seed_list,

@@ -2,18 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
+from cl_lora.benchmarks.draw import ALL, Shots
 from cl_lora.evaluation.scores import UNTRAINED
 from cl_lora.run_folder.records import StageRecord as Stage
 from cl_lora.support.errors import UserError
 from cl_lora.support.registry import check_free, look_up
 
-__all__ = ["PROTOCOLS", "Protocol", "Stage", "get_protocol", "register_protocol", "untrained"]
+__all__ = [
+    "PROTOCOLS",
+    "Outline",
+    "Protocol",
+    "Stage",
+    "continued",
+    "get_protocol",
+    "register_protocol",
+    "shots_of",
+    "untrained",
+]
 
-MakeStages = Callable[[Sequence[str]], tuple[Stage, ...]]
-"""Names of the experiences, in order -> the stages after training, numbered from 0."""
+
+@dataclass(frozen=True)
+class Outline:
+    """What a protocol knows of a stream.
+
+    Attributes:
+        names: of the experiences, in order.
+        downstream: indices of the experiences that are held out; empty where none is.
+        pool: for each experience the mean number of train samples a stratum (class) has.
+        shots: K, samples a class of the support sets, or ``"all"``.
+        draws: how many support sets are drawn for each K.
+    """
+
+    names: Sequence[str]
+    downstream: tuple[int, ...] = ()
+    pool: Sequence[float] = ()
+    shots: tuple[Shots, ...] = ()
+    draws: int = 1
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """The indices of the experiences."""
+        return tuple(range(len(self.names)))
+
+
+MakeStages = Callable[[Outline], tuple[Stage, ...]]
+"""What is known of a stream -> the stages after training, numbered from 0."""
 
 
 @dataclass(frozen=True)
@@ -26,28 +62,33 @@ class Protocol:
         ordered: whether stages follow one another in time, stage t after experience t: forgetting
             and transfer are measured only then.
         make: makes the stages after training.
+        few_shot: whether it has stages with a support set of K samples a class: ``shots`` and
+            ``draws`` are for those, and every experience must keep a head of its own.
     """
 
     name: str
     summary: str
     ordered: bool
     make: MakeStages
+    few_shot: bool = False
 
-    def stages(self, names: Sequence[str]) -> tuple[Stage, ...]:
-        """Return every stage of a stream with these experiences, the untrained one first.
+    def stages(self, outline: Outline) -> tuple[Stage, ...]:
+        """Return every stage of a stream, the untrained one first where there is one.
 
         Raises:
             UserError: if the protocol makes no stage, or one that cannot be served or scored.
         """
-        made = self.make(names)
+        count = len(outline.names)
+        made = self.make(outline)
         if not made:
             raise UserError(
-                f"The protocol {self.name!r} makes no stage of {len(names)} experiences; choose "
+                f"The protocol {self.name!r} makes no stage of {count} experiences; choose "
                 "another protocol, or a stream with more experiences"
             )
         for index, stage in enumerate(made):
-            self._check(stage, index, len(names))
-        return (untrained(names), *made)
+            self._check(stage, index, count)
+        # Before training a few-shot run has nothing that could be scored: heads start at zero.
+        return made if self.few_shot else (untrained(outline.names), *made)
 
     def _check(self, stage: Stage, index: int, experiences: int) -> None:
         named = (*stage.members, *stage.evaluated, *stage.support)
@@ -70,14 +111,33 @@ def untrained(names: Sequence[str]) -> Stage:
     return Stage(UNTRAINED, "untrained", (), tuple(range(len(names))), ())
 
 
+def continued(there: Sequence[Stage], asked: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Return the stages of earlier commands and those of this one, each once.
+
+    A stage that is there keeps its index, by which its scores are known; a new one gets the next.
+    """
+    known = {_what(stage): stage for stage in there}
+    following = max((stage.index for stage in there), default=UNTRAINED) + 1
+    for stage in asked:
+        if _what(stage) not in known:
+            index = following if there else stage.index
+            known[_what(stage)] = replace(stage, index=index)
+            following += 1
+    return tuple(sorted(known.values(), key=lambda stage: stage.index))
+
+
+def _what(stage: Stage) -> tuple[object, ...]:
+    return (stage.name, stage.members, stage.evaluated, stage.support, stage.draw)
+
+
 PROTOCOLS: dict[str, Protocol] = {}
 """Every registered protocol by name."""
 
 
 def register_protocol(
-    name: str, *, summary: str, ordered: bool
+    name: str, *, summary: str, ordered: bool, few_shot: bool = False
 ) -> Callable[[MakeStages], MakeStages]:
-    """Register the decorated ``make(names) -> stages`` as a protocol.
+    """Register the decorated ``make(outline) -> stages`` as a protocol; see :class:`Protocol`.
 
     Raises:
         UserError: if the name is taken.
@@ -86,7 +146,7 @@ def register_protocol(
     def decorate(make: MakeStages) -> MakeStages:
         taken = PROTOCOLS.get(name)
         check_free("protocol", name, taken.make if taken else None, make)
-        PROTOCOLS[name] = Protocol(name, summary, ordered, make)
+        PROTOCOLS[name] = Protocol(name, summary, ordered, make, few_shot)
         return make
 
     return decorate
@@ -106,10 +166,74 @@ def get_protocol(name: str) -> Protocol:
     summary="after experience t the adapters 0..t are merged and every experience is scored",
     ordered=True,
 )
-def prefixes(names: Sequence[str]) -> tuple[Stage, ...]:
+def prefixes(outline: Outline) -> tuple[Stage, ...]:
     """Return a stage after each experience."""
-    everything = tuple(range(len(names)))
+    everything = outline.indices
     return tuple(
         Stage(t, name, everything[: t + 1], everything, everything[: t + 1])
-        for t, name in enumerate(names)
+        for t, name in enumerate(outline.names)
     )
+
+
+@register_protocol(
+    "shots",
+    summary="the adapters of all upstream experiences are adapted to a downstream one from K "
+    "samples a class",
+    ordered=False,
+    few_shot=True,
+)
+def shots(outline: Outline) -> tuple[Stage, ...]:
+    """Return a stage for each downstream experience, K and draw.
+
+    Where no experience is downstream each is held out in turn.
+    """
+    rounds = outline.downstream or outline.indices
+    # Held out are all downstream ones: no adapter of one is a member for another.
+    upstream = [i for i in outline.indices if i not in outline.downstream]
+    made = (
+        stage
+        for held in rounds
+        for stage in _adaptations(outline, held, tuple(i for i in upstream if i != held))
+    )
+    return _numbered(made)
+
+
+@register_protocol(
+    "few_shot_stream",
+    summary="each task first adapts from K samples a class what was learned before it, then its "
+    "own adapter joins the bank",
+    ordered=True,
+    few_shot=True,
+)
+def few_shot_stream(outline: Outline) -> tuple[Stage, ...]:
+    """Return for each task its adaptations from the tasks before, then the merge of all so far."""
+    everything = outline.indices
+
+    def make() -> Iterator[Stage]:
+        for t, name in enumerate(outline.names):
+            if t:
+                yield from _adaptations(outline, t, everything[:t])
+            so_far = everything[: t + 1]
+            yield Stage(0, name, so_far, so_far, ())
+
+    return _numbered(make())
+
+
+def _adaptations(outline: Outline, held: int, members: tuple[int, ...]) -> Iterator[Stage]:
+    for k in outline.shots:
+        # Without samples, or with all of them, there is one support set.
+        for draw in range(1 if k in (0, ALL) else outline.draws):
+            x = outline.pool[held] if k == ALL else float(k)
+            support = () if k == 0 else (held,)
+            yield Stage(0, f"K={k}", members, (held,), support, x, draw)
+
+
+def _numbered(stages: Iterator[Stage]) -> tuple[Stage, ...]:
+    return tuple(replace(stage, index=index) for index, stage in enumerate(stages))
+
+
+def shots_of(stage: Stage) -> Shots | None:
+    """Return K of a stage with a support set, 0 of one without samples, None of one in time."""
+    if stage.x is None:
+        return None
+    return ALL if stage.name == f"K={ALL}" else int(stage.x)

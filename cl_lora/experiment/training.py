@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cl_lora.adapters import Adapter, AdapterBank
+from cl_lora.adapters.injection import module_weight, target_modules
 from cl_lora.benchmarks.core import Benchmark
 from cl_lora.experiment.banks import BANKS, BankKind, Banks
 from cl_lora.experiment.settings import Settings
 from cl_lora.models.backbones import Backbone
 from cl_lora.run_folder.layout import bank_folder
+from cl_lora.support.errors import UserError
+from cl_lora.tasks import Task
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,55 @@ def train_banks(
         if kind.name in kinds:
             banks[kind.name] = trainer.bank(kind, banks)
     return banks
+
+
+def check_banks(
+    settings: Settings,
+    benchmark: Benchmark,
+    backbone: Backbone,
+    run: Path,
+    seeds: Iterable[int],
+    kinds: Iterable[str],
+) -> None:
+    """Check that every adapter that is there was trained on this backbone, in these modules.
+
+    Raises:
+        UserError: naming the first that was not.
+    """
+    modules = target_modules(backbone.network, settings.lora.targets)
+    fingerprint = backbone.fingerprint()
+    for seed in seeds:
+        for kind in kinds:
+            bank = AdapterBank(bank_folder(run, seed, kind))
+            for t, name in enumerate(BANKS[kind].names(benchmark)):
+                if bank.has(t, name):
+                    where = bank.path(t, name)
+                    _check_fits(bank.load(t, name), where, backbone, modules, fingerprint)
+
+
+def _check_fits(
+    adapter: Adapter, where: Path, backbone: Backbone, modules: Sequence[str], fingerprint: str
+) -> None:
+    there = adapter.training.get("backbone", fingerprint)
+    if there != fingerprint:
+        raise UserError(
+            f"The adapter in {where} was trained on another backbone (weights {there}, expected "
+            f"{fingerprint}); use a new run_dir, or the model it was trained on"
+        )
+    odd = sorted(set(adapter.modules()) ^ set(modules))
+    if odd:
+        has = odd[0] in adapter.factors
+        raise UserError(
+            f"The adapter in {where} was trained in other modules than strategy.targets says: it "
+            f"{'has' if has else 'lacks'} {odd[0]!r}; use a new run_dir, or its own targets"
+        )
+    for module, f in adapter.factors.items():
+        shape = tuple(module_weight(backbone.network, module).shape)
+        if f.shape != shape:
+            raise UserError(
+                f"The adapter in {where} belongs to another backbone: {module!r} is {f.shape} in "
+                f"it, expected {shape}; use a new run_dir"
+            )
 
 
 @dataclass(frozen=True)
@@ -85,20 +137,22 @@ class _Trainer:
         for experience in list(stream)[first:]:
             t = experience.current_experience
             title = kind.title(names[t])
-            adapter = strategy.train_adapter(experience, title, label=f"{kind.name}-{t}")
+            task = self.benchmark.experiences[t].task
+            adapter = strategy.train_adapter(experience, title, f"{kind.name}-{t}", task)
             record = {
                 **adapter.training,
                 "kind": kind.name,
                 "fingerprint": self.benchmark.fingerprint,
+                "backbone": self.backbone.fingerprint(),
                 "samples": len(experience.dataset),
                 "config": dict(self.settings.raw["strategy"]),
             }
             bank.save(t, names[t], Adapter(adapter.name, adapter.factors, adapter.head, record))
-            self._report(title, record)
+            self._report(title, record, task)
 
-    def _report(self, title: str, record: Mapping[str, Any]) -> None:
+    def _report(self, title: str, record: Mapping[str, Any], task: Task) -> None:
         end, name = record["loss"][-1], record["metric"]
-        metric = next(m for m in self.benchmark.tasks[0].kind.metrics if m.name == name)
+        metric = next(m for m in task.kind.metrics if m.name == name)
         log.info(
             "seed %d: trained %s (%d samples, loss %.3f, train %s %.1f%s, %.0f s)",
             self.seed,

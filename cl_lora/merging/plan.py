@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cl_lora.adapters import Adapter, BaseModel, LoRAFactors, common_base
+from cl_lora.merging.kernels import LowRankSum
 from cl_lora.merging.registry import (
     LARGEST,
     Differentiability,
@@ -52,6 +53,11 @@ class Plan:
     def linear(self) -> bool:
         """Whether the update is linear in the coefficients."""
         return self.differentiability == "linear"
+
+    @property
+    def plain_sum(self) -> bool:
+        """Whether the update is ``sum_i alpha_i s_i B_i A_i``, so that adapters may stay apart."""
+        return self._rank is None and isinstance(self._kernel, LowRankSum)
 
     @property
     def learnable(self) -> bool:

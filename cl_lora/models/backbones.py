@@ -86,6 +86,7 @@ class Backbone(nn.Module):
         self.features = int(vit.num_features)  # type: ignore[arg-type]
         self.img_size = img_size
         self.spell_out_attention = False
+        self.one_attention = False
         self.normalisation = {"mean": list(mean), "std": list(std)}
         # Folded constants: (x / 255 - mean) / std = x * scale + shift, one pass over the batch.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -109,7 +110,8 @@ class Backbone(nn.Module):
         if self.spell_out_attention:
             for module in self.network.modules():
                 if hasattr(module, "fused_attn"):
-                    module.__dict__["fused_attn"] = not torch.is_grad_enabled()
+                    fused = not (torch.is_grad_enabled() or self.one_attention)
+                    module.__dict__["fused_attn"] = fused
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features (batch, features) of uint8 images (batch, 3, img_size, img_size)."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,7 @@ def fit_head(
     *,
     lr: float,
     weight_decay: float = 0.0,
+    decay: bool = False,
 ) -> FittedHead:
     """Train a copy of ``head`` by AdamW on cached features; the warm-up of Asadi et al. 2024.
 
@@ -88,8 +90,9 @@ def fit_head(
         targets: (N, ...).
         rows: int64 (b,) for each step, the samples of its batch. The caller draws them.
         loss: (outputs, targets) -> scalar, the task's.
-        lr: the learning rate, the same in every step.
+        lr: the learning rate.
         weight_decay: of AdamW.
+        decay: whether the learning rate falls to zero along a half cosine; else it stays.
 
     Raises:
         UserError: if features and targets differ in number, ``lr`` is not above 0, or a loss is
@@ -103,18 +106,50 @@ def fit_head(
     if not (math.isfinite(lr) and lr > 0):
         raise UserError(f"Expected the head's learning rate to be above 0 but got {lr}")
     head = copy.deepcopy(head).to(features.device).requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=weight_decay)
+    order = [batch.to(features.device) for batch in rows]
+    losses = descend(
+        [{"params": list(head.parameters()), "lr": lr, "weight_decay": weight_decay}],
+        lambda step: loss(head(features[order[step]]), targets[order[step]]),
+        len(order),
+        decay=decay,
+        what=f"training the head on cached features; lower its learning rate, now {lr:g}",
+    )
+    return FittedHead(head.eval(), losses)
+
+
+def descend(
+    groups: Sequence[dict[str, Any]],
+    loss: Callable[[int], Tensor],
+    steps: int,
+    *,
+    decay: bool = False,
+    what: str,
+) -> tuple[float, ...]:
+    """Take steps of AdamW on a loss, and return the loss before each.
+
+    Args:
+        groups: of parameters, each with ``params``, ``lr`` and, where wanted, ``weight_decay``.
+        loss: the step from 0 -> a scalar.
+        steps: how many.
+        decay: whether the learning rates fall to zero along a half cosine.
+        what: what is trained, and what to do where the loss is not finite, for the error.
+
+    Raises:
+        UserError: if a loss is not finite.
+    """
+    if not steps:
+        return ()
+    optimizer = torch.optim.AdamW([{"weight_decay": 0.0, **group} for group in groups])
+    peaks = [group["lr"] for group in optimizer.param_groups]
     losses = []
-    for step, batch in enumerate(rows):
-        chosen = batch.to(features.device)
-        value = loss(head(features[chosen]), targets[chosen])
+    for step in range(steps):
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * (0.5 * (1 + math.cos(math.pi * step / steps)) if decay else 1.0)
+        value = loss(step)
         losses.append(float(value.detach()))
         if not math.isfinite(losses[-1]):
-            raise UserError(
-                f"The loss is {losses[-1]} at step {step} of training the head on cached features; "
-                f"lower its learning rate, now {lr:g}"
-            )
+            raise UserError(f"The loss is {losses[-1]} at step {step} of {what}")
         optimizer.zero_grad()
         torch.autograd.backward([value])
         optimizer.step()
-    return FittedHead(head.eval(), tuple(losses))
+    return tuple(losses)

@@ -21,11 +21,14 @@ class HeadSources:
         heads: of the served adapters, in order; the last was trained last.
         alpha: the coefficients, (n,) or (modules, n); None where nothing was merged.
         prototypes: makes class means of the support samples' features under what is served.
+        own: the head of the adapter that was trained on the experience that is served; None where
+            there is none.
     """
 
     heads: Sequence[HeadState]
     alpha: Tensor | None
     prototypes: Callable[[], nn.Module]
+    own: HeadState | None = None
 
 
 class HeadPolicy(ABC):
@@ -40,6 +43,8 @@ class HeadPolicy(ABC):
         needs_support: whether it sees support samples.
         needs_classes: whether it works for tasks with class labels only.
         tunable: whether a head that was trained with the coefficients can take its place.
+        apart: whether every experience is served by a head of its own, so that tasks may differ;
+            which experience an input belongs to must be known then.
     """
 
     name: ClassVar[str]
@@ -49,6 +54,7 @@ class HeadPolicy(ABC):
     needs_support: ClassVar[bool] = False
     needs_classes: ClassVar[bool] = False
     tunable: ClassVar[bool] = True
+    apart: ClassVar[bool] = False
 
     def trains(self, first: bool) -> bool:
         """Return whether training an experience trains the head; ``first``: none came before."""
@@ -158,3 +164,18 @@ class Prototypes(HeadPolicy):
     def serve(self, sources: HeadSources) -> nn.Module:
         """Return the class means."""
         return sources.prototypes()
+
+
+@register_head_policy
+class Own(HeadPolicy):
+    """A head for each experience, never merged."""
+
+    name = "own"
+    summary = "a head for each experience, kept with its adapter and serving that experience alone"
+    restarts = True
+    tunable = False
+    apart = True
+
+    def serve(self, sources: HeadSources) -> nn.Module:
+        """Return the head that was trained on the experience that is served."""
+        return linear_head(sources.heads[-1] if sources.own is None else sources.own)

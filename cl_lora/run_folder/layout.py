@@ -46,6 +46,11 @@ def buffer_file(run: Path, seed: int, spc: int) -> Path:
     return run / BUFFERS / f"seed-{seed}-spc-{spc}.json"
 
 
+def support_file(run: Path, seed: int) -> Path:
+    """Return where a run keeps the indices of the support sets of a seed."""
+    return run / BUFFERS / f"seed-{seed}-support.json"
+
+
 def hits_file(run: Path, seed: int, arm: str) -> Path:
     """Return where a run keeps which test samples an arm served right."""
     return run / HITS / f"seed-{seed}" / f"{arm}.npz"

@@ -169,7 +169,7 @@ class RunFolder:
                 f"{path} is unfinished: it has a {CONFIG_FILE} but no {STREAM_FILE}, so nothing "
                 "was trained yet; run the same command again to finish it"
             )
-        stream = _read_stream(path / STREAM_FILE)
+        stream = read_stream(path / STREAM_FILE)
         has_scores = (path / SCORES_FILE).is_file()
         scores = ScoreTable.read(path / SCORES_FILE) if has_scores else ScoreTable()
         for what, found, listed in (
@@ -253,7 +253,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_stream(path: Path) -> StreamRecord:
+def read_stream(path: Path) -> StreamRecord:
+    """Read ``stream.json``.
+
+    Raises:
+        UserError: if it is damaged.
+    """
     data = _read_json(path)
     try:
         return StreamRecord.from_record(data)

@@ -51,6 +51,11 @@ class Results:
         self._patience, self._pending = 0, False
         self._written, self._took = time.monotonic(), 0.0
 
+    @property
+    def accounts(self) -> tuple[Account, ...]:
+        """What adapting cost, of every unit."""
+        return tuple(self._accounts.rows())
+
     def done(self, seed: int, row: str, stage: int) -> bool:
         """Return whether a unit is whole."""
         return self.scores.done(seed, row, stage)
@@ -113,6 +118,10 @@ class _Table(Generic[OfUnit]):
         for row in file.read(self._path) if self._path.exists() else []:
             self._units.setdefault((row.seed, row.arm, row.stage), []).append(row)
         self._changed = False
+
+    def rows(self) -> Iterator[OfUnit]:
+        """Yield every row."""
+        return (row for rows in self._units.values() for row in rows)
 
     def add(self, rows: list[OfUnit]) -> None:
         """Put the rows of one unit in the place of what was there of it."""

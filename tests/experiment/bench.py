@@ -17,7 +17,7 @@ from cl_lora.benchmarks.draw import draw_buffer
 from cl_lora.experiment.arms import Arm, ArmDefaults, make_arm
 from cl_lora.experiment.merged import serve_arm
 from cl_lora.experiment.serving import Served, Workbench
-from cl_lora.experiment.stages import Stage, get_protocol
+from cl_lora.experiment.stages import Outline, Stage, get_protocol
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.compute import Batch, Compute
 from cl_lora.models.head_policies import get_head_policy
@@ -75,7 +75,7 @@ def workbench(benchmark: Benchmark, backbone: Backbone, head: str = "shared") ->
 
 def stage(bench: Workbench, t: int) -> Stage:
     """Return the stage after experience ``t``; -1 is before any training."""
-    return get_protocol("prefixes").stages(bench.benchmark.names)[t + 1]
+    return get_protocol("prefixes").stages(Outline(bench.benchmark.names))[t + 1]
 
 
 def arm(bench: Workbench | None = None, **settings: Any) -> Arm:

@@ -25,7 +25,7 @@ from cl_lora.experiment.banks import FRESH
 from cl_lora.experiment.evaluator import Evaluator, as_scores
 from cl_lora.experiment.references import REFERENCES, get_references
 from cl_lora.experiment.serving import Workbench
-from cl_lora.experiment.stages import get_protocol
+from cl_lora.experiment.stages import Outline, get_protocol
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.heads import PrototypeHead, linear_head, new_linear_head
 from cl_lora.support.errors import UserError
@@ -145,7 +145,7 @@ def test_oracle_serves_an_unseen_experience_with_the_newest_adapter_there_is(ben
 
 
 def test_joint_is_scored_before_training_and_when_all_was_seen(bench) -> None:
-    stages = get_protocol("prefixes").stages(bench.benchmark.names)
+    stages = get_protocol("prefixes").stages(Outline(bench.benchmark.names))
     assert [s.index for s in REFERENCES["joint"].scored(stages)] == [-1, 2]
     assert [s.index for s in REFERENCES["last"].scored(stages)] == [-1, 0, 1, 2]
 

@@ -1,7 +1,7 @@
 """Coefficients of a merge: given, or learned from samples; a file a rule."""
 
 # Importing a rule registers it.
-from cl_lora.merging.coefficients import fixed, grid, softmax, unbounded, uniform
+from cl_lora.merging.coefficients import fixed, grid, single, softmax, unbounded, uniform
 from cl_lora.merging.coefficients.adaptive import adaptive_alpha
 from cl_lora.merging.coefficients.groups import module_groups
 from cl_lora.merging.coefficients.learning import Learned, Step, learn, learning_options
@@ -43,6 +43,7 @@ __all__ = [
     "rule_names",
     "rules_table",
     "search",
+    "single",
     "softmax",
     "unbounded",
     "uniform",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from cl_lora.experiment.stages import Stage, register_protocol
+from cl_lora.experiment.stages import Outline, Stage, register_protocol
 
 
 @register_protocol("at_once", summary="all adapters are merged once", ordered=False)
-def at_once(names: Sequence[str]) -> tuple[Stage, ...]:
+def at_once(outline: Outline) -> tuple[Stage, ...]:
     """Return the one stage."""
-    everything = tuple(range(len(names)))
+    everything = outline.indices
     return (Stage(0, "all", everything, everything, everything),)

@@ -1,0 +1,85 @@
+"""Features of a run that are computed once: by what is served, and by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cl_lora.benchmarks.batches import batches
+from cl_lora.benchmarks.core import Benchmark
+from cl_lora.benchmarks.splits import Indices
+from cl_lora.models.backbones import Backbone
+from cl_lora.models.compute import Compute
+from cl_lora.models.features import cached_features
+from cl_lora.models.weights import Change, changed
+
+
+@dataclass(eq=False)
+class _Known:
+    """Features of some samples of one experience: ``place[i]`` is the row of sample i, or -1."""
+
+    place: Indices
+    rows: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureStore:
+    """Features under what stays as it is: the bare backbone, a merge with given coefficients.
+
+    Nested support sets, the pool and the query each cost one pass, whatever arm asks first.
+
+    Attributes:
+        benchmark: where samples come from.
+        backbone: frozen.
+        compute: where and how precisely.
+        batch_size: inputs a forward pass.
+    """
+
+    benchmark: Benchmark
+    backbone: Backbone
+    compute: Compute
+    batch_size: int
+    _known: dict[tuple[Hashable, int], _Known] = field(default_factory=dict)
+
+    def get(self, key: Hashable, change: Change, j: int, indices: Indices) -> Tensor:
+        """Return the features of samples of experience ``j``, float32 (N, d), on the device.
+
+        Args:
+            key: what names ``change``: equal keys are one and the same backbone. None for one that
+                comes but once: nothing is kept of it.
+            change: what is done to the backbone.
+            j: index of the experience.
+            indices: int64 (N,) into its inputs.
+        """
+        if key is None:
+            return self._compute(change, j, indices)
+        experience = self.benchmark.experiences[j]
+        known = self._known.setdefault(
+            (key, j),
+            _Known(np.full(len(experience.inputs), -1, dtype=np.int64), torch.empty(0)),
+        )
+        missing = np.unique(indices[known.place[indices] < 0])
+        if len(missing):
+            found = self._compute(change, j, missing)
+            there = known.rows if len(known.rows) else found[:0]
+            known.place[missing] = len(there) + np.arange(len(missing))
+            known.rows = torch.cat([there, found])
+        return known.rows[torch.from_numpy(known.place[indices]).to(known.rows.device)]
+
+    def forget(self) -> None:
+        """Let go of everything."""
+        self._known.clear()
+
+    def _compute(self, change: Change, j: int, indices: Indices) -> Tensor:
+        experience = self.benchmark.experiences[j]
+        with changed(self.backbone.network, change):
+            features, _ = cached_features(
+                self.compute,
+                self.backbone,
+                batches(experience, indices, self.batch_size, self.backbone.encode),
+            )
+        return features

@@ -1,0 +1,124 @@
+"""How the head of an arm begins that is adapted to a support set."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from cl_lora.models.heads import HeadState, PrototypeHead, average_heads, linear_head
+from cl_lora.support.registry import check_free, look_up
+
+
+@dataclass(frozen=True)
+class StartSources:
+    """What a head may begin from.
+
+    Attributes:
+        inputs: width of the features.
+        outputs: size of the head's output.
+        heads: of the upstream adapters that the arm merges, or of all where it merges none.
+        features: makes the features (N, d) of the support samples where the arm starts.
+        labels: int64 (N,), theirs.
+    """
+
+    inputs: int
+    outputs: int
+    heads: Sequence[HeadState]
+    features: Callable[[], Tensor]
+    labels: Tensor
+
+
+class HeadStart(ABC):
+    """How a head begins.
+
+    Attributes:
+        name: the name it is chosen by.
+        summary: one sentence.
+        shares_labels: whether the upstream tasks must have the labels of the downstream one.
+        trainable: whether it gives a linear head that training can go on from.
+        serves: whether it can serve without training.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    shares_labels: ClassVar[bool] = False
+    trainable: ClassVar[bool] = True
+    serves: ClassVar[bool] = True
+
+    @abstractmethod
+    def make(self, sources: StartSources) -> nn.Module:
+        """Return the head."""
+
+
+HEAD_STARTS: dict[str, HeadStart] = {}
+"""Every registered way in which a head begins, by name."""
+
+StartType = TypeVar("StartType", bound=type[HeadStart])
+
+
+def register_head_start(cls: StartType) -> StartType:
+    """Register a way to begin by its name.
+
+    Raises:
+        UserError: if the name is taken.
+    """
+    check_free("head start", cls.name, HEAD_STARTS.get(cls.name), cls)
+    HEAD_STARTS[cls.name] = cls()
+    return cls
+
+
+def get_head_start(name: str) -> HeadStart:
+    """Return the way to begin called ``name``.
+
+    Raises:
+        UserError: if there is none, naming the nearest known.
+    """
+    return look_up("head_start", HEAD_STARTS, name)
+
+
+@register_head_start
+class Zero(HeadStart):
+    """All weights 0: a random head moves gaps between arms at K = 1 by a factor of two."""
+
+    name = "zero"
+    summary = "all weights zero"
+    serves = False
+
+    def make(self, sources: StartSources) -> nn.Module:
+        """Return a linear head of zeros."""
+        head = nn.Linear(sources.inputs, sources.outputs)
+        with torch.no_grad():
+            head.weight.zero_()
+            head.bias.zero_()
+        return head
+
+
+@register_head_start
+class Average(HeadStart):
+    """What upstream training knows of the labels."""
+
+    name = "average"
+    summary = "the mean of the upstream heads, where classes are shared"
+    shares_labels = True
+
+    def make(self, sources: StartSources) -> nn.Module:
+        """Return the mean of the heads."""
+        return linear_head(average_heads(sources.heads))
+
+
+@register_head_start
+class Means(HeadStart):
+    """Nearest class mean, as a floor without training."""
+
+    name = "means"
+    summary = "class means of the support samples' features (cosine)"
+    trainable = False
+
+    def make(self, sources: StartSources) -> nn.Module:
+        """Return the class means."""
+        return PrototypeHead(sources.features(), sources.labels, sources.outputs)

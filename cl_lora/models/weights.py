@@ -1,0 +1,68 @@
+"""What can be done to a backbone while it serves: an update of some weights, or weights of its own.
+
+Each is taken back bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cl_lora.adapters.injection import SupportsDelta, applied
+from cl_lora.support.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Weights that take the place of a network's own, as full fine-tuning leaves them.
+
+    Attributes:
+        values: name of a parameter -> its tensor.
+    """
+
+    values: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, network: nn.Module) -> Weights:
+        """Return copies of all parameters of a network."""
+        return cls({name: p.detach().clone() for name, p in network.named_parameters()})
+
+
+Change = SupportsDelta | Weights | None
+"""An update that is added to the weights, weights in their place, or nothing."""
+
+
+@contextlib.contextmanager
+def changed(network: nn.Module, change: Change) -> Iterator[None]:
+    """Serve ``network`` with a change, and give it back bit for bit.
+
+    Raises:
+        UserError: if the change does not fit the network.
+    """
+    if not isinstance(change, Weights):
+        with applied(network, change):
+            yield
+        return
+    own = dict(network.named_parameters())
+    for name, value in change.values.items():
+        if name not in own or own[name].shape != value.shape:
+            raise UserError(
+                f"Expected weights of this backbone but {name!r} is missing in it or has another "
+                "shape; they belong to another one"
+            )
+    kept = {name: own[name].detach().clone() for name in change.values}
+    try:
+        _write(own, change.values)
+        yield
+    finally:
+        _write(own, kept)
+
+
+def _write(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in values.items():
+            parameters[name].copy_(value)
