@@ -1,0 +1,17 @@
+"""Tables of results, rendered for the terminal, Markdown, LaTeX and CSV."""
+
+from cl_lora.reporting.tables.column import MISSING, Column, N
+from cl_lora.reporting.tables.names import shorten
+from cl_lora.reporting.tables.of_run import result_table, run_table
+from cl_lora.reporting.tables.table import RENDERERS, ResultTable
+
+__all__ = [
+    "MISSING",
+    "RENDERERS",
+    "Column",
+    "N",
+    "ResultTable",
+    "result_table",
+    "run_table",
+    "shorten",
+]
