@@ -232,3 +232,158 @@ def fabricate_coefficients(arms, T, seeds):
                         value = value["b_max"] * float(draw.uniform(0.1, 0.9))
                     rows.append((seed, arm, t, "all", i, value))
     return pd.DataFrame(rows, columns=["seed", "arm", "stage", "group", "adapter", "value"])
+
+
+FEW_SHOT_ARMS = {
+    "classifier": {"adapt": "head"},
+    "full": {"adapt": "full"},
+    "lora": {"adapt": "lora"},
+    "uniform": {"method": "task_arithmetic", "coefficients": "uniform", "adapt": "head"},
+    "learned": {"method": "task_arithmetic", "coefficients": "softmax", "adapt": "coefficients"},
+    "lora_from_learned": {
+        "method": "task_arithmetic",
+        "coefficients": "softmax",
+        "adapt": "lora",
+    },
+}
+MODULES = tuple(f"blocks.{layer}.attn.qkv.{part}" for layer in range(4) for part in "qkv")
+
+
+def few_shot_variant(settings):
+    """Return what a run records of an arm that is adapted to support sets."""
+    if "method" in settings:
+        merge = variant_of({k: v for k, v in settings.items() if k != "adapt"})
+        merge["buffer_batch_size"] = merge["spc"] = None
+    else:
+        merge = dict.fromkeys(("method", "space", "scaling", "scale", "scale_title", "spc", "head"))
+        merge |= {"options": {}, "coefficients": {"name": ""}, "buffer_batch_size": None}
+        merge["tune_head"] = False
+    adapt = settings["adapt"]
+    return {
+        **merge,
+        "adapt": adapt,
+        "start": "merge" if "method" in settings else "base",
+        "head_start": "zero",
+        **({"truncate": False} if adapt == "lora" else {}),
+        "adaptation": {"lr": 0.01, "steps": 100} if adapt != "none" else {},
+    }
+
+
+def few_shot_stages(count, held, shots, draws, in_time=False):
+    """Return the stages as the trunk makes them; ``in_time`` for a stream of few-shot tasks."""
+    stages = []
+
+    def add(*parts):
+        stages.append(StageRecord(len(stages), *parts))
+
+    def adaptations(j, members):
+        for k in shots:
+            for draw in range(1 if k in (0, "all") else draws):
+                x = 40.0 + j if k == "all" else float(k)
+                add(f"K={k}", members, (j,), () if k == 0 else (j,), x, draw)
+
+    if in_time:
+        for t in range(count):
+            so_far = tuple(range(t + 1))
+            if t:
+                adaptations(t, so_far[:-1])
+            add(f"e{t}", so_far, so_far, ())
+        return stages
+    for j in held:
+        adaptations(j, tuple(i for i in range(count) if i != j and (len(held) > 2 or i not in held)))
+    return stages
+
+
+def fabricate_few_shot(
+    folder: Path,
+    *,
+    arms=None,
+    names=("photo", "cartoon", "sketch", "art_painting"),
+    held=(3,),
+    shots=(1, 5, "all"),
+    draws=2,
+    seeds=(0, 1, 2),
+    references=(),
+    in_time=False,
+    name="few_shot",
+    similarity=True,
+):
+    """Write the folder of a finished few-shot run and return its path.
+
+    Scores grow with K; compositions lead at small K and LoRA from scratch at the largest.
+    """
+    arms = FEW_SHOT_ARMS if arms is None else arms
+    fabricate_run(folder, references=references, domains=names, seeds=seeds, name=name)
+    stages = few_shot_stages(len(names), held, shots, draws, in_time)
+    if in_time:
+        stages = [replace(s, name=names[s.members[-1]]) if s.x is None else s for s in stages]
+    stream = json.loads((folder / "stream.json").read_text())
+    stream["stages"] = [vars(s) for s in stages]
+    protocol = "few_shot_stream" if in_time else "shots"
+    stream["protocol"] = {"name": protocol, "ordered": in_time}
+    (folder / "stream.json").write_text(json.dumps(stream))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["identity"]["protocol"] = protocol
+    config["arms"] = arms
+    config["variants"] = {arm: few_shot_variant(settings) for arm, settings in arms.items()}
+    config["descriptions"] = {
+        **{arm: f"Adapts {settings['adapt']}." for arm, settings in arms.items()},
+        **{row: describe(row, None) for row in references},
+    }
+    config["yardstick"] = "lora"
+    ends = {}
+    table, coefficients, accounts = ScoreTable(), [], []
+    for a, (arm, settings) in enumerate({**arms, **dict.fromkeys(references)}.items()):
+        merges = settings is not None and "method" in settings
+        for seed in seeds:
+            for stage in stages:
+                if stage.x is None and not (settings is None or arm == "uniform"):
+                    continue
+                if stage.x is not None and settings is None:
+                    continue
+                ends[arm] = stage.index
+                noise = np.random.default_rng([a, seed, stage.index])
+                rows = []
+                for j in stage.evaluated:
+                    level = 0.55 + 0.03 * j + 0.01 * a
+                    if stage.x is not None:
+                        low = 0.45 if merges else 0.25
+                        high = 0.8 + 0.01 * a - 0.05 * merges
+                        level = low + (high - low) * np.log2(1 + stage.x) / np.log2(50)
+                    value = float(np.clip(level + noise.normal(0, 0.02), 0, 1))
+                    rows += [Score(seed, arm, stage.index, j, "accuracy", value)]
+                    rows += [Score(seed, arm, stage.index, j, "f1", 0.96 * value)]
+                table.append(rows)
+                if stage.x is not None and settings["adapt"] != "none":
+                    costs = {"head": 0, "coefficients": 48, "lora": 73_728, "full": 5_526_346}
+                    accounts += [
+                        (seed, arm, stage.index, "trainable_parameters", costs[settings["adapt"]]),
+                        (seed, arm, stage.index, "seconds", 0.2 + 0.1 * a + stage.x / 10),
+                        (seed, arm, stage.index, "peak_memory_mb", 40.0 + 10 * a),
+                    ]
+                if merges:
+                    learned = settings["coefficients"] != "uniform" and stage.x is not None
+                    for group in MODULES if learned else ("all",):
+                        weights = noise.dirichlet([3.0] * len(stage.members))
+                        for i, w in zip(stage.members, weights, strict=True):
+                            value = float(w) if learned else 1 / len(stage.members)
+                            coefficients.append((seed, arm, stage.index, group, i, value))
+    config["last_stages"] = ends
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    table.write(folder / "scores.csv", list(arms))
+    columns = ["seed", "arm", "stage", "group", "adapter", "value"]
+    pd.DataFrame(coefficients, columns=columns).to_csv(folder / "coefficients.csv", index=False)
+    columns = ["seed", "arm", "stage", "quantity", "value"]
+    pd.DataFrame(accounts, columns=columns).to_csv(folder / "accounts.csv", index=False)
+    if similarity:
+        draw = np.random.default_rng(3)
+        rows = [
+            (seed, j, group, i, float(draw.uniform(0.3, 1)))
+            for seed in seeds
+            for j in sorted({j for s in stages if s.x is not None for j in s.evaluated})
+            for group in MODULES
+            for i in sorted({i for s in stages if s.evaluated == (j,) for i in s.members})
+        ]
+        columns = ["seed", "evaluated", "group", "adapter", "value"]
+        pd.DataFrame(rows, columns=columns).to_csv(folder / "similarity.csv", index=False)
+    return folder

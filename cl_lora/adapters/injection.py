@@ -119,7 +119,7 @@ def split_qkv(vit: nn.Module) -> None:
         )
     for name, module in fused:
         parent = vit.get_submodule(name.rpartition(".")[0])
-        parent.qkv = SplitQKV(module)
+        parent.qkv = SplitQKV(module).train(module.training)
 
 
 def target_modules(vit: nn.Module, targets: Sequence[str]) -> tuple[str, ...]:

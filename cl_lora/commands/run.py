@@ -92,10 +92,13 @@ def _is_older(made: Path, source: Path) -> bool:
 
 
 def print_table(folder: Path) -> None:
-    """Print the comparison of all arms of a run, by the primary metric of every kind of task."""
+    """Print the comparison of all arms of a run, by the primary metric of every kind of task.
+
+    Of a few-shot run by K, and then in time where it has stages in time.
+    """
     from rich.console import Console
 
-    from cl_lora.reporting.tables import run_table
+    from cl_lora.reporting.tables import main_tables
     from cl_lora.run_folder.reader import RunFolder
 
     finished = RunFolder.read(folder)
@@ -103,4 +106,5 @@ def print_table(folder: Path) -> None:
     for metric in {
         task.metrics[0].name: task.metrics[0] for task in finished.stream.tasks
     }.values():
-        print(run_table(finished, metric).text(console.width, color=console.is_terminal))
+        for table in main_tables(finished, metric):
+            print(table.text(console.width, color=console.is_terminal))

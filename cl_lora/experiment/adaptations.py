@@ -186,7 +186,8 @@ class Coefficients(AdaptationKind):
     def opened(self, opening: Opening) -> Iterator[Trained]:
         """Yield the parameters of the coefficient rule; they have no weight decay."""
         plan, rule = opening.start.plan, opening.start.rule
-        assert plan is not None and rule is not None
+        assert plan is not None
+        assert rule is not None
         backbone, compute = opening.backbone, opening.compute
         state = rule.state(plan.n, plan.modules)
         if plan.plain_sum:

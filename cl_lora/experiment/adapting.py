@@ -215,7 +215,8 @@ class _Adapting:
         def loss(update: Update) -> float:
             assert update.alpha is not None
             start = self._start_at(plan, update.alpha)
-            head = self._warmed_up(start, self.indices[fit.numpy()])
+            with torch.enable_grad():  # a search needs none of its own
+                head = self._warmed_up(start, self.indices[fit.numpy()])
             return self._loss(start.update, start.key, head, self.indices[judge.numpy()])
 
         return search(self.arm.rule, plan, loss).alpha

@@ -62,6 +62,8 @@ class Ledger:
 
     def last_stages(self, stages: Sequence[Stage]) -> dict[str, int]:
         """Return the last stage at which each arm and row is scored that stops before the end."""
+        if not stages:
+            return {}
         ends = {arm.name: arm.scored(stages)[-1].index for arm in self.arms}
         ends |= {row.name: row.scored(stages)[-1].index for row in self.references}
         return {name: end for name, end in ends.items() if end != stages[-1].index}
@@ -76,7 +78,7 @@ class Ledger:
         return max(self.references, key=lambda row: row.yardstick).name
 
     def record(
-        self, settings: Settings, identity: Mapping[str, Any], stages: Sequence[Stage]
+        self, settings: Settings, identity: Mapping[str, Any], stages: Sequence[Stage] = ()
     ) -> ConfigRecord:
         """Return what ``config.yaml`` says."""
         raw = settings.raw

@@ -15,7 +15,7 @@ class ArmSettings:
     """The settings of one arm, every default written out.
 
     Attributes:
-        method: the merge method; empty for a reference row.
+        method: the merge method; empty for a reference row, and an arm that merges nothing.
         space: where adapters are merged, e.g. ``delta`` or ``factors``.
         rule: the coefficient rule, e.g. ``fixed`` or ``adaptive``.
         rule_options: its options, e.g. ``value`` or ``b_max``.
@@ -25,6 +25,9 @@ class ArmSettings:
         spc: buffer samples per class and domain, where it sees any.
         head: the arm's own head policy, if it has one.
         tune_head: whether the head is trained with the coefficients.
+        adapt: what is trained on a support set, e.g. ``head`` or ``lora``; empty if the arm is not
+            adapted to one.
+        start: ``base`` or ``merge``, where an adapted arm starts.
         tells_space: whether the arms of the run are merged in more than one space.
         tells_rule: whether the arms of the run have more than one rule.
         telling: names of the options in which arms of its method and rule differ within the run.
@@ -40,6 +43,8 @@ class ArmSettings:
     spc: int | None
     head: str | None
     tune_head: bool
+    adapt: str = ""
+    start: str = ""
     tells_space: bool = False
     tells_rule: bool = False
     telling: frozenset[str] = frozenset()
@@ -60,7 +65,7 @@ class ArmSettings:
     def family(self) -> str:
         """Name what all arms have in common that differ in the value of :attr:`axis` only."""
         if not self.method:
-            return ""
+            return f"adapts {self.adapt} from the bare backbone" if self.adapt else ""
         # The scale is an option of the rule: one of the method may have the same name.
         rule_options = dict(self.rule_options)
         if self.axis:
@@ -72,6 +77,7 @@ class ArmSettings:
         words += [f"spc {self.spc}"] if self.spc is not None else []
         words += [f"{self.head} head"] if self.head else []
         words += ["tuned head"] if self.tune_head else []
+        words += [f"adapts {self.adapt}"] if self.adapt else []
         return ", ".join(words)
 
 
@@ -91,7 +97,7 @@ def arm_settings(run: RunFolder, arm: str) -> ArmSettings:
             if other_rule == rule:
                 telling.update(_differing(rule_options, other_rule_options))
     return ArmSettings(
-        method=str(variant.get("method", "")),
+        method=str(variant.get("method") or ""),
         space=str(variant.get("space") or ""),
         rule=rule,
         rule_options=rule_options,
@@ -101,6 +107,8 @@ def arm_settings(run: RunFolder, arm: str) -> ArmSettings:
         spc=variant.get("spc"),
         head=variant.get("head"),
         tune_head=bool(variant.get("tune_head", False)),
+        adapt=str(variant.get("adapt") or ""),
+        start=str(variant.get("start") or ""),
         tells_space=len(spaces) > 1,
         tells_rule=len(rules) > 1,
         telling=frozenset(telling),
@@ -129,7 +137,7 @@ def _parts(variant: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, A
     coefficients = variant.get("coefficients") or {}
     rule_options = {k: v for k, v in coefficients.items() if k != "name"}
     options = {k: v for k, v in (variant.get("options") or {}).items() if v is not None}
-    return str(coefficients.get("name", "")), rule_options, options
+    return str(coefficients.get("name") or ""), rule_options, options
 
 
 def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> set[str]:

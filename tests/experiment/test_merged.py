@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from cl_lora.benchmarks import Benchmark
 from cl_lora.experiment.evaluator import Evaluator
-from cl_lora.experiment.merged import draws, folds, serve_arm
+from cl_lora.experiment.merged import serve_arm
+from cl_lora.experiment.sampling import draws, folds
 from cl_lora.experiment.serving import Workbench
 from cl_lora.merging import prepare
 from cl_lora.models.backbones import Backbone
@@ -296,7 +297,7 @@ def test_folds_split_every_class_alike(classes, spc) -> None:
 )
 def test_batches_of_the_buffer(size, batch, steps, seed, stage_) -> None:
     """No row twice in a batch; whole passes hold every row equally often."""
-    found = [rows.tolist() for rows in draws(size, batch, steps, seed, stage_)]
+    found = [rows.tolist() for rows in draws(size, batch, steps, seed, "buffer-batches", stage_)]
     assert len(found) == steps
     for rows in found:
         assert len(rows) == min(size, batch)
@@ -305,13 +306,13 @@ def test_batches_of_the_buffer(size, batch, steps, seed, stage_) -> None:
     flat = [row for rows in found for row in rows]
     for end in range(size, len(flat) + 1, size):
         assert set(Counter(flat[:end]).values()) == {end // size}
-    again = [rows.tolist() for rows in draws(size, batch, steps, seed, stage_)]
+    again = [rows.tolist() for rows in draws(size, batch, steps, seed, "buffer-batches", stage_)]
     assert again == found
 
 
 def test_batches_of_the_buffer_depend_on_seed_and_stage() -> None:
     orders = {
-        tuple(torch.cat(list(draws(30, 4, 10, seed, t))).tolist())
+        tuple(torch.cat(list(draws(30, 4, 10, seed, "buffer-batches", t))).tolist())
         for seed in range(3)
         for t in range(3)
     }

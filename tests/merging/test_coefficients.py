@@ -418,6 +418,7 @@ def test_the_table_has_a_row_per_rule():
     assert all(r["formula"] and r["paper"] for r in rows)
     assert {r["name"]: r["learned"] for r in rows} == {
         "adaptive": "by gradient",
+        "best": "by search",
         "fixed": "no",
         "grid": "by search",
         "softmax": "by gradient",

@@ -3,6 +3,7 @@
 A file per figure, each with its registered function; :func:`figure` tells how to add one.
 """
 
+from cl_lora.reporting.figures.by_shots import score_by_shots, score_by_shots_and_data
 from cl_lora.reporting.figures.coefficients import coefficients_over_time
 from cl_lora.reporting.figures.drawing import draw_figures, write_figures
 from cl_lora.reporting.figures.final import final_scores
@@ -32,6 +33,8 @@ __all__ = [
     "render",
     "robustness_curves",
     "robustness_to_scale",
+    "score_by_shots",
+    "score_by_shots_and_data",
     "score_matrices",
     "score_over_time",
     "write_figures",

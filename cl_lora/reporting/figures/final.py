@@ -27,6 +27,7 @@ _REFERENCE_BAR = "#c4c4c4"
     "Final score by arm",
     "Bars: average over experiences, whiskers: one deviation over seeds, markers: the experiences. "
     "Arms by their average, reference rows below.",
+    few_shot="never",
     position=10,
 )
 def final_scores(run: RunFolder, metric: Metric) -> Figure:

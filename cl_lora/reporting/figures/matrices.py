@@ -29,13 +29,19 @@ _EVALUATED = "evaluated on"
     "follow one another, the rows are time.",
     position=60,
 )
-def score_matrices(run: RunFolder, metric: Metric) -> Figure:
-    """Draw R (S, T) of every arm, mean over seeds: a row per stage, a column per experience."""
+def score_matrices(run: RunFolder, metric: Metric) -> Figure | None:
+    """Draw R (S, T) of every arm, mean over seeds: a row per stage, a column per experience.
+
+    Returns:
+        The figure; None where several stages score a single experience, which is no matrix.
+    """
     arms = scored_arms(run)
     columns = min(5, len(arms))
     rows = -(-len(arms) // columns)
     stages, experiences, scored = _stages(run), *_experiences(run, metric)
     S, T = len(stages), len(experiences)
+    if T == 1 < S:
+        return None
     side = 1.5 if max(S, T) <= 6 else 2.2
     # Cells are square: a panel of few stages is low, and its labels need room of their own.
     height = rows * (side * S / T + 0.28) + 0.7 + _labels_room(S, T) * min(2, rows)
@@ -149,8 +155,9 @@ def _stages(run: RunFolder) -> tuple[str, ...]:
 
 
 def _experiences(run: RunFolder, metric: Metric) -> tuple[tuple[str, ...], list[int]]:
-    """Return names and indices of the experiences that ``metric`` scores."""
-    scored = list(run.stream.scored_by(metric.name))
+    """Return names and indices of the experiences that ``metric`` scores at any stage."""
+    stages = run.stream.shape(metric.name).evaluated or ()
+    scored = sorted({j for evaluated in stages for j in evaluated})
     return tuple(run.experiences[j] for j in scored), scored
 
 

@@ -17,17 +17,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from matplotlib.figure import Figure
 
 from cl_lora.evaluation.metrics import Metric
+from cl_lora.reporting.faces import faces
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support.errors import UserError
 from cl_lora.support.registry import check_free
 
 Draw: TypeAlias = Callable[[RunFolder, Metric], Figure | None]
 """A function that draws one figure of a run for one metric; None where there is nothing to draw."""
+
+FewShot: TypeAlias = Literal["too", "only", "never"]
+"""Whether a figure shows a few-shot run by K too, shows nothing else, or never does."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
@@ -43,6 +47,9 @@ class FigureInfo:
         draw: the function that draws it.
         ordered: whether it needs stages that follow one another in time; it is left out of runs
             whose stages do not.
+        few_shot: ``too``: of a few-shot run the figure is drawn in time where it has stages in
+            time, else by K, draws averaged (:mod:`cl_lora.reporting.faces`); ``only``: it needs
+            few-shot stages, and is drawn from the run as it is; ``never``: not by K.
         position: figures stand in the report by position, then in the order of registration.
     """
 
@@ -51,13 +58,21 @@ class FigureInfo:
     caption: str
     draw: Draw
     ordered: bool
+    few_shot: FewShot
     position: int
 
     def of(self, run: RunFolder, metric: Metric) -> Figure | None:
         """Return the figure of ``run``; None where the run has nothing to draw in it."""
-        if self.ordered and not run.stream.ordered:
+        found = faces(run)
+        if self.few_shot == "only":
+            return self.draw(run, metric) if found[0].kind == "shots" else None
+        face = found[-1]  # in time, where there is time
+        if (self.ordered and not face.run.stream.ordered) or (
+            self.few_shot == "never" and face.kind == "shots"
+        ):
             return None
-        return self.draw(run, metric)
+        # A task of another kind may be scored on the other face alone.
+        return self.draw(face.run, metric) if metric.name in face.run.scores.metrics else None
 
 
 FIGURES: dict[str, FigureInfo] = {}
@@ -65,7 +80,13 @@ FIGURES: dict[str, FigureInfo] = {}
 
 
 def figure(
-    name: str, title: str, caption: str, *, ordered: bool = False, position: int = 100
+    name: str,
+    title: str,
+    caption: str,
+    *,
+    ordered: bool = False,
+    few_shot: FewShot = "too",
+    position: int = 100,
 ) -> Callable[[Draw], Draw]:
     """Register the decorated function as the figure ``name``.
 
@@ -74,6 +95,7 @@ def figure(
         title: heading in the report.
         caption: what is seen, in sentences.
         ordered: whether it needs stages that follow one another in time.
+        few_shot: whether it shows few-shot runs by K ``too``, ``only``, or ``never``.
         position: place in the report, the smallest first; this project's own take 10 to 60.
 
     Raises:
@@ -88,7 +110,7 @@ def figure(
     def register(draw: Draw) -> Draw:
         taken = FIGURES.get(name)
         check_free("figure", name, taken.draw if taken else None, draw)
-        FIGURES[name] = FigureInfo(name, title, caption, draw, ordered, position)
+        FIGURES[name] = FigureInfo(name, title, caption, draw, ordered, few_shot, position)
         return draw
 
     return register

@@ -25,6 +25,7 @@ from cl_lora.run_folder.reader import RunFolder
     "Robustness to the coefficient's scale",
     "Arms that differ in the scale of the coefficients alone are joined. Area: mean score over the "
     "range, by the trapezoidal rule.",
+    few_shot="never",
     position=40,
 )
 def robustness_to_scale(run: RunFolder, metric: Metric) -> Figure | None:

@@ -1,5 +1,6 @@
 """Tables of results, rendered for the terminal, Markdown, LaTeX and CSV."""
 
+from cl_lora.reporting.tables.by_shots import main_tables, shots_table, tables_by_experience
 from cl_lora.reporting.tables.column import MISSING, Column, N
 from cl_lora.reporting.tables.names import shorten
 from cl_lora.reporting.tables.of_run import result_table, run_table
@@ -11,7 +12,10 @@ __all__ = [
     "Column",
     "N",
     "ResultTable",
+    "main_tables",
     "result_table",
     "run_table",
     "shorten",
+    "shots_table",
+    "tables_by_experience",
 ]
