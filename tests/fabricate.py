@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -290,7 +291,9 @@ def few_shot_stages(count, held, shots, draws, in_time=False):
             add(f"e{t}", so_far, so_far, ())
         return stages
     for j in held:
-        adaptations(j, tuple(i for i in range(count) if i != j and (len(held) > 2 or i not in held)))
+        adaptations(
+            j, tuple(i for i in range(count) if i != j and (len(held) > 2 or i not in held))
+        )
     return stages
 
 
@@ -331,50 +334,9 @@ def fabricate_few_shot(
         **{row: describe(row, None) for row in references},
     }
     config["yardstick"] = "lora"
-    ends = {}
-    table, coefficients, accounts = ScoreTable(), [], []
-    for a, (arm, settings) in enumerate({**arms, **dict.fromkeys(references)}.items()):
-        merges = settings is not None and "method" in settings
-        for seed in seeds:
-            for stage in stages:
-                if stage.x is None and not (settings is None or arm == "uniform"):
-                    continue
-                if stage.x is not None and settings is None:
-                    continue
-                ends[arm] = stage.index
-                noise = np.random.default_rng([a, seed, stage.index])
-                rows = []
-                for j in stage.evaluated:
-                    level = 0.55 + 0.03 * j + 0.01 * a
-                    if stage.x is not None:
-                        low = 0.45 if merges else 0.25
-                        high = 0.8 + 0.01 * a - 0.05 * merges
-                        level = low + (high - low) * np.log2(1 + stage.x) / np.log2(50)
-                    value = float(np.clip(level + noise.normal(0, 0.02), 0, 1))
-                    rows += [Score(seed, arm, stage.index, j, "accuracy", value)]
-                    rows += [Score(seed, arm, stage.index, j, "f1", 0.96 * value)]
-                table.append(rows)
-                if stage.x is not None and settings["adapt"] != "none":
-                    costs = {"head": 0, "coefficients": 48, "lora": 73_728, "full": 5_526_346}
-                    accounts += [
-                        (seed, arm, stage.index, "trainable_parameters", costs[settings["adapt"]]),
-                        (seed, arm, stage.index, "seconds", 0.2 + 0.1 * a + stage.x / 10),
-                        (seed, arm, stage.index, "peak_memory_mb", 40.0 + 10 * a),
-                    ]
-                if merges:
-                    learned = settings["coefficients"] != "uniform" and stage.x is not None
-                    for group in MODULES if learned else ("all",):
-                        weights = noise.dirichlet([3.0] * len(stage.members))
-                        for i, w in zip(stage.members, weights, strict=True):
-                            value = float(w) if learned else 1 / len(stage.members)
-                            coefficients.append((seed, arm, stage.index, group, i, value))
+    ends = _fabricate_few_shot_rows(folder, arms, references, stages, seeds)
     config["last_stages"] = ends
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    table.write(folder / "scores.csv", list(arms))
-    columns = ["seed", "arm", "stage", "group", "adapter", "value"]
-    pd.DataFrame(coefficients, columns=columns).to_csv(folder / "coefficients.csv", index=False)
-    columns = ["seed", "arm", "stage", "quantity", "value"]
-    pd.DataFrame(accounts, columns=columns).to_csv(folder / "accounts.csv", index=False)
     if similarity:
         draw = np.random.default_rng(3)
         rows = [
@@ -387,3 +349,55 @@ def fabricate_few_shot(
         columns = ["seed", "evaluated", "group", "adapter", "value"]
         pd.DataFrame(rows, columns=columns).to_csv(folder / "similarity.csv", index=False)
     return folder
+
+
+def _scored_at(stage, arm, settings):
+    """Return whether the trunk scores a row there: only a shared merge and references in time."""
+    if stage.x is None:
+        return settings is None or arm == "uniform"
+    return settings is not None
+
+
+def _fabricate_few_shot_rows(folder, arms, references, stages, seeds):
+    """Write scores, coefficients and accounts; return the last stage of every row."""
+    ends = {}
+    table, coefficients, accounts = ScoreTable(), [], []
+    for a, (arm, settings) in enumerate({**arms, **dict.fromkeys(references)}.items()):
+        merges = settings is not None and "method" in settings
+        for seed, stage in itertools.product(seeds, stages):
+            if not _scored_at(stage, arm, settings):
+                continue
+            ends[arm] = stage.index
+            noise = np.random.default_rng([a, seed, stage.index])
+            rows = []
+            for j in stage.evaluated:
+                level = 0.55 + 0.03 * j + 0.01 * a
+                if stage.x is not None:
+                    low = 0.45 if merges else 0.25
+                    high = 0.8 + 0.01 * a - 0.05 * merges
+                    level = low + (high - low) * np.log2(1 + stage.x) / np.log2(50)
+                value = float(np.clip(level + noise.normal(0, 0.02), 0, 1))
+                rows += [Score(seed, arm, stage.index, j, "accuracy", value)]
+                rows += [Score(seed, arm, stage.index, j, "f1", 0.96 * value)]
+            table.append(rows)
+            unit = (seed, arm, stage.index)
+            if stage.x is not None and settings["adapt"] != "none":
+                theta = {"head": 0, "coefficients": 48, "lora": 73_728, "full": 5_526_346}
+                accounts += [
+                    (*unit, "trainable_parameters", theta[settings["adapt"]]),
+                    (*unit, "seconds", 0.2 + 0.1 * a + stage.x / 10),
+                    (*unit, "peak_memory_mb", 40.0 + 10 * a),
+                ]
+            if merges:
+                learned = settings["coefficients"] != "uniform" and stage.x is not None
+                for group in MODULES if learned else ("all",):
+                    weights = noise.dirichlet([3.0] * len(stage.members))
+                    for i, w in zip(stage.members, weights, strict=True):
+                        value = float(w) if learned else 1 / len(stage.members)
+                        coefficients.append((*unit, group, i, value))
+    table.write(folder / "scores.csv", list(arms))
+    columns = ["seed", "arm", "stage", "group", "adapter", "value"]
+    pd.DataFrame(coefficients, columns=columns).to_csv(folder / "coefficients.csv", index=False)
+    columns = ["seed", "arm", "stage", "quantity", "value"]
+    pd.DataFrame(accounts, columns=columns).to_csv(folder / "accounts.csv", index=False)
+    return ends

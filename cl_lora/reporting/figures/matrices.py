@@ -27,21 +27,16 @@ _EVALUATED = "evaluated on"
     "Score matrices",
     "Mean over seeds: a row is a stage, a column the experience that was scored. Where stages "
     "follow one another, the rows are time.",
+    few_shot="never",
     position=60,
 )
-def score_matrices(run: RunFolder, metric: Metric) -> Figure | None:
-    """Draw R (S, T) of every arm, mean over seeds: a row per stage, a column per experience.
-
-    Returns:
-        The figure; None where several stages score a single experience, which is no matrix.
-    """
+def score_matrices(run: RunFolder, metric: Metric) -> Figure:
+    """Draw R (S, T) of every arm, mean over seeds: a row per stage, a column per experience."""
     arms = scored_arms(run)
     columns = min(5, len(arms))
     rows = -(-len(arms) // columns)
     stages, experiences, scored = _stages(run), *_experiences(run, metric)
     S, T = len(stages), len(experiences)
-    if T == 1 < S:
-        return None
     side = 1.5 if max(S, T) <= 6 else 2.2
     # Cells are square: a panel of few stages is low, and its labels need room of their own.
     height = rows * (side * S / T + 0.28) + 0.7 + _labels_room(S, T) * min(2, rows)
