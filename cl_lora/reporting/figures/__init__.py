@@ -8,12 +8,15 @@ from cl_lora.reporting.figures.coefficients import coefficients_over_time
 from cl_lora.reporting.figures.drawing import draw_figures, write_figures
 from cl_lora.reporting.figures.final import final_scores
 from cl_lora.reporting.figures.forgetting import forgetting_against_score
+from cl_lora.reporting.figures.gain import gain_over_classifier
 from cl_lora.reporting.figures.matrices import draw_matrix, matrix_figure, score_matrices
 from cl_lora.reporting.figures.numbers import mean_matrix
 from cl_lora.reporting.figures.over_time import score_over_time
 from cl_lora.reporting.figures.registry import FIGURES, FigureInfo, figure
 from cl_lora.reporting.figures.robustness import robustness_curves, robustness_to_scale
 from cl_lora.reporting.figures.style import GREY, MARKERS, OKABE_ITO, STYLE, render
+from cl_lora.reporting.figures.transfer import transfer_over_tasks
+from cl_lora.reporting.figures.weights import weights_and_similarity, weights_figure
 
 __all__ = [
     "FIGURES",
@@ -28,6 +31,7 @@ __all__ = [
     "figure",
     "final_scores",
     "forgetting_against_score",
+    "gain_over_classifier",
     "matrix_figure",
     "mean_matrix",
     "render",
@@ -37,5 +41,8 @@ __all__ = [
     "score_by_shots_and_data",
     "score_matrices",
     "score_over_time",
+    "transfer_over_tasks",
+    "weights_and_similarity",
+    "weights_figure",
     "write_figures",
 ]

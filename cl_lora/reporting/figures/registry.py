@@ -65,7 +65,9 @@ class FigureInfo:
         """Return the figure of ``run``; None where the run has nothing to draw in it."""
         found = faces(run)
         if self.few_shot == "only":
-            return self.draw(run, metric) if found[0].kind == "shots" else None
+            if found[0].kind != "shots" or (self.ordered and not run.stream.ordered):
+                return None
+            return self.draw(run, metric)
         face = found[-1]  # in time, where there is time
         if (self.ordered and not face.run.stream.ordered) or (
             self.few_shot == "never" and face.kind == "shots"
