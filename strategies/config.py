@@ -82,7 +82,7 @@ class AdaptationConfig:
     """
 
     warmup_steps: int = 50
-    steps: int = 50
+    steps: int = 40
     epochs: int = 1
     batch_size: int = 16
     head_lr: float = 1e-3

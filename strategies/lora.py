@@ -149,7 +149,7 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
             model=model,
             # A placeholder: make_optimizer builds the real one for each experience.
             optimizer=torch.optim.AdamW(model.head.parameters(), lr=training.head_lr),
-            criterion=lambda outputs, targets: self.task.kind.loss(outputs, targets),
+            criterion=self._loss,
             train_mb_size=training.batch_size,
             train_epochs=training.epochs,
             eval_mb_size=4 * training.batch_size,
@@ -164,6 +164,9 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
         """Learn ``task`` from now on."""
         self.task = self._curve.task = task
         self._initial_head = new_linear_head(self._width, task.outputs, self.seed)
+
+    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.task.kind.loss(outputs, targets)
 
     def resume(self, adapter: Adapter) -> None:
         """Take over what training ``adapter`` left behind: the head, and the factors to go on."""

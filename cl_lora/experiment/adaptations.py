@@ -35,7 +35,8 @@ class Start:
 
     Attributes:
         update: what is added to the backbone; None for the bare one.
-        key: names the update among the features that are computed once.
+        change: the same, as features come about while the arm is trained.
+        key: names the change among the features that are computed once.
         alpha: the coefficients of the merge; None for the bare backbone.
         adapters: what was merged.
         plan: of the merge.
@@ -43,6 +44,7 @@ class Start:
     """
 
     update: Update | None = None
+    change: Change = None
     key: Hashable = BARE
     alpha: Tensor | None = None
     adapters: Sequence[Adapter] = ()
@@ -103,6 +105,7 @@ class AdaptationKind(ABC):
         trains: whether anything is trained, the head at least.
         trains_network: whether weights of the backbone or of a LoRA are.
         learns_coefficients: whether the coefficients of the merge are.
+        keeps_apart: whether the adapters of a plain sum stay apart while it is trained.
         may_truncate: whether it can take over a merge, cut to its rank.
         head_start: how the head begins where the arm does not say.
     """
@@ -112,6 +115,7 @@ class AdaptationKind(ABC):
     trains: ClassVar[bool] = True
     trains_network: ClassVar[bool] = False
     learns_coefficients: ClassVar[bool] = False
+    keeps_apart: ClassVar[bool] = False
     may_truncate: ClassVar[bool] = False
     head_start: ClassVar[str] = "zero"
 
@@ -181,6 +185,7 @@ class Coefficients(AdaptationKind):
     name = "coefficients"
     summary = "the coefficients of the merge, and the head"
     learns_coefficients = True
+    keeps_apart = True
 
     @contextmanager
     def opened(self, opening: Opening) -> Iterator[Trained]:

@@ -31,6 +31,7 @@ from cl_lora.experiment.sampling import draws, held_out
 from cl_lora.experiment.serving import Part, Served, Workbench
 from cl_lora.experiment.stages import Stage, shots_of
 from cl_lora.merging import Plan, Update, prepare, search
+from cl_lora.models.bottleneck import Bottleneck
 from cl_lora.models.features import descend, fit_head
 from cl_lora.models.heads import PrototypeHead, freeze
 from cl_lora.models.weights import Change
@@ -158,9 +159,17 @@ class _Adapting:
         return self._start_at(plan, self._coefficients(plan))
 
     def _start_at(self, plan: Plan, alpha: Tensor) -> Start:
+        update: Update = plan.combine(alpha)
+        # Features of the warm-up come through the same forward as those of training after it.
+        apart = self.how.kind.keeps_apart and plan.plain_sum
+        change: Change = update
+        if apart:
+            network = self.bench.backbone.network
+            change = Bottleneck.of(network, self.adapters).weighted(alpha)
         return Start(
-            update=plan.combine(alpha),
-            key=(*self._merge_key, str(alpha.tolist())),
+            update=update,
+            change=change,
+            key=(*self._merge_key, str(alpha.tolist()), apart),
             alpha=alpha,
             adapters=self.adapters,
             plan=plan,
@@ -217,7 +226,7 @@ class _Adapting:
             start = self._start_at(plan, update.alpha)
             with torch.enable_grad():  # a search needs none of its own
                 head = self._warmed_up(start, self.indices[fit.numpy()])
-            return self._loss(start.update, start.key, head, self.indices[judge.numpy()])
+            return self._loss(start.change, start.key, head, self.indices[judge.numpy()])
 
         return search(self.arm.rule, plan, loss).alpha
 
@@ -271,7 +280,7 @@ class _Adapting:
         targets = self._targets(indices)
 
         def features() -> Tensor:
-            return bench.store.get(start.key, start.update, self.j, indices)
+            return bench.store.get(start.key, start.change, self.j, indices)
 
         upstream = [bench.banks[FRESH.name][m].head for m in self.arm.of(self.stage)]
         sources = StartSources(
@@ -300,7 +309,7 @@ class _Adapting:
         if trained.features is None:
             return fit_head(
                 head,
-                bench.store.get(start.key, start.update, self.j, indices),
+                bench.store.get(start.key, start.change, self.j, indices),
                 self._targets(indices),
                 rows,
                 loss,
@@ -353,14 +362,14 @@ class _Adapting:
         labels: list[Tensor] = []
         for m in self.arm.of(self.stage):
             upstream = bench.benchmark.experiences[m]
-            features.append(bench.store.get(start.key, start.update, m, upstream.train))
+            features.append(bench.store.get(start.key, start.change, m, upstream.train))
             labels.append(target_tensor(upstream, upstream.train))
         means = PrototypeHead(
             torch.cat(features),
             torch.cat(labels).to(bench.compute.device),
             self.experience.task.outputs,
         )
-        fitted = _Fitted(start.update, means, start.alpha, 0, start.key)
+        fitted = _Fitted(start.change, means, start.alpha, 0, start.key)
         return self._serve(fitted, {"trainable_parameters": 0.0})
 
 

@@ -20,6 +20,7 @@ from cl_lora.experiment.banks import FRESH, BankKind, Banks
 from cl_lora.experiment.feature_store import FeatureStore
 from cl_lora.experiment.stages import Stage, shots_of
 from cl_lora.models.backbones import Backbone
+from cl_lora.models.bottleneck import Composition
 from cl_lora.models.compute import Batch, Compute
 from cl_lora.models.head_policies import HeadPolicy, HeadSources
 from cl_lora.models.heads import PrototypeHead, freeze, linear_head, new_linear_head
@@ -103,8 +104,11 @@ class OwnUpdate:
         return self._factors[module].delta()
 
 
-def _numbers(update: SupportsDelta | Weights) -> int:
+def _numbers(update: SupportsDelta | Composition | Weights) -> int:
     """Return how many numbers a change takes: factors, or a dense matrix where that is less."""
+    if isinstance(update, Composition):
+        stacked = update.bottleneck.stacked.values()
+        return sum(f.A.numel() + f.B.numel() for f in stacked) + update.alpha.numel()
     if isinstance(update, Weights):
         return sum(value.numel() for value in update.values.values())
     count = 0

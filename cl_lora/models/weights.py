@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_lora.adapters.injection import SupportsDelta, applied
+from cl_lora.models.bottleneck import Composition, composed
 from cl_lora.support.errors import UserError
 
 
@@ -32,8 +33,8 @@ class Weights:
         return cls({name: p.detach().clone() for name, p in network.named_parameters()})
 
 
-Change = SupportsDelta | Weights | None
-"""An update that is added to the weights, weights in their place, or nothing."""
+Change = SupportsDelta | Composition | Weights | None
+"""An update that is added to the weights, adapters that stay apart, other weights, or nothing."""
 
 
 @contextlib.contextmanager
@@ -43,6 +44,10 @@ def changed(network: nn.Module, change: Change) -> Iterator[None]:
     Raises:
         UserError: if the change does not fit the network.
     """
+    if isinstance(change, Composition):
+        with composed(network, change):
+            yield
+        return
     if not isinstance(change, Weights):
         with applied(network, change):
             yield
