@@ -11,21 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 
-from cl_lora.evaluation.aggregate import ALL_EXPERIENCES, estimate
+from cl_lora.evaluation.aggregate import estimate
 from cl_lora.evaluation.continual import forgetting
 from cl_lora.evaluation.metrics import Metric
-from cl_lora.reporting.describe import arm_settings
+from cl_lora.reporting.faces import downstream
 from cl_lora.reporting.figures.matrices import matrix_figure
 from cl_lora.reporting.figures.numbers import (
-    metric_of,
-    numbers_of,
     score_matrix,
     scored_arms,
     seeds_of,
     stage_averages,
 )
 from cl_lora.reporting.figures.style import STYLE, render
+from cl_lora.reporting.figures.weights import arms_by_layer, weights_figure
+from cl_lora.reporting.hparams import add_hparams, domains_of, hparams_of
+from cl_lora.reporting.views import View, views_of
 from cl_lora.run_folder import layout
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support import files, progress
@@ -44,8 +46,8 @@ def write_tensorboard(run: RunFolder) -> tuple[Path, ...]:
 
     The TensorBoard run ``<arm>`` holds the mean over seeds, ``<arm>/seed-<s>`` one seed where
     there are several: the regular expression ``seed`` shows or hides them all. Steps are the
-    stages, counted from 1, or what the protocol counts (K of a few-shot run); step 0 is before any
-    training.
+    stages, counted from 1, or what the protocol counts; step 0 is before any training. Of a
+    few-shot run they are K, draws averaged; the whole pool is its mean number of samples a class.
 
     - ``accuracy/<experience>``: R[t, j]; ``accuracy/average``: mean over the experiences seen so
       far, or over all that the stage evaluates where stages do not follow one another; the same
@@ -53,9 +55,12 @@ def write_tensorboard(run: RunFolder) -> tuple[Path, ...]:
     - ``forgetting/accuracy``: forgetting (Chaudhry et al. 2018) after each stage, where stages
       follow one another.
     - ``coefficients/<adapter>``: mean over layers or modules; where each has its own, a histogram
-      shows them.
+      shows them. ``coefficients/<experience>/<adapter>`` where a few-shot run adapts to several.
     - ``scores/accuracy``: the score matrix as an image.
+    - ``accounts/<quantity>``: what adapting cost, of a few-shot run.
+    - ``weights/<experience>``: learned weights by layer beside linear CKA, as an image.
     - HPARAMS: the settings of the arm beside ``result/<measure>``, to sort the arms by result.
+    - ``in_time/...``: of a stream of few-shot tasks the same in time, beside that by K.
     - ``training/seed-<s>/<bank>/<adapter>``: ``training/loss`` and ``training/<metric>``, steps
       are epochs.
 
@@ -70,11 +75,12 @@ def write_tensorboard(run: RunFolder) -> tuple[Path, ...]:
     """
     root = run.path / layout.TENSORBOARD
     written = []
-    domains = _hparam_domains(run)
-    results = _results(run)
+    domains = domains_of(run)
+    views = views_of(run)
+    results = {tag: of_arm for view in views for tag, of_arm in view.results.items()}
     for arm in progress.track(scored_arms(run), "writing TensorBoard files"):
         with files.whole_folder(root / arm, replace=True) as folder:
-            _write_arm(run, arm, folder, domains, results)
+            _write_arm(run, views, arm, folder, domains, list(results))
         written.append(root / arm)
     if run.curves:
         # An arm may be called 'training' as well.
@@ -89,27 +95,36 @@ def write_tensorboard(run: RunFolder) -> tuple[Path, ...]:
 
 def _write_arm(
     run: RunFolder,
+    views: Sequence[View],
     arm: str,
     folder: Path,
     hparam_domains: Mapping[str, list[Any]],
-    results: Mapping[str, Mapping[str, float]],
+    results: Sequence[str],
 ) -> None:
-    of_seed = {seed: _scalars(run, arm, seed) for seed in seeds_of(run)}
+    views = [view for view in views if view.scored(arm)]
+    of_seed = {
+        seed: {k: v for view in views for k, v in _scalars(view, arm, seed).items()}
+        for seed in seeds_of(run)
+    }
     keys = dict.fromkeys(key for scalars in of_seed.values() for key in scalars)
     mean = {
         key: estimate([scalars.get(key, math.nan) for scalars in of_seed.values()]).mean
         for key in keys
     }
-    last = _steps(run)[-1]
     with _writer(folder) as writer:
         _add(writer, mean)
-        _add(writer, {(tag, last): of_arm[arm] for tag, of_arm in results.items() if arm in of_arm})
-        for metric in _metrics(run):
-            _add_matrix(writer, run, arm, metric, last)
-        for step, values in _by_group(run, arm):
-            # Not through torch, whose histograms fail on few distinct values.
-            writer.add_histogram("coefficients", values, step, bins="auto")
-        _add_hparams(writer, arm, _hparams(run, arm), list(results), hparam_domains)
+        for view in views:
+            last = view.steps[-1]
+            found = view.results.items()
+            _add(writer, {(tag, last): of_arm[arm] for tag, of_arm in found if arm in of_arm})
+            for metric in _metrics(view.run):
+                _add_matrix(writer, view, arm, metric, last)
+            for step, values in _by_group(view, arm):
+                # Not through torch, whose histograms fail on few distinct values.
+                writer.add_histogram(f"{view.prefix}coefficients", values, step, bins="auto")
+            if view.face.kind == "shots":
+                _add_weights(writer, run, arm, last)
+        add_hparams(writer, arm, hparams_of(run, arm), results, hparam_domains)
     if len(of_seed) > 1:
         for seed, scalars in of_seed.items():
             with _writer(folder / f"seed-{seed}") as writer:
@@ -126,26 +141,16 @@ def _write_training(run: RunFolder, folder: Path) -> None:
                 _add(writer, {(f"training/{curve.metric}", epoch): value})
 
 
-def _steps(run: RunFolder) -> tuple[int, ...]:
-    """Return the step of every stage after training: what its protocol counts, else its place.
-
-    What a protocol counts must be distinct whole numbers from 1, as step 0 is before any training.
-    """
-    stages = run.stream.trained_stages
-    counted = [s.x for s in stages if s.x is not None and s.x >= 1 and s.x == int(s.x)]
-    if len(set(counted)) == len(stages):
-        return tuple(int(x) for x in counted)
-    return tuple(range(1, len(stages) + 1))
-
-
 def _metrics(run: RunFolder) -> list[Metric]:
     """Return the run's metrics that were scored, the primary one first."""
     return [m for name, m in run.stream.metrics.items() if name in run.scores.metrics]
 
 
-def _scalars(run: RunFolder, arm: str, seed: int) -> Scalars:
+def _scalars(view: View, arm: str, seed: int) -> Scalars:
+    run, steps = view.run, view.steps
+    if seed not in run.scores.seeds:
+        return {}
     scalars: Scalars = {}
-    steps = _steps(run)
     for metric in _metrics(run):
         matrix = score_matrix(run, seed, arm, metric)
         for j, name in enumerate(run.experiences):
@@ -160,99 +165,54 @@ def _scalars(run: RunFolder, arm: str, seed: int) -> Scalars:
                 part = matrix.values[: s + 1, : s + 1]
                 lost = forgetting(part, metric.higher_is_better)
                 scalars[(f"forgetting/{metric.name}", step)] = lost
-    rows = run.coefficients
-    rows = rows[(rows["arm"] == arm) & (rows["seed"] == seed)]
-    for adapter, name in enumerate(run.experiences):
-        for s, step in enumerate(steps):
-            values = rows[(rows["adapter"] == adapter) & (rows["stage"] == s)]["value"]
-            scalars[(f"coefficients/{adapter:02d}-{name}", step)] = float(values.mean())
-    return {key: value for key, value in scalars.items() if math.isfinite(value)}
+    for tag, every in view.coefficients.items():
+        rows = every[(every["arm"] == arm) & (every["seed"] == seed)]
+        for (stage, adapter), values in rows.groupby(["stage", "adapter"])["value"]:
+            i = int(str(adapter))
+            scalars[(f"{tag}/{i:02d}-{run.experiences[i]}", steps[int(str(stage))])] = float(
+                values.mean()
+            )
+    spent = run.accounts
+    spent = spent[(spent["arm"] == arm) & (spent["seed"] == seed)]
+    for (stage, quantity), values in spent.groupby(["stage", "quantity"])["value"]:
+        scalars[(f"accounts/{quantity}", steps[int(str(stage))])] = float(values.mean())
+    return {
+        (f"{view.prefix}{tag}", step): value
+        for (tag, step), value in scalars.items()
+        if math.isfinite(value)
+    }
 
 
-def _by_group(run: RunFolder, arm: str) -> Iterator[tuple[int, Any]]:
+def _by_group(view: View, arm: str) -> Iterator[tuple[int, Any]]:
     """Yield (step, coefficients) of an arm whose layers or modules have their own."""
-    steps = _steps(run)
-    rows = run.coefficients[run.coefficients["arm"] == arm]
+    rows = view.run.coefficients[view.run.coefficients["arm"] == arm]
     if rows["group"].nunique() > 1:
         for stage, values in rows.groupby("stage")["value"]:
-            yield steps[int(str(stage))], values.to_numpy()
+            yield view.steps[int(str(stage))], values.to_numpy()
 
 
-def _results(run: RunFolder) -> dict[str, dict[str, float]]:
-    """Return ``result/<measure>`` of the primary metric: tag -> arm -> mean over seeds."""
-    results: dict[str, dict[str, float]] = {}
-    for (arm, measure, experience), number in numbers_of(run, metric_of(run)).items():
-        if experience == ALL_EXPERIENCES:
-            results.setdefault(f"result/{measure}", {})[arm] = number.mean
-    return results
+def _add_matrix(writer: SummaryWriter, view: View, arm: str, metric: Metric, step: int) -> None:
+    with mpl.rc_context(dict(STYLE)):
+        figure = matrix_figure(view.run, arm, metric)
+    _add_image(writer, f"{view.prefix}scores/{metric.name}", figure, step)
 
 
-def _hparams(run: RunFolder, arm: str) -> dict[str, str | float]:
-    s = arm_settings(run, arm)
-    given: dict[str, Any] = {
-        "method": s.method or "reference",
-        "space": s.space if s.method else "",
-        "coefficients": s.rule,
-        **{s.scale_title if k == s.scale else k: v for k, v in s.rule_options.items()},
-        **s.options,
-        "spc": s.spc,
-        "head": s.head,
-        "tune_head": "yes" if s.tune_head else "",
-    }
-    # All numbers as float, as the values of one column must be of one kind.
-    return {
-        k: float(v) if isinstance(v, int | float) and not isinstance(v, bool) else str(v)
-        for k, v in given.items()
-        if v not in ("", None)
-    }
+def _add_weights(writer: SummaryWriter, run: RunFolder, arm: str, step: int) -> None:
+    """Add the weights of an arm by layer, beside CKA, for each downstream experience."""
+    if arm not in arms_by_layer(run):
+        return
+    for j in downstream(run):
+        with mpl.rc_context(dict(STYLE)):
+            figure = weights_figure(run, arm, [j])
+        if figure is not None:
+            _add_image(writer, f"weights/{run.experiences[j]}", figure, step)
 
 
-def _hparam_domains(run: RunFolder) -> dict[str, list[Any]]:
-    """Return every setting with the values it takes over all arms.
-
-    TensorBoard takes the columns of the table from one run's description and ignores the others:
-    so each run describes them all.
-    """
-    domains: dict[str, list[Any]] = {}
-    for arm in (*run.arms, *run.references):
-        for key, value in _hparams(run, arm).items():
-            if value not in domains.setdefault(key, []):
-                domains[key].append(value)
-    # The values of one column must be of one kind: mixed ones become text.
-    return {
-        k: v if len({isinstance(x, str) for x in v}) == 1 else [str(x) for x in v]
-        for k, v in domains.items()
-    }
-
-
-def _add_hparams(
-    writer: SummaryWriter,
-    arm: str,
-    hparams: Mapping[str, str | float],
-    results: Sequence[str],
-    domains: Mapping[str, list[Any]],
-) -> None:
-    # Not SummaryWriter.add_hparams: it opens a further run named by the time, and cannot leave
-    # out a setting that an arm does not have.
-    from tensorboard.plugins.hparams import summary_v2
-
-    columns = [
-        summary_v2.HParam(k, summary_v2.Discrete(v, dtype=type(v[0]))) for k, v in domains.items()
-    ]
-    metrics = [summary_v2.Metric(tag, display_name=tag.split("/")[1]) for tag in results]
-    typed = {k: v if v in domains[k] else str(v) for k, v in hparams.items()}
-    file_writer: Any = writer.file_writer
-    file_writer.add_summary(summary_v2.hparams_config_pb(columns, metrics))
-    file_writer.add_summary(summary_v2.hparams_pb(typed, trial_id=arm))
-
-
-def _add_matrix(writer: SummaryWriter, run: RunFolder, arm: str, metric: Metric, step: int) -> None:
+def _add_image(writer: SummaryWriter, tag: str, figure: Figure, step: int) -> None:
     from PIL import Image
 
-    with mpl.rc_context(dict(STYLE)):
-        figure = matrix_figure(run, arm, metric)
     pixels = np.asarray(Image.open(io.BytesIO(render(figure, "png"))).convert("RGB"))
-    writer.add_image(f"scores/{metric.name}", pixels, step, dataformats="HWC")
+    writer.add_image(tag, pixels, step, dataformats="HWC")
 
 
 def _add(writer: SummaryWriter, scalars: Mapping[tuple[str, int], float]) -> None:
