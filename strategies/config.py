@@ -87,7 +87,7 @@ class AdaptationConfig:
     batch_size: int = 16
     head_lr: float = 1e-3
     lora_lr: float = 1e-3
-    full_lr: float = 3e-5
+    full_lr: float = 5e-5
     weight_decay: float = 0.01
     grid: tuple[float, ...] = (1.0,)
     select_on: str = SUPPORT
