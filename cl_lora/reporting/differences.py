@@ -25,10 +25,13 @@ class Source:
     Attributes:
         runs: whose seeds may be averaged.
         averages: arm -> seed -> average at the last stage.
+        last: index of that stage in the files that tell which test samples were right, where it is
+            not the last of the runs.
     """
 
     runs: tuple[RunFolder, ...]
     averages: Mapping[str, Mapping[int, float]]
+    last: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,22 +53,31 @@ class Differences:
         """What ``n`` of a difference counts."""
         return "test images" if self.over_images else "seeds"
 
-    def explained(self, reference: str) -> str:
-        """Return what a reader must know of the intervals and p values."""
+    def explained(self, reference: str, over: str = "", about: str = "domains") -> str:
+        """Return what a reader must know of the intervals and p values.
+
+        Args:
+            reference: the arm that differences are taken to.
+            over: what the averages are over, or where they are taken, behind a space.
+            about: what else the averages are over, as the plural of a noun.
+        """
         interval = f"[{100 * self.confidence:g} % interval]"
         if self.over_images:
             n = max((d.n for d in self.found.values()), default=0)
             return (
-                f"Differences to {reference}: of the average of the only seed, {interval} over "
-                f"test images (paired bootstrap of {n} images). Training noise is not in it: it "
-                "says nothing about another seed."
+                f"Differences to {reference}: of the average{over} of the only seed, {interval} "
+                f"over test images (paired bootstrap of {n} images). Training noise is not in it: "
+                "it says nothing about another seed."
             )
         if all(d.n < 2 for d in self.found.values()):
-            return f"Differences to {reference}: of the average of one seed, without an interval."
+            return (
+                f"Differences to {reference}: of the average{over} of one seed, without an "
+                "interval."
+            )
         tests = sum(not math.isnan(d.p) for d in self.found.values())
         return (
-            f"Differences to {reference}: mean over seeds of the difference of the averages, "
-            f"{interval} of Student's t over seeds, for these domains. p: two-sided paired t "
+            f"Differences to {reference}: mean over seeds of the difference of the averages{over}, "
+            f"{interval} of Student's t over seeds, for these {about}. p: two-sided paired t "
             f"test, Holm-corrected for {tests} comparison{'s' * (tests != 1)}."
         )
 
@@ -92,13 +104,17 @@ def differences_to(
         (*_, seed) = (None, *(s for s in values.averages[a] if s in of_reference))
         if seed is None:
             continue
-        pair = [final_hits(s.runs, seed, x, metric) for s, x in ((values, a), (reference, arm))]
+        pair = [
+            final_hits(s.runs, seed, x, metric, s.last) for s, x in ((values, a), (reference, arm))
+        ]
         if pair[0] is not None and pair[1] is not None:
             over_images[a] = paired_bootstrap(pair[0], pair[1], confidence)
     return Differences({**found, **over_images}, bool(over_images), confidence)
 
 
-def final_hits(runs: Sequence[RunFolder], seed: int, arm: str, metric: Metric) -> list[Hits] | None:
+def final_hits(
+    runs: Sequence[RunFolder], seed: int, arm: str, metric: Metric, last: int | None = None
+) -> list[Hits] | None:
     """Return which test samples an arm served right at the last stage, for every experience.
 
     Returns:
@@ -114,7 +130,8 @@ def final_hits(runs: Sequence[RunFolder], seed: int, arm: str, metric: Metric) -
         if not path.is_file() or seed not in run.scores.seeds or arm not in run.scores.arms:
             continue
         hits = read_hits(path)
-        kept = [hits.get((shape.stages - 1, j)) for j in shape.final]
+        stage = shape.stages - 1 if last is None else last
+        kept = [hits.get((stage, j)) for j in shape.final]
         right = [x for x in kept if x is not None]
         if not right or len(right) < len(kept) or not all(map(len, right)):
             continue

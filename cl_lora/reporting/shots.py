@@ -6,7 +6,7 @@ The unit is the seed: draws of the support set are averaged first, then downstre
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,7 +103,7 @@ def table_by_shots(scores: ScoreTable, stream: StreamRecord, metric: Metric) -> 
     return ByShots(stream.trained_stages, found, up)
 
 
-def best_at(shots: ByShots, k: int, arms: tuple[str, ...]) -> str | None:
+def best_at(shots: ByShots, k: int, arms: Sequence[str]) -> str | None:
     """Return the arm with the best mean over seeds at the k-th K; None where none has a score.
 
     Only arms with as many seeds as the fullest one are ranked.

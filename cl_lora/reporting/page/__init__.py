@@ -1,0 +1,1 @@
+"""What stands in the HTML report, section by section; :mod:`cl_lora.reporting.html` renders it."""
