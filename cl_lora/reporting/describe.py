@@ -118,7 +118,8 @@ def arm_settings(run: RunFolder, arm: str) -> ArmSettings:
 def at_the_end(run: RunFolder) -> str:
     """Say when final scores were measured."""
     if run.stream.ordered:
-        return "after the last domain"
+        several = len({e.task for e in run.stream.experiences}) > 1
+        return f"after the last {'task' if several else 'domain'}"
     return f"at stage {run.stream.trained_stages[-1].name}"
 
 

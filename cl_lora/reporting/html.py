@@ -50,7 +50,8 @@ def render_html(run: RunFolder) -> str:
     run.check_finished()
     metrics = [m for name, m in run.stream.metrics.items() if name in run.scores.metrics]
     metric = metrics[0]
-    tables = [t for m in metrics for t in (*main_tables(run, m), *tables_by_experience(run, m))]
+    tables = [table for m in metrics for table in main_tables(run, m)]
+    tables += tables_by_experience(run, metric)
     environment = Environment(
         loader=PackageLoader("cl_lora.reporting"),
         autoescape=True,

@@ -14,10 +14,9 @@ import numpy as np
 from cl_lora.evaluation.aggregate import Estimate, estimate
 from cl_lora.evaluation.continual import FloatArray
 from cl_lora.evaluation.metrics import Metric
-from cl_lora.evaluation.scores import ScoreTable
 from cl_lora.reporting.describe import ArmSettings, arm_settings
 from cl_lora.run_folder.reader import RunFolder
-from cl_lora.run_folder.records import StageRecord, StreamRecord
+from cl_lora.run_folder.records import StageRecord
 
 OfSeeds = dict[int, FloatArray]
 """seed -> (S,) values, one for every K; NaN where an experience or a draw was not scored."""
@@ -77,15 +76,7 @@ def scores_by_shots(face: RunFolder, metric: Metric) -> ByShots:
     Raises:
         UserError: if the metric was not scored.
     """
-    return table_by_shots(face.scores, face.stream, metric)
-
-
-def table_by_shots(scores: ScoreTable, stream: StreamRecord, metric: Metric) -> ByShots:
-    """Return the scores of a table by K, where ``stream`` has a stage for each.
-
-    Raises:
-        UserError: if the metric was not scored.
-    """
+    scores, stream = face.scores, face.stream
     up = scores.higher_is_better(metric.name)
     shape = stream.shape(metric.name)
     measured = {(s.seed, s.arm) for s in scores if s.metric == metric.name}

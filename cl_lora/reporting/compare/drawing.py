@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cl_lora.evaluation.aggregate import Difference, Estimate
+from cl_lora.evaluation.continual import MEASURES
 from cl_lora.reporting.compare.joining import Condition
 from cl_lora.reporting.compare.statistics import Comparison, letters
 from cl_lora.reporting.describe import in_unit
@@ -74,7 +75,21 @@ def _columns(comparison: Comparison, condition: Condition, letter: str) -> dict[
     label, metric = condition.label, comparison.metric
     long, short = ("", "") if single else (f"{label} ", f"{letter} ")
     found = [comparison.results.get((label, arm), {}) for arm in comparison.arms]
+    # Not shortened with the condition's name, of which K would be cut off.
+    before = "" if single else f"{letter} "
+    names = dict.fromkeys(name for f in found for name in f if name not in MEASURES)
     columns = {
+        Column(
+            f"{label} {name}",
+            f"{before}{name}",
+            f"{before}{name}",
+            metric.higher_is_better,
+            metric.percent,
+            detail=True,
+        ): [_mean(f.get(name)) for f in found]
+        for name in names
+    }
+    columns |= {
         Column(
             f"{label} average",
             f"{long}average",

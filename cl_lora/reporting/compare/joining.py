@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from cl_lora.evaluation.aggregate import ALL_EXPERIENCES, AVERAGE, Estimate, averages, estimates
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.evaluation.scores import Score, ScoreTable
 from cl_lora.evaluation.shape import Shape
+from cl_lora.reporting.faces import by_shots, few_shot_stages, is_few_shot
+from cl_lora.reporting.shots import ByShots, scores_by_shots
 from cl_lora.run_folder.identity import differences
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support.errors import UserError
@@ -44,12 +47,53 @@ class Condition:
 
     @cached_property
     def arms(self) -> frozenset[str]:
-        """Every arm and reference row with scores."""
-        return frozenset(self.scores.arms)
+        """Every arm and reference row with scores; of few-shot runs with scores by K."""
+        scores = self._by_shots.scores if self.few_shot else self.scores
+        return frozenset(scores.arms)
+
+    @cached_property
+    def few_shot(self) -> bool:
+        """Whether the runs are few-shot runs, whose scores are compared by K."""
+        return is_few_shot(self.runs[0])
+
+    @cached_property
+    def asked(self) -> frozenset[tuple[str, tuple[int, ...]]]:
+        """Every K of a few-shot run with the experiences that are adapted to."""
+        return frozenset((s.name, s.evaluated) for s in few_shot_stages(self.runs[0]))
 
     def shape(self, metric: Metric) -> Shape:
         """Return which scores of a metric there are."""
         return self.runs[0].stream.shape(metric.name)
+
+    def by_shots(self, metric: Metric) -> ByShots:
+        """Return the scores of few-shot runs by K."""
+        return scores_by_shots(self._by_shots, metric)
+
+    @cached_property
+    def _by_shots(self) -> RunFolder:
+        return by_shots(replace(self.runs[0], scores=self.scores))
+
+    def averages(self, metric: Metric) -> dict[str, dict[int, float]]:
+        """Return what differences are taken of: arm -> seed -> average, over K if few-shot."""
+        if self.few_shot:
+            return self.by_shots(metric).average()
+        return averages(self.scores, metric.name, self.shape(metric))
+
+    def results(self, metric: Metric) -> dict[str, dict[str, Estimate]]:
+        """Return arm -> measure -> mean and deviation over seeds; if few-shot each K is one."""
+        found: dict[str, dict[str, Estimate]] = {}
+        if self.few_shot:
+            shots = self.by_shots(metric)
+            parts = {s.name: shots.at(k) for k, s in enumerate(shots.stages)}
+            for name, values in {**parts, AVERAGE: shots.average()}.items():
+                for arm, e in shots.estimates(values).items():
+                    found.setdefault(arm, {})[name] = e
+            return found
+        every = estimates(self.scores, metric.name, self.shape(metric))
+        for (arm, measure, j), e in every.items():
+            if j == ALL_EXPERIENCES:
+                found.setdefault(arm, {})[measure] = e
+        return found
 
 
 def conditions_of(runs: Sequence[RunFolder]) -> tuple[Condition, ...]:

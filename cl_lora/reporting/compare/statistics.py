@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from cl_lora.evaluation.aggregate import ALL_EXPERIENCES, Difference, Estimate, averages, estimates
+from cl_lora.evaluation.aggregate import Difference, Estimate
+from cl_lora.evaluation.continual import MEASURES
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.compare.joining import Condition, changes, conditions_of, why_apart
 from cl_lora.reporting.describe import at_the_end
 from cl_lora.reporting.differences import CONFIDENCE, Differences, Source, differences_to
+from cl_lora.reporting.faces import downstream, faces, is_few_shot, samples_per_class, upstream
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support.errors import UserError, unknown_name
 
@@ -60,7 +62,7 @@ class Comparison:
 
         Columns: condition, arm, metric, average, average deviation, forgetting, forgetting
         deviation, seeds, reference, difference, low, high, n, over (what n counts: seeds or test
-        images), p, p holm.
+        images), p, p holm; of few-shot runs also each K and its deviation.
         """
         rows = []
         nothing = Difference(math.nan, math.nan, math.nan, 0)
@@ -74,6 +76,7 @@ class Comparison:
                 difference = self.difference(c, arm)
                 d = difference or nothing
                 average, lost = found["average"], found.get("forgetting", undefined)
+                by_shots = {m: e for m, e in found.items() if m not in MEASURES}
                 rows.append(
                     {
                         "condition": c.label,
@@ -92,6 +95,8 @@ class Comparison:
                         "over": of_condition.unit if of_condition and difference else "",
                         "p": d.p,
                         "p holm": d.holm,
+                        **{m: e.mean for m, e in by_shots.items()},
+                        **{f"{m} deviation": e.deviation for m, e in by_shots.items()},
                     }
                 )
         return pd.DataFrame(rows)
@@ -122,25 +127,26 @@ def compare_runs(
         confidence: coverage of the intervals.
 
     Raises:
-        UserError: if there are no runs, a run lacks the metric, two runs of one condition hold
-            different scores for the same seed and arm, the reference does not occur, or a
-            condition cannot be compared with the reference's; says why.
+        UserError: if there are no runs, only some are few-shot runs, a run lacks the metric, two
+            runs of one condition hold different scores for the same seed and arm, the reference
+            does not occur, or a condition cannot be compared with the reference's; says why.
     """
     if not runs:
         raise UserError("Expected at least one run to compare but got none")
+    _require_one_kind(runs)
     chosen = _metric(runs, metric)
     conditions = conditions_of(runs)
     listed = dict.fromkeys(a for run in runs for a in run.arms)
     apart = dict.fromkeys(a for run in runs for a in run.references)
-    present = {a for c in conditions for a in c.arms}
+    results = {
+        (c.label, arm): measures for c in conditions for arm, measures in c.results(chosen).items()
+    }
+    present = {arm for _, arm in results}
     references = [a for a in apart if a in present]
-    results: dict[tuple[str, str], dict[str, Estimate]] = {}
-    for c in conditions:
-        for (arm, measure, j), e in estimates(c.scores, chosen.name, c.shape(chosen)).items():
-            if j == ALL_EXPERIENCES:
-                results.setdefault((c.label, arm), {})[measure] = e
     found = _differences(conditions, chosen, reference, confidence) if reference else {}
-    whens = dict.fromkeys(at_the_end(c.runs[0]) for c in conditions)
+    whens = dict.fromkeys(
+        "from K samples per class" if c.few_shot else at_the_end(c.runs[0]) for c in conditions
+    )
     return Comparison(
         conditions=conditions,
         metric=chosen,
@@ -197,15 +203,18 @@ def _differences(
             continue  # a condition without the reference has no differences, and shows dashes
         _require_pairs(source, c, reference)
         mine, other = (
-            Source(x.runs, averages(x.scores, metric.name, x.shape(metric))) for x in (c, source)
+            # Draws of one query set are no draws of new images: one seed has no interval.
+            Source(() if x.few_shot else x.runs, x.averages(metric))
+            for x in (c, source)
         )
-        arms = [name for name in c.scores.arms if (source, arm) != (c, name)]
+        arms = [name for name in mine.averages if (source, arm) != (c, name)]
         found[c.label] = differences_to(mine, arms, other, arm, metric, confidence)
     return found
 
 
 def _require_pairs(source: Condition, c: Condition, reference: str) -> None:
-    if source.domains != c.domains or source.fingerprint != c.fingerprint:
+    same = source.domains == c.domains and source.fingerprint == c.fingerprint
+    if not same or source.asked != c.asked:
         raise UserError(
             f"{c.label!r} cannot be compared with {reference!r}: "
             f"{why_apart(source.runs[0], c.runs[0])}, so their scores are not pairs; "
@@ -225,7 +234,7 @@ def _notes(conditions: Sequence[Condition]) -> Iterator[str]:
         model = (run.config.get("model") or {}).get("name", "?")
         name = c.label if len(conditions) == 1 else f"{letter} = {c.label}"
         yield (
-            f"{name}: {run.stream.name} ({len(c.domains)} domains, data {c.fingerprint[:8]}), "
+            f"{name}: {run.stream.name} ({_counted(c)}, data {c.fingerprint[:8]}), "
             f"{model}, {len(c.scores.seeds)} seed{'s' * (len(c.scores.seeds) != 1)} "
             f"({_words(c.scores.seeds)})"
             + (f", {len(c.runs)} runs together" if len(c.runs) > 1 else "")
@@ -234,6 +243,8 @@ def _notes(conditions: Sequence[Condition]) -> Iterator[str]:
     for letter, c in list(zip(letters(), conditions, strict=False))[1:]:
         why = why_apart(conditions[0].runs[0], c.runs[0], ("A", letter))
         yield f"{letter} is not averaged with A: {why}."
+    if any(len(faces(run)) > 1 for c in conditions for run in c.runs):
+        yield "By K: the scores in time stand in the report of each run."
     yield from _other_arms(conditions)
 
 
@@ -259,9 +270,30 @@ def _explained(
     texts: dict[str, list[str]] = {}
     for letter, c in zip(letters(), conditions, strict=False):
         if c.label in found and reference:
-            texts.setdefault(found[c.label].explained(reference), []).append(letter)
+            over, about = (" over K", "data sets") if c.few_shot else ("", "domains")
+            text = found[c.label].explained(reference, over, about)
+            texts.setdefault(text, []).append(letter)
     for text, of_letters in texts.items():
         yield text if len(texts) == 1 else f"{', '.join(of_letters)}: {text}"
+
+
+def _counted(c: Condition) -> str:
+    if not c.few_shot:
+        return f"{len(c.domains)} domains"
+    run = c.runs[0]
+    names = ", ".join(run.experiences[j] for j in downstream(run))
+    asked = ", ".join(samples_per_class(s) for s in faces(run)[0].run.stream.trained_stages)
+    return f"{len(upstream(run))} upstream, adapted to {names} from K = {asked}"
+
+
+def _require_one_kind(runs: Sequence[RunFolder]) -> None:
+    few_shot = [run for run in runs if is_few_shot(run)]
+    others = [run for run in runs if not is_few_shot(run)]
+    if few_shot and others:
+        raise UserError(
+            f"{few_shot[0].path} is a few-shot run, with scores by K, and {others[0].path} is "
+            "none, so they share no column; compare few-shot runs with one another"
+        )
 
 
 def letters() -> list[str]:

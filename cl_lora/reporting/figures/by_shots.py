@@ -37,7 +37,7 @@ _BANDS = "Bands: one standard deviation over seeds, of means over support draws 
     "data sets. A panel for each start; in grey classifier tuning and LoRA from scratch, the same "
     f"in every panel. {_BANDS}",
     few_shot="only",
-    position=12,
+    position=4,
 )
 def score_by_shots(run: RunFolder, metric: Metric) -> Figure | None:
     """Draw the score of every arm against K, mean over draws, data sets and seeds.
@@ -84,7 +84,7 @@ def score_by_shots(run: RunFolder, metric: Metric) -> Figure | None:
     "A panel for each data set that is held out. Bands: one standard deviation over seeds, of "
     "means over support draws.",
     few_shot="only",
-    position=14,
+    position=5,
 )
 def score_by_shots_and_data(run: RunFolder, metric: Metric) -> Figure | None:
     """Draw the score of every arm against K, a panel for each downstream experience.

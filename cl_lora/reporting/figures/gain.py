@@ -24,7 +24,7 @@ from cl_lora.run_folder.reader import RunFolder
     "Difference to the arm that trains a head on the bare backbone alone. Bars: mean over the data "
     "sets, markers: each of them, whiskers: one standard deviation over seeds. Arms by their gain.",
     few_shot="only",
-    position=16,
+    position=6,
 )
 def gain_over_classifier(run: RunFolder, metric: Metric) -> Figure | None:
     """Draw how far every adapted arm lies from classifier tuning, at the smallest K of at least 1.

@@ -98,7 +98,7 @@ def figure(
         caption: what is seen, in sentences.
         ordered: whether it needs stages that follow one another in time.
         few_shot: whether it shows few-shot runs by K ``too``, ``only``, or ``never``.
-        position: place in the report, the smallest first; this project's own take 10 to 60.
+        position: place in the report, the smallest first; this project's own take 4 to 60.
 
     Raises:
         UserError: if the name is another function's already, or cannot name a file.

@@ -25,7 +25,7 @@ from cl_lora.run_folder.reader import RunFolder
     "seeds, of means over support draws.",
     ordered=True,
     few_shot="only",
-    position=18,
+    position=7,
 )
 def transfer_over_tasks(run: RunFolder, metric: Metric) -> Figure | None:
     """Draw the score of every arm on each task from K samples, a panel for each K.

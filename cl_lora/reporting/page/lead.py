@@ -68,8 +68,8 @@ def _by_shots(face: Face, metric: Metric) -> str:
         around = f" ± {column.number(found.deviation)}" if found.seeds > 1 else ""
         best.append(f"at {stage.name} {arm}, {column.number(found.mean)}{around}{unit}")
     over = f", mean over {sets} data sets" if sets > 1 else ""
-    among = f"best of {len(arms)} arms " if len(arms) > 1 else ""
-    parts = [f"{metric.title} from K samples per class{over}: {among}{'; '.join(best)}."]
+    among = f"best of {len(arms)} arms: " if len(arms) > 1 else ""
+    parts = [f"{metric.title} from K samples per class{over}; {among}{'; '.join(best)}."]
     parts += _against_lora(face.run, shots, metric)
     if len(face.run.scores.seeds) > 1:
         parts.append(f"Mean ± standard deviation over {len(face.run.scores.seeds)} seeds.")
