@@ -89,6 +89,8 @@ def arm_settings(run: RunFolder, arm: str) -> ArmSettings:
     spaces, rules = {variant.get("space")}, {rule}
     for other in run.arms:
         there = run.variant(other)
+        if there and there.get("method") is None:
+            continue  # merges nothing: it has neither space nor rule
         other_rule, other_rule_options, other_options = _parts(there)
         spaces.add(there.get("space"))
         rules.add(other_rule)

@@ -1,0 +1,495 @@
+"""What a person sees of a few-shot run: tables, figures, the page, TensorBoard, the comparison."""
+
+import io
+import json
+import re
+from html import unescape
+
+import numpy as np
+import pandas as pd
+import pytest
+from fabricate import FEW_SHOT_ARMS, fabricate_few_shot, fabricate_run
+from matplotlib.text import Text
+from PIL import Image
+from scipy import stats
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_figures import texts_apart
+from test_html import Checker
+
+from cl_lora.evaluation.metrics import ACCURACY
+from cl_lora.reporting.compare import RENDERERS, compare_runs, comparison_figure, comparison_table
+from cl_lora.reporting.figures import draw_figures, render, weights_figure
+from cl_lora.reporting.figures.shots_axis import places
+from cl_lora.reporting.html import render_html
+from cl_lora.reporting.tables import Column, main_tables, shots_table, tables_by_experience
+from cl_lora.reporting.tensorboard import write_tensorboard
+from cl_lora.run_folder.reader import RunFolder
+from cl_lora.run_folder.records import StageRecord
+from cl_lora.support.errors import UserError
+
+SIX = ("dtd", "eurosat", "flowers", "mnist", "svhn", "gtsrb")
+MERGE = {"method": "task_arithmetic"}
+SIXTEEN = {
+    **FEW_SHOT_ARMS,
+    "lora_from_uniform": {**MERGE, "coefficients": "uniform", "adapt": "lora"},
+    "lora_from_best": {**MERGE, "coefficients": "best", "adapt": "lora"},
+    **{
+        f"learned_{rule}": {**MERGE, "coefficients": {"name": rule}, "adapt": "coefficients"}
+        for rule in ("layer", "adapter", "unbounded", "ties", "adaptive")
+    },
+    "means_base": {"adapt": "none"},
+    "means_uniform": {**MERGE, "coefficients": "uniform", "adapt": "none"},
+    "lora_truncated": {**MERGE, "coefficients": "uniform", "adapt": "lora"},
+}
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """One data set held out, three seeds, two draws."""
+    return RunFolder.read(fabricate_few_shot(tmp_path_factory.mktemp("one") / "run"))
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Sixteen arms, six data sets held out in turn, seven K."""
+    path = tmp_path_factory.mktemp("many") / "run"
+    shots = (0, 1, 2, 5, 10, 20, "all")
+    return RunFolder.read(
+        fabricate_few_shot(path, arms=SIXTEEN, names=SIX, held=range(6), shots=shots, seeds=(0, 1))
+    )
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory):
+    """A stream of few-shot tasks, with reference rows in time."""
+    path = tmp_path_factory.mktemp("stream") / "run"
+    return RunFolder.read(fabricate_few_shot(path, in_time=True, references=("base", "joint")))
+
+
+def frame(run):
+    """Return the accuracies from the files alone, with K and the draw of their stages."""
+    stages = {s["index"]: s for s in json.loads((run.path / "stream.json").read_text())["stages"]}
+    scores = pd.read_csv(run.path / "scores.csv").query("metric == 'accuracy'")
+    scores["K"] = [stages[i]["name"] for i in scores["stage"]]
+    scores["x"] = [stages[i]["x"] for i in scores["stage"]]
+    return scores.dropna(subset="x")
+
+
+def test_the_table_by_an_independent_way(one):
+    """From the files with pandas: draws first, then data sets, then seeds."""
+    (table,) = main_tables(one, ACCURACY)
+    by_seed = frame(one).groupby(["arm", "K", "evaluated", "seed"])["value"].mean()
+    by_seed = by_seed.groupby(["arm", "K", "seed"]).mean()
+    mean, deviation = (by_seed.groupby(["arm", "K"]).agg(f).unstack() for f in ("mean", "std"))
+    assert [c.key for c in table.columns[:4]] == ["K=1", "K=5", "K=all", "average"]
+    for j, k in enumerate(("K=1", "K=5", "K=all")):
+        np.testing.assert_allclose(table.mean[:, j], mean.loc[list(table.rows), k])
+        np.testing.assert_allclose(table.spread[:, j], deviation.loc[list(table.rows), k])
+    over = by_seed.groupby(["arm", "seed"]).mean().groupby("arm")
+    np.testing.assert_allclose(table.mean[:, 3], over.mean()[list(table.rows)])
+    np.testing.assert_allclose(table.spread[:, 3], over.std()[list(table.rows)])
+    lora = table.rows.index("lora")
+    assert table.is_best(lora, 2)
+    assert not table.is_best(lora, 0)
+    assert [table.cell(lora, j)[0] for j in (4, 7)] == ["74k", "3"]
+    assert table.cell(table.rows.index("full"), 4)[0] == "5.5M"
+    seconds = pd.read_csv(one.path / "accounts.csv").query("quantity == 'seconds'")
+    stages = {s.index: s.name for s in one.stream.stages}
+    by_k = seconds.assign(K=seconds["stage"].map(stages)).groupby(["arm", "K"])["value"].mean()
+    np.testing.assert_allclose(table.mean[:, 5], by_k.groupby("arm").mean()[list(table.rows)])
+
+
+def test_the_table_of_sixteen_arms_and_seven_k_fits_80_columns(many):
+    (table,) = main_tables(many, ACCURACY)
+    text = table.text(80)
+    assert max(map(len, text.splitlines())) <= 80
+    head = text.splitlines()[2]
+    for heading in ("Arm", "K=0", "K=1", "K=2", "K=5", "K=10", "K=20", "K=all", "Avg", "|Θ|", "n"):
+        assert heading in head
+    for arm in SIXTEEN:
+        assert re.search(rf"^{arm} ", text, re.MULTILINE), arm
+    assert "Average: over every K but 0." in text
+    wide = table.text(140)
+    assert "Not shown" not in wide
+    assert "peak MB" in wide
+    for line in (x for x in wide.splitlines() if x.startswith("means_base")):
+        assert line.split()[-4:] == ["–", "–", "–", "2"]
+
+
+def test_every_data_set_has_a_table_of_its_own(many, one):
+    tables = tables_by_experience(many, ACCURACY)
+    assert [t.title.split(" from ")[0] for t in tables] == [f"Accuracy in % on {n}" for n in SIX]
+    rows = frame(many).query("arm == 'lora' and K == 'K=5' and evaluated == 3")
+    table = tables[3]
+    j = [c.key for c in table.columns].index("K=5")
+    expected = rows.groupby("seed")["value"].mean().mean()
+    assert table.mean[table.rows.index("lora"), j] == pytest.approx(expected)
+    # Their mean is what the main table shows.
+    (main,) = main_tables(many, ACCURACY)
+    np.testing.assert_allclose(np.mean([t.mean[:, :7] for t in tables], axis=0), main.mean[:, :7])
+    assert tables_by_experience(one, ACCURACY) == []
+
+
+def test_a_stream_has_a_table_by_k_and_one_in_time(stream):
+    shots, time = main_tables(stream, ACCURACY)
+    assert shots.rows == tuple(FEW_SHOT_ARMS)
+    assert time.rows == ("uniform", "base", "joint")
+    assert time.references == 2
+    assert {"forgetting", "backward_transfer"} <= {c.key for c in time.columns}
+
+
+@pytest.mark.parametrize("render", ["markdown", "latex", "csv"])
+def test_renderings(one, render):
+    text = getattr(shots_table(one, ACCURACY), render)()
+    assert "lora_from_learned" in text.replace("\\", "")
+    if render == "latex":
+        assert r"$|$$\Theta$$|$" in text
+        assert text.isascii()
+    if render == "csv":
+        assert pd.read_csv(io.StringIO(text))["trainable_parameters"].tolist()[2] == 73_728
+
+
+def test_one_seed_has_no_deviation_and_says_so(tmp_path):
+    path = fabricate_few_shot(tmp_path / "run", seeds=(4,), draws=1)
+    run = RunFolder.read(path)
+    (table,) = main_tables(run, ACCURACY)
+    assert table.title.endswith("from K samples per class, seed 4")
+    assert "±" not in table.text(80)
+    page = render_html(run)
+    assert "There is one seed: how much of this is noise of training is unknown." in page
+    assert "of the average at K=1 of one seed, without an interval." in unescape(page)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0"),
+        (0.02, "<0.1"),
+        (0.25, "0.2"),
+        (9.96, "10"),
+        (999.4, "999"),
+        (999.6, "1.0k"),
+        (1e9, "1.0G"),
+    ],
+)
+def test_amounts(value, shown):
+    assert Column("k", "t", "s", form="amount").number(value) == shown
+
+
+def test_places_on_the_axis_of_k():
+    def at(*xs):
+        return [StageRecord(0, name, (), (), (), x) for name, x in xs]
+
+    assert places(at(("K=0", 0.0), ("K=1", 1.0), ("K=4", 4.0), ("K=all", 32.0))) == [-1, 0, 2, 5]
+    # A pool that is no larger than the largest K has a place of its own all the same.
+    assert places(at(("K=4", 4.0), ("K=all", 4.5))) == [2, 3]
+    assert places(at(("K=all", 8.0))) == [3]
+    assert places(at(("K=0", 0.0))) == [-1]
+
+
+def test_which_figures_a_run_has(one, many, stream):
+    assert list(draw_figures(one)) == ["shots", "gain", "weights"]
+    assert list(draw_figures(many)) == ["shots", "shots_by_data", "gain", "weights"]
+    found = set(draw_figures(stream))
+    assert found >= {"shots", "shots_by_data", "gain", "transfer", "weights"}
+    assert found >= {"final", "over_time", "forgetting", "matrices"}
+
+
+@pytest.mark.parametrize("name", ["shots", "shots_by_data", "gain", "weights"])
+def test_no_two_texts_overlap_with_sixteen_arms(many, name, monkeypatch):
+    assert texts_apart(draw_figures(many)[name], monkeypatch) > 20
+
+
+def test_no_two_texts_overlap_as_the_stream_goes_on(stream, monkeypatch):
+    assert texts_apart(draw_figures(stream)["transfer"], monkeypatch) > 12
+
+
+def test_the_lines_are_the_means_of_the_table(one):
+    figure = draw_figures(one)["shots"]
+    (table,) = main_tables(one, ACCURACY)
+    lines = {line.get_label(): line for ax in figure.axes for line in ax.get_lines()}
+    for i, arm in enumerate(table.rows):
+        np.testing.assert_allclose(lines[arm].get_ydata(), 100 * table.mean[i, :3])
+        np.testing.assert_allclose(lines[arm].get_xdata(), np.log2([1, 5, 43]))
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["1", "5", "all"]
+    assert [ax.get_title(loc="left") for ax in figure.axes] == [
+        "From the bare backbone",
+        "Composition",
+        "Trained on from a composition",
+    ]
+
+
+def test_the_gain_is_paired_within_seeds(many):
+    ax = draw_figures(many)["gain"].axes[0]
+    names = [t.get_text() for t in ax.get_yticklabels()]
+    assert "classifier" not in names
+    assert not {"means_base", "means_uniform"} & set(names)  # nothing of them is trained
+    rows = frame(many).query("K == 'K=1'").groupby(["arm", "evaluated", "seed"])["value"].mean()
+    gain = rows["uniform"] - rows["classifier"]
+    bar = ax.patches[names.index("uniform")]
+    assert bar.get_width() == pytest.approx(100 * gain.mean())
+    by_seed = gain.groupby("seed").mean()
+    (segment,) = [
+        c[2][0].get_segments()[0]
+        for c in ax.containers
+        if hasattr(c, "has_xerr") and c[2][0].get_segments()[0][0, 1] == names.index("uniform")
+    ]
+    assert segment[1, 0] - segment[0, 0] == pytest.approx(2 * 100 * by_seed.std())
+
+
+def test_weights_and_cka_by_hand(one):
+    figure = draw_figures(one)["weights"]
+    images = [ax.images[0].get_array() for ax in figure.axes if ax.images]
+    assert len(images) == 6
+    stages = {s.index for s in one.stream.stages if s.name == "K=5"}  # the middle one
+    rows = one.coefficients
+    rows = rows[(rows["arm"] == "learned") & rows["stage"].isin(stages)]
+    similar = one.similarity
+    weights = np.array(
+        [
+            [
+                rows[(rows["group"] == f"blocks.{x}.attn.qkv.q") & (rows["adapter"] == i)][
+                    "value"
+                ].mean()
+                for i in (0, 1, 2)
+            ]
+            for x in range(4)
+        ]
+    )
+    np.testing.assert_allclose(images[0], weights)
+    cka = np.array(
+        [
+            [
+                similar[(similar["group"] == f"blocks.{x}.attn.qkv.q") & (similar["adapter"] == i)][
+                    "value"
+                ].mean()
+                for i in (0, 1, 2)
+            ]
+            for x in range(4)
+        ]
+    )
+    np.testing.assert_allclose(images[3], cka)
+    rho = stats.spearmanr(weights.ravel(), cka.ravel()).statistic
+    titles = {t.get_text() for t in figure.findobj(Text)}
+    assert f"q CKA\nρ = {rho:.2f}".replace("-", "−") in titles
+    assert any(t.startswith("art_painting: weights of learned at K=5, ρ = ") for t in titles)
+
+
+def test_weights_without_cka_stand_alone_and_uniform_ones_are_not_drawn(tmp_path):
+    run = RunFolder.read(fabricate_few_shot(tmp_path / "run", similarity=False))
+    figure = draw_figures(run)["weights"]
+    assert len([ax for ax in figure.axes if ax.images]) == 3
+    assert weights_figure(run, "uniform", [3]) is None
+    assert "weights" not in draw_figures(
+        RunFolder.read(
+            fabricate_few_shot(tmp_path / "two", arms={"uniform": FEW_SHOT_ARMS["uniform"]})
+        )
+    )
+
+
+def test_transfer_has_a_panel_per_k_and_a_point_per_task(stream):
+    figure = draw_figures(stream)["transfer"]
+    panels = [ax for ax in figure.axes if ax.get_visible()]
+    assert [ax.get_title(loc="left") for ax in panels] == ["K=1", "K=5", "K=all"]
+    rows = frame(stream).query("K == 'K=5' and arm == 'learned'")
+    expected = rows.groupby(["evaluated", "seed"])["value"].mean().groupby("evaluated").mean()
+    k = list(FEW_SHOT_ARMS).index("learned")
+    np.testing.assert_allclose(panels[1].get_lines()[k].get_ydata(), 100 * expected)
+
+
+def test_the_same_run_gives_the_same_figures(one):
+    first, second = ({n: render(f, "svg") for n, f in draw_figures(one).items()} for _ in range(2))
+    assert first == second
+
+
+@pytest.fixture(scope="module")
+def page(one):
+    return render_html(one)
+
+
+def parsed(text):
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == []
+    assert {a[1:] for a in checker.addresses if a.startswith("#")} <= checker.ids
+    return checker
+
+
+def test_the_lead_says_who_leads_at_every_k_and_against_lora(one, page):
+    lead = unescape(re.search(r'<p class="lead">(.*?)</p>', page)[1])
+    means = frame(one).groupby(["arm", "K", "seed"])["value"].mean().groupby(["arm", "K"]).mean()
+    means = 100 * means.unstack()
+    for k in ("K=1", "K=5", "K=all"):
+        best = means[k].idxmax()
+        assert f"at {k} {best}, {means[k][best]:.1f} ± " in lead
+    assert lead.startswith("Accuracy from K samples per class; best of 6 arms: at K=1 ")
+    composed = means.loc[["uniform", "learned", "lora_from_learned"]] - means.loc["lora"]
+    for k in ("K=1", "K=5"):
+        arm = composed[k].idxmax()
+        assert f"{k} ({arm}, +{composed[k][arm]:.1f} points)" in lead
+    arm = composed["K=all"].idxmax()
+    assert f"and not better at K=all ({arm}, −{-composed['K=all'][arm]:.1f} points)." in lead
+    assert lead.endswith("Mean ± standard deviation over 3 seeds.")
+
+
+def test_the_page_shows_every_raw_score_with_k_and_draw(one, page):
+    (numbers,) = (
+        t for t in parsed(page).tables if t[0][:5] == ["Arm", "Seed", "Metric", "Stage", "Draw"]
+    )
+    shown = {
+        (row[0], int(row[1]), row[2], row[3], int(row[4]), numbers[0][5 + j], cell)
+        for row in numbers[1:]
+        for j, cell in enumerate(row[5:])
+        if cell != "–"
+    }
+    stages = {s.index: s for s in one.stream.stages}
+    expected = {
+        (
+            s.arm,
+            s.seed,
+            s.metric,
+            stages[s.stage].name,
+            stages[s.stage].draw,
+            one.experiences[s.evaluated],
+            f"{s.value:.4f}",
+        )
+        for s in one.scores
+    }
+    assert shown == expected
+
+
+def test_the_page_has_differences_costs_facts_and_definitions(one, page):
+    found = parsed(page)
+    assert {"differences", "differences2", "costs"} <= found.ids
+    assert "<h2>Differences to lora, over K</h2>" in page
+    assert "<h2>Differences to lora, at K=1</h2>" in page
+    assert "<dt>Upstream</dt><dd>photo (1000 train" in page
+    assert "<dt>Downstream</dt><dd>art_painting (1000 train" in page
+    assert "<dt>Support draws</dt><dd>2</dd>" in page
+    assert "<h3>Seconds per adaptation</h3>" in page
+    assert "trainable parameters without the head (Asadi et al. 2024)" in page
+    averages = frame(one).groupby(["arm", "K", "seed"])["value"].mean()
+    at_one = averages.xs("K=1", level="K")
+    test = stats.ttest_rel(at_one["uniform"], at_one["lora"])
+    tables = [t for t in found.tables if t[0][:2] == ["Arm", "Difference, points"]]
+    (row,) = (row for row in tables[1] if row[0] == "uniform")
+    low, high = test.confidence_interval(0.95)
+    assert [float(x.replace("−", "-")) for x in row[2:4]] == pytest.approx(
+        [100 * low, 100 * high], abs=0.051
+    )
+
+
+def test_the_page_of_many_data_sets_and_of_a_stream(many, stream):
+    page = render_html(many)
+    titles = re.findall(r"<h3>(.*?)</h3>", page)
+    for name in SIX:
+        assert any(t.startswith(f"Accuracy in % on {name} from K") for t in titles)
+    assert "<dt>Held out in turn</dt>" in page
+    assert len(page) < 4_000_000
+    page = render_html(stream)
+    assert "In time: Accuracy, average: uniform, " in unescape(page)
+    assert "<h2>Differences to base, in time</h2>" in page
+    assert "<dt>Tasks in order</dt>" in page
+    parsed(page)
+
+
+def events(run, *parts):
+    found = EventAccumulator(str(run.path.joinpath("tensorboard", *parts)))
+    found.Reload()
+    return found
+
+
+def series(found, tag):
+    return {e.step: e.value for e in found.Scalars(tag)}
+
+
+def test_tensorboard_steps_are_k(one):
+    write_tensorboard(one)
+    found = events(one, "learned")
+    (table,) = main_tables(one, ACCURACY)
+    i = table.rows.index("learned")
+    # The pool has 43 samples a class.
+    assert series(found, "accuracy/average") == pytest.approx(
+        dict(zip((1, 5, 43), table.mean[i, :3], strict=True))
+    )
+    assert series(found, "accuracy/art_painting") == series(found, "accuracy/average")
+    assert series(found, "accounts/trainable_parameters") == {1: 48, 5: 48, 43: 48}
+    assert set(series(found, "coefficients/00-photo")) == {1, 5, 43}
+    assert series(found, "result/average") == pytest.approx({43: table.mean[i, 3]})
+    (image,) = found.Images("weights/art_painting")
+    assert min(Image.open(io.BytesIO(image.encoded_image_string)).size) > 200
+    assert "weights/art_painting" not in events(one, "uniform").Tags()["images"]
+    seed = series(events(one, "learned", "seed-2"), "accuracy/average")
+    raw = frame(one).query("arm == 'learned' and seed == 2").groupby("K")["value"].mean()
+    assert seed == pytest.approx({1: raw["K=1"], 5: raw["K=5"], 43: raw["K=all"]})
+
+
+def test_tensorboard_steps_stay_distinct(tmp_path):
+    # The pool, of 43 samples a class, comes after the largest K.
+    path = fabricate_few_shot(tmp_path / "run", shots=(0, 1, 43, "all"), seeds=(0,))
+    run = RunFolder.read(path)
+    write_tensorboard(run)
+    assert set(series(events(run, "lora"), "accuracy/average")) == {0, 1, 43, 44}
+
+
+def test_tensorboard_of_a_stream_keeps_k_and_time_apart(stream):
+    write_tensorboard(stream)
+    found = events(stream, "uniform")
+    assert set(series(found, "accuracy/sketch")) == {1, 5, 42}
+    assert set(series(found, "in_time/accuracy/sketch")) == {3, 4}
+    assert set(series(found, "in_time/forgetting/accuracy")) == {2, 3, 4}
+    assert set(series(found, "coefficients/sketch/00-photo")) == {1, 5, 42}
+    tags = events(stream, "lora").Tags()["scalars"]
+    assert not [t for t in tags if t.startswith("in_time")]
+    assert not [t for t in events(stream, "joint").Tags()["scalars"] if t.startswith("accuracy")]
+
+
+def test_few_shot_runs_are_compared_by_k(one, tmp_path):
+    more = RunFolder.read(fabricate_few_shot(tmp_path / "more", seeds=(3, 4)))
+    comparison = compare_runs([one, more], reference="lora")
+    assert len(comparison.conditions) == 1
+    table = comparison_table(comparison)
+    assert [c.title for c in table.columns] == [
+        "K=1",
+        "K=5",
+        "K=all",
+        "average",
+        "n",
+        "vs lora",
+        "p",
+    ]
+    both = pd.concat([frame(one), frame(more)]).groupby(["arm", "K", "seed"])["value"].mean()
+    for j, k in enumerate(("K=1", "K=5", "K=all")):
+        expected = both.xs(k, level="K").groupby("arm").mean()
+        np.testing.assert_allclose(table.mean[:, j], expected[list(table.rows)])
+    over = both.groupby(["arm", "seed"]).mean()
+    test = stats.ttest_rel(over["uniform"], over["lora"])
+    found = comparison.difference(comparison.conditions[0], "uniform")
+    assert (found.n, found.p) == (5, pytest.approx(test.pvalue))
+    assert max(map(len, table.text(80).splitlines())) <= 80
+    assert "from K = 1, 5, all" in " ".join(comparison.notes)
+    rows = pd.read_csv(io.StringIO(RENDERERS["csv"](comparison)))
+    assert {"K=1", "K=1 deviation", "average"} <= set(rows.columns)
+    assert render(comparison_figure(comparison), "png")
+
+
+def test_what_cannot_be_compared_is_refused_in_one_sentence(one, tmp_path):
+    domains = RunFolder.read(fabricate_run(tmp_path / "domains"))
+    for runs in ([one, domains], [domains, one]):
+        with pytest.raises(UserError, match="is a few-shot run, with scores by K") as caught:
+            compare_runs(runs)
+        assert "\n" not in str(caught.value)
+    path = fabricate_few_shot(tmp_path / "other", shots=(1, 2, "all"), name="other")
+    other = RunFolder.read(path)
+    # Other K stand beside it, and averages over other K are no pairs.
+    assert len(compare_runs([one, other]).conditions) == 2
+    with pytest.raises(UserError, match="not pairs"):
+        compare_runs([one, other], reference="few_shot:lora")
+
+
+def test_in_time_is_not_compared_and_said_so(stream):
+    comparison = compare_runs([stream])
+    assert comparison.arms == tuple(FEW_SHOT_ARMS)
+    assert "By K: the scores in time stand in the report of each run." in comparison.notes
+    with pytest.raises(UserError, match="Unknown arm 'joint'"):
+        compare_runs([stream], reference="joint")
