@@ -1,12 +1,15 @@
 """One step of learning composition weights: adapters kept apart, against dense updates.
 
-Three tables. *A module*: forward and backward through the q, k and v of 12 blocks at the width of
+Four tables. *A module*: forward and backward through the q, k and v of 12 blocks at the width of
 ViT-B with 5 adapters of rank 16, attention and MLP left out. The weights of the composition have
-a row for each module. Memory is the peak of such a step in fp32, held tensors included, beyond that
-of the frozen layers alone; each case in a process of its own, whose allocator hands freed blocks
-back at once, so that the peak is what is alive. *A whole step*: what learning does on
-a batch with ViT-Ti for a plain sum. *Warm-up*: a head trained 50 epochs through the frozen backbone
-and on features computed once.
+a row for each module. Every case ends in the same product with the layer's input. The case *by
+hand* is what no implementation of the bottleneck can avoid: its products one after another without
+autograd, weights kept in the precision of the products. Memory is the peak of such a step in fp32,
+held tensors included, beyond that of the frozen layers alone; each case in a process of its own,
+whose allocator hands freed blocks back at once, so that the peak is what is alive. *A whole step*:
+what learning does on a batch with a Vision Transformer for a plain sum, and the same as the
+adapters become more. *Warm-up*: a head trained 50 epochs through the frozen backbone and on
+features computed once.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,11 +29,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cl_lora import Adapter, Update
-from cl_lora.adapters.injection import module_weight
-from cl_lora.merging import learn, make_rule, prepare
-from cl_lora.merging.kernels import weighted_sum
+from cl_lora.adapters.injection import module_weight, split_qkv
+from cl_lora.merging import Learned, learn, make_rule, prepare
 from cl_lora.merging.plan import gather
 from cl_lora.merging.spaces import DeltaSpace
+from cl_lora.models.backbones import ModelConfig
 from cl_lora.models.bottleneck import Bottleneck, composed
 from cl_lora.models.compute import Compute
 from cl_lora.models.features import cached_features, fit_head
@@ -41,8 +45,32 @@ WIDTH, TOKENS = 768, 50
 BATCHES = (7, 32)
 """One image a class of PACS, and a batch of a larger support set; 50 tokens as in ViT-B/32."""
 
-VIT, STEPS = "ViT-Ti/16 at 112", 4
+VIT = "ViT-Ti/16 at 112"
 IMAGES, EPOCHS = 35, 50
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network whose coefficients are learned: how many adapters, where, and for how long."""
+
+    config: ModelConfig
+    adapters: int
+    rank: int
+    targets: tuple[str, ...]
+    batches: tuple[int, ...]
+    steps: int
+
+
+SETTINGS = {
+    "ViT-Ti": Setting(MODELS[VIT][0], 4, 8, ("qkv",), (7, 16, 32), 4),
+    "ViT-B": Setting(
+        ModelConfig("vit_base_patch32_224", pretrained=False), 5, 16, ("q", "k", "v"), BATCHES, 1
+    ),
+}
+MORE = (9, 16, 25)
+"""Numbers of adapters of rank 8 with ViT-Ti: at 9 either way multiplies as much a token."""
+
+BY_HAND = "bottleneck by hand"
 
 Step = Callable[[Tensor], Tensor]
 
@@ -67,24 +95,34 @@ class Layers(nn.Module):
         return [self.get_submodule(name)(x) for name in self.names]
 
 
-def cases(adapters: list[Adapter], layers: Layers) -> dict[str, Callable[[], Step]]:
-    """Return for each case what prepares it; a step returns the gradient of alpha (M, n)."""
-    sources = gather(adapters)
-    space = DeltaSpace(sources)
-    gradient = torch.full((1, WIDTH), 1e-3)
+class Gradients:
+    """A fixed gradient for each shape and dtype of an output."""
 
-    def back(alpha: Tensor, outputs: list[Tensor]) -> Tensor:
-        torch.autograd.backward(outputs, [gradient.to(out).expand_as(out) for out in outputs])
+    def __init__(self) -> None:
+        self.drawn: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
+
+    def __call__(self, out: Tensor) -> Tensor:
+        """Return the gradient of an output."""
+        key = (out.shape, out.dtype)
+        if key not in self.drawn:
+            generator = torch.Generator().manual_seed(1)
+            self.drawn[key] = torch.randn(out.shape, generator=generator).to(out) * 1e-3
+        return self.drawn[key]
+
+    def back(self, alpha: Tensor, outputs: list[Tensor]) -> Tensor:
+        """Return the gradient of alpha."""
+        torch.autograd.backward(outputs, [self(out) for out in outputs])
         return torch.zeros_like(alpha) if alpha.grad is None else alpha.grad
 
-    def start(x: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (len(layers.names), sources.n)
-        return x.requires_grad_(), torch.full(shape, 1 / sources.n, requires_grad=True)
+
+def cases(adapters: list[Adapter], layers: Layers) -> dict[str, Callable[[], Step]]:
+    """Return for each case what prepares it; a step returns the gradient of alpha (M, n)."""
+    gradients = Gradients()
 
     def frozen() -> Step:
         def step(x: Tensor) -> Tensor:
-            x, alpha = start(x)
-            return back(alpha, layers(x))
+            x, alpha = _start(x, layers, adapters)
+            return gradients.back(alpha, layers(x))
 
         return step
 
@@ -92,42 +130,101 @@ def cases(adapters: list[Adapter], layers: Layers) -> dict[str, Callable[[], Ste
         made = Bottleneck.of(layers, adapters)
 
         def step(x: Tensor) -> Tensor:
-            x, alpha = start(x)
+            x, alpha = _start(x, layers, adapters)
             with composed(layers, made.weighted(alpha)):
-                return back(alpha, layers(x))
+                return gradients.back(alpha, layers(x))
 
         return step
-
-    def dense(delta: Callable[[str, Tensor], Tensor]) -> Step:
-        def step(x: Tensor) -> Tensor:
-            x, alpha = start(x)
-            weights = (
-                module_weight(layers, name) + delta(name, row)
-                for name, row in zip(layers.names, alpha, strict=True)
-            )
-            return back(alpha, [F.linear(x, weight) for weight in weights])
-
-        return step
-
-    def kept() -> Step:
-        deltas = {name: space.stack(name, "delta") for name in layers.names}
-        return dense(lambda name, row: weighted_sum(row, deltas[name]))
-
-    def rebuilt() -> Step:
-        return dense(lambda name, row: weighted_sum(row, space.stack(name, "delta")))
-
-    def product() -> Step:
-        plan = prepare(adapters, "task_arithmetic").materialise()
-
-        def delta(name: str, row: Tensor) -> Tensor:
-            entry = plan.combine_module(name, row)
-            return entry if isinstance(entry, Tensor) else entry.delta()
-
-        return dense(delta)
 
     return {
         "frozen layers": frozen,
         "bottleneck": apart,
+        BY_HAND: lambda: _by_hand(adapters, layers, gradients),
+        **_dense_cases(adapters, layers, gradients),
+    }
+
+
+def _start(x: Tensor, layers: Layers, adapters: list[Adapter]) -> tuple[Tensor, Tensor]:
+    shape = (len(layers.names), len(adapters))
+    return x.requires_grad_(), torch.full(shape, 1 / len(adapters), requires_grad=True)
+
+
+def _by_hand(adapters: list[Adapter], layers: Layers, gradients: Gradients) -> Step:
+    made = Bottleneck.of(layers, adapters)
+    owners = [torch.arange(made.n).repeat_interleave(ranks) for ranks in made.ranks.values()]
+    held: dict[torch.dtype, list[tuple[Tensor, ...]]] = {}
+
+    def matrices(dtype: torch.dtype) -> list[tuple[Tensor, ...]]:
+        if dtype not in held:
+            held[dtype] = [
+                tuple(m.detach().to(dtype) for m in (module_weight(layers, name), f.A, f.B))
+                for name, f in made.stacked.items()
+            ]
+        return held[dtype]
+
+    @torch.no_grad()
+    def step(x: Tensor) -> Tensor:
+        dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
+        _, alpha = _start(x, layers, adapters)
+        found = torch.zeros_like(alpha)
+        with torch.autocast("cpu", enabled=False):
+            x = x.to(dtype)
+            to_x = torch.zeros_like(x)
+            for m, (W, A, B) in enumerate(matrices(dtype)):
+                z, columns = x @ A.T, alpha[m, owners[m]].to(dtype)
+                to_out = gradients((x @ W.T).addmm_(z * columns, B.T))
+                to_z = to_out @ B
+                found[m].index_add_(0, owners[m], (to_z * z).sum(0, dtype=torch.float32))
+                to_x.addmm_(to_out, W).addmm_(to_z.mul_(columns), A)
+        return found
+
+    return step
+
+
+def _dense_cases(
+    adapters: list[Adapter], layers: Layers, gradients: Gradients
+) -> dict[str, Callable[[], Step]]:
+    space = DeltaSpace(gather(adapters))
+
+    def dense(merged: Callable[[str, Tensor], Tensor], in_bf16: bool = False) -> Step:
+        def step(x: Tensor) -> Tensor:
+            x, alpha = _start(x, layers, adapters)
+            rows = zip(layers.names, alpha, strict=True)
+            # Only the graph holds the merged weights, so that each goes once it was used backward.
+            outputs = [F.linear(x, weight(*row)) for row in rows]
+            return gradients.back(alpha, outputs)
+
+        def weight(name: str, row: Tensor) -> Tensor:
+            enabled = in_bf16 and torch.is_autocast_enabled("cpu")
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                return merged(name, row)
+
+        return step
+
+    def added(name: str, row: Tensor, deltas: Tensor) -> Tensor:
+        # W0 is added in the pass that sums the deltas. In float32, as in Compute.merged_features:
+        # to cast the deltas would take longer than their sum.
+        weight = module_weight(layers, name)
+        return torch.addmv(weight.flatten(), deltas.flatten(1).T, row).view(weight.shape)
+
+    def kept() -> Step:
+        deltas = {name: space.stack(name, "delta") for name in layers.names}
+        return dense(lambda name, row: added(name, row, deltas[name]))
+
+    def rebuilt() -> Step:
+        return dense(lambda name, row: added(name, row, space.stack(name, "delta")))
+
+    def product() -> Step:
+        made = Bottleneck.of(layers, adapters)
+
+        def merged(name: str, row: Tensor) -> Tensor:
+            f, ranks = made.stacked[name], made.ranks[name]
+            columns = row.repeat_interleave(ranks, output_size=f.rank)
+            return torch.addmm(module_weight(layers, name), f.B * columns, f.A)
+
+        return dense(merged, in_bf16=True)
+
+    return {
         "dense deltas kept": kept,
         "dense deltas rebuilt": rebuilt,
         "product of stacked factors": product,
@@ -168,8 +265,10 @@ def modules() -> list[dict[str, Any]]:
                 if precision == "fp32":
                     _check_equal(steps, x)
                 found = interleaved(
-                    {name: partial(step, x.clone()) for name, step in steps.items()}, repeats=5
+                    {name: partial(step, x.clone()) for name, step in steps.items()}, repeats=7
                 )
+            least = found["frozen layers"]["cpu_s"]
+            beyond = found["bottleneck"]["cpu_s"] - least
             for name, values in found.items():
                 seconds = values["cpu_s"] / len(vit_modules())
                 rows.append(
@@ -180,6 +279,7 @@ def modules() -> list[dict[str, Any]]:
                         "batch": batch,
                         "ms_per_module": 1000 * seconds,
                         "to_bottleneck": values["cpu_s"] / found["bottleneck"]["cpu_s"],
+                        "beyond_frozen_to_bottleneck": (values["cpu_s"] - least) / beyond,
                         **values,
                     }
                 )
@@ -196,7 +296,7 @@ def memory() -> list[dict[str, Any]]:
     """Return a row for each case and batch: MB a module beyond the frozen layers."""
     rows = []
     for batch in BATCHES:
-        peaks = {name: _peak_alone(name, batch) for name in setting()}
+        peaks = {name: _peak_alone(name, batch) for name in setting() if name != BY_HAND}
         for name, value in peaks.items():
             extra = (value - peaks["frozen layers"]) / len(vit_modules()) / 1e6
             of = "memory of a module (ViT-B)"
@@ -217,23 +317,26 @@ def _peak_alone(case: str, batch: int) -> float:
     return float(json.loads(output.splitlines()[-1]))
 
 
-def learning(bf16: bool, batch: int) -> dict[str, Callable[[], object]]:
-    """Return whole steps of learning the coefficients of a plain sum, preparing included."""
-    backbone = backbone_for(MODELS[VIT][0], bf16)
+def learning(setting: Setting, bf16: bool, batch: int) -> dict[str, Callable[[], Learned]]:
+    """Return the learning of a plain sum's coefficients, preparing included."""
+    backbone = backbone_for(setting.config, bf16)
+    if "q" in setting.targets:
+        split_qkv(backbone.network)
     compute = Compute(torch.device("cpu"), bf16)
-    adapters = random_adapters(4, 8, shapes_of(backbone.network, ["qkv"]))
+    shapes = shapes_of(backbone.network, setting.targets)
+    adapters = random_adapters(setting.adapters, setting.rank, shapes)
     side = backbone.img_size
     images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
     plan = prepare(adapters, "task_arithmetic")
-    rule = make_rule({"name": "softmax", "steps": STEPS})
+    rule = make_rule({"name": "softmax", "steps": setting.steps})
 
-    def merged() -> object:
+    def merged() -> Learned:
         def loss(update: Update, _: int) -> Tensor:
             return compute.merged_features(backbone, update, images).square().mean()
 
         return learn(rule, plan, loss)
 
-    def apart() -> object:
+    def apart() -> Learned:
         made = Bottleneck.of(backbone.network, adapters)
 
         def loss(update: Update, _: int) -> Tensor:
@@ -247,24 +350,43 @@ def learning(bf16: bool, batch: int) -> dict[str, Callable[[], object]]:
 
 
 def whole_steps() -> list[dict[str, Any]]:
-    """Return a row for each precision, batch and way of learning."""
-    rows = []
-    for bf16 in (False, True):
-        for batch in BATCHES:
-            found = interleaved(learning(bf16, batch), repeats=5 if batch < 20 else 3)
-            rows += [
-                {
-                    "of": "a whole step (ViT-Ti)",
-                    "case": name,
-                    "batch": batch,
-                    "precision": "bf16" if bf16 else "fp32",
-                    "cpu_s_per_step": values["cpu_s"] / STEPS,
-                    "to_bottleneck": values["cpu_s"] / found["bottleneck"]["cpu_s"],
-                    **values,
-                }
-                for name, values in found.items()
-            ]
-    return rows
+    """Return a row for each network, precision, batch and way of learning."""
+    return [
+        row
+        for name, setting in SETTINGS.items()
+        for bf16 in (False, True)
+        for batch in setting.batches
+        for row in _whole_step(f"a whole step ({name})", setting, bf16, batch)
+    ]
+
+
+def more_adapters() -> list[dict[str, Any]]:
+    """Return a row for each precision, number of adapters and way of learning, with ViT-Ti."""
+    return [
+        row
+        for bf16 in (False, True)
+        for n in MORE
+        for row in _whole_step(
+            "a whole step as adapters grow", replace(SETTINGS["ViT-Ti"], adapters=n), bf16, 16
+        )
+    ]
+
+
+def _whole_step(of: str, setting: Setting, bf16: bool, batch: int) -> list[dict[str, Any]]:
+    found = interleaved(learning(setting, bf16, batch), repeats=5)
+    return [
+        {
+            "of": of,
+            "case": name,
+            "batch": batch,
+            "adapters": setting.adapters,
+            "precision": "bf16" if bf16 else "fp32",
+            "cpu_s_per_step": values["cpu_s"] / setting.steps,
+            "to_bottleneck": values["cpu_s"] / found["bottleneck"]["cpu_s"],
+            **values,
+        }
+        for name, values in found.items()
+    ]
 
 
 def warming_up() -> dict[str, Callable[[], nn.Module]]:
@@ -315,30 +437,29 @@ def by_case(rows: list[dict[str, Any]], column: str, **where: Any) -> dict[str, 
 def summary(rows: list[dict[str, Any]]) -> Mapping[str, Any]:
     """Return what the claims of docs/performance.md are made of."""
     modules = "a module (ViT-B)"
-    to_bottleneck = {
-        case: {
-            f"{row['precision']} batch {row['batch']}": row["to_bottleneck"]
+
+    def ratios(case: str, of: str = modules, column: str = "to_bottleneck") -> dict[str, float]:
+        return {
+            f"{row['precision']} batch {row['batch']}": row[column]
             for row in rows
-            if row["of"] == modules and row["case"] == case
+            if row["of"] == of and row["case"] == case
         }
-        for case in ("dense deltas kept", "dense deltas rebuilt")
-    }
+
+    kept, rebuilt = "dense deltas kept", "dense deltas rebuilt"
+    beyond = "beyond_frozen_to_bottleneck"
     shares = []
     for batch in BATCHES:
         extra = by_case(rows, "extra_MB_per_module", of=f"memory of {modules}", batch=batch)
-        dense = min(extra["dense deltas kept"], extra["dense deltas rebuilt"])
-        shares.append(extra["bottleneck"] / dense)
-    whole = {
-        f"{row['precision']} batch {row['batch']}": row["to_bottleneck"]
-        for row in rows
-        if row["of"] == "a whole step (ViT-Ti)" and row["case"] == "merged"
-    }
+        shares.append(extra["bottleneck"] / min(extra[kept], extra[rebuilt]))
     seconds = by_case(rows, "cpu_s", of="warm-up (ViT-Ti)")
     return {
-        "kept_to_bottleneck": to_bottleneck["dense deltas kept"],
-        "rebuilt_to_bottleneck": to_bottleneck["dense deltas rebuilt"],
+        "kept_to_bottleneck": ratios(kept),
+        "rebuilt_to_bottleneck": ratios(rebuilt),
+        "kept_to_bottleneck_beyond_frozen": ratios(kept, column=beyond),
+        "rebuilt_to_bottleneck_beyond_frozen": ratios(rebuilt, column=beyond),
         "share_of_dense_memory": max(shares),
-        "merged_to_bottleneck": whole,
+        "merged_to_bottleneck": ratios("merged", "a whole step (ViT-Ti)"),
+        "merged_to_bottleneck_wide": ratios("merged", "a whole step (ViT-B)"),
         "warm_up_times_faster": seconds["through the backbone"] / seconds["on cached features"],
     }
 
@@ -347,12 +468,12 @@ def main() -> None:
     if len(sys.argv) > 1:
         print(json.dumps(peak(sys.argv[1], int(sys.argv[2]))))
         return
-    rows = [*modules(), *memory(), *whole_steps(), *warm_up()]
+    rows = [*modules(), *memory(), *whole_steps(), *more_adapters(), *warm_up()]
     report(
         "composition",
         f"a module: 5 adapters of rank 16, 36 layers {WIDTH} x {WIDTH}, {TOKENS} tokens an image; "
-        f"a whole step: {VIT}, 4 adapters of rank 8 on qkv; warm-up: {IMAGES} images, "
-        f"{EPOCHS} epochs",
+        f"a whole step: {VIT}, 4 adapters of rank 8 on qkv, and ViT-B/32 at 224, 5 of rank 16 on "
+        f"q, k and v; warm-up: {IMAGES} images, {EPOCHS} epochs",
         rows,
         **summary(rows),
     )

@@ -60,7 +60,7 @@ def claims() -> list[Claim]:
         Claim(
             "one step of learning, TIES in factors / TIES in delta (linear)",
             "",
-            ", ".join(f"{ratio:.2f} {of}" for of, ratio in learning.items()),
+            _each(learning),
             None,
         ),
         Claim(
@@ -116,6 +116,15 @@ def claims() -> list[Claim]:
             2.5,
             composition["rebuilt_to_bottleneck"],
         ),
+        *(
+            Claim(
+                f"the same beyond the frozen layers, dense deltas {how} / bottleneck",
+                "",
+                _each(composition[f"{how}_to_bottleneck_beyond_frozen"]),
+                None,
+            )
+            for how in ("kept", "rebuilt")
+        ),
         Claim(
             "a composition step, extra memory, bottleneck / dense deltas (ViT-B width)",
             "at most a third",
@@ -126,6 +135,12 @@ def claims() -> list[Claim]:
             "a whole composition step, merged / bottleneck (ViT-Ti)",
             1,
             composition["merged_to_bottleneck"],
+        ),
+        Claim(
+            "a whole composition step, merged / bottleneck (ViT-B)",
+            "",
+            _each(composition["merged_to_bottleneck_wide"]),
+            None,
         ),
         _at_least(
             "warming up a head 50 epochs, through the backbone / on cached features",
@@ -148,8 +163,11 @@ def _at_least(question: str, aim: float, found: float) -> Claim:
 
 
 def _each_at_least(question: str, aim: float, found: dict[str, float]) -> Claim:
-    measured = ", ".join(f"{ratio:.2f} {of}" for of, ratio in found.items())
-    return Claim(question, f"at least {aim:g}", measured, min(found.values()) >= aim)
+    return Claim(question, f"at least {aim:g}", _each(found), min(found.values()) >= aim)
+
+
+def _each(found: dict[str, float]) -> str:
+    return ", ".join(f"{ratio:.2f} {of}" for of, ratio in found.items())
 
 
 def _result(name: str) -> dict[str, Any]:

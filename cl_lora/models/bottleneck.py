@@ -55,6 +55,19 @@ class Bottleneck:
         """The names of the adapted modules, in the order of the adapters."""
         return tuple(self.stacked)
 
+    @property
+    def multiplies_less(self) -> bool:
+        """Whether a step multiplies less than one with dense updates, however many the tokens.
+
+        For each token a step of learning the weights multiplies ``2 R (d_in + d_out)`` numbers
+        beyond what the frozen layers do (A and B forward, both again backward), and the gradient
+        of a merged weight takes ``d_in d_out``: the bottleneck pays up to ``R = d / 4`` in a square
+        layer. Merging has a cost per step beside it, so with few tokens the bottleneck pays
+        beyond that too.
+        """
+        apart = sum(2 * f.rank * sum(f.shape) for f in self.stacked.values())
+        return apart <= sum(f.shape[0] * f.shape[1] for f in self.stacked.values())
+
     def weighted(self, alpha: Tensor) -> Composition:
         """Return the composition of the adapters with these coefficients.
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from cl_lora.adapters import Adapter, LoRAFactors
 from cl_lora.adapters.injection import LoRAConfig, inject, remove, split_qkv, target_modules
@@ -223,6 +225,54 @@ def test_a_layer_that_keeps_its_weight_transposed_is_refused():
     network = nn.ModuleDict({"fc": Conv1D(4, 6)})
     with pytest.raises(UserError, match=r"'fc' to be a linear layer.* is Conv1D; merge"):
         Bottleneck.of(network, one_adapter("fc", 4, 6))
+
+
+def flops(step) -> int:
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 4, 5])
+def test_whether_the_bottleneck_multiplies_less_is_what_torch_counts(rank):
+    layer = nn.ModuleDict({"fc": nn.Linear(12, 24)}).requires_grad_(False)
+    A, B = torch.randn(rank, 12), torch.randn(24, rank)
+    made = Bottleneck.of(layer, [Adapter("one", {"fc": LoRAFactors(A, B)})])
+    x = torch.randn(7, 12, requires_grad=True)
+    alpha = torch.ones(1, requires_grad=True)
+    merged = (layer["fc"].weight + B @ A).requires_grad_()
+
+    def apart() -> None:
+        with composed(layer, made.weighted(alpha)):
+            layer["fc"](x).sum().backward()
+
+    kept, dense = flops(apart), flops(lambda: F.linear(x, merged).sum().backward())
+    assert made.multiplies_less is (kept <= dense)
+    assert kept - flops(lambda: layer["fc"](x).sum().backward()) == 2 * 7 * 2 * rank * (12 + 24)
+
+
+def test_the_sizes_of_all_modules_decide_which_way_multiplies_less(backbone):
+    # 2 R (d_in + d_out) against d_in d_out: qkv 16 -> 48 up to R = 6, fc1 16 -> 64 up to 6.4.
+    adapters = make_adapters(backbone.network, ["qkv", "fc1"])
+    assert sum(RANKS) == 9
+    assert not Bottleneck.of(backbone.network, adapters).multiplies_less
+    assert Bottleneck.of(backbone.network, adapters[:2]).multiplies_less
+
+
+def test_a_first_layer_goes_back_no_further_than_its_bottleneck(backbone):
+    """Where nothing below is learned the gradient stops at the bottleneck."""
+    adapters = make_adapters(backbone.network, ["qkv"])[:1]
+    name, layer = "blocks.0.attn.qkv", backbone.network.get_submodule("blocks.0.attn.qkv")
+    first = [Adapter("first", {name: adapters[0].factors[name]})]
+    made = Bottleneck.of(backbone.network, first)
+    x, alpha = torch.randn(7, 16), torch.ones(1, requires_grad=True)
+
+    def step() -> None:
+        with composed(backbone.network, made.weighted(alpha)):
+            layer(x).sum().backward()
+
+    rank = RANKS[0]
+    assert flops(step) == 2 * 7 * (16 * 48 + rank * 16 + 2 * rank * 48)
 
 
 @pytest.mark.parametrize(

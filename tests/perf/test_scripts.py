@@ -73,6 +73,14 @@ def test_each_way_of_composing_has_the_same_gradient(monkeypatch):
         torch.testing.assert_close(gradient, gradients["bottleneck"], msg=name)
 
 
+@pytest.mark.parametrize("targets", [("qkv",), ("q", "k", "v")])
+def test_either_whole_step_of_composition_learns_the_same(targets):
+    setting = composition.Setting(ModelConfig("embedded"), 3, 2, targets, (2,), 2)
+    merged, apart = (run().alpha for run in composition.learning(setting, False, 2).values())
+    assert (merged - 1 / 3).abs().max() > 1e-4, "nothing was learned"
+    torch.testing.assert_close(apart, merged, rtol=1e-3, atol=1e-5)
+
+
 def test_either_warm_up_trains_the_same_head(monkeypatch):
     monkeypatch.setattr(composition, "EPOCHS", 2)
     monkeypatch.setitem(
