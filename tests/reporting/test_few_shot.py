@@ -188,14 +188,17 @@ def test_places_on_the_axis_of_k():
 
 
 def test_which_figures_a_run_has(one, many, stream):
-    assert list(draw_figures(one)) == ["shots", "gain", "weights"]
-    assert list(draw_figures(many)) == ["shots", "shots_by_data", "gain", "weights"]
+    assert list(draw_figures(one)) == ["shots", "gain", "coefficients_by_shots", "weights"]
+    every = ["shots", "shots_by_data", "gain", "coefficients_by_shots", "weights"]
+    assert list(draw_figures(many)) == every
     found = set(draw_figures(stream))
     assert found >= {"shots", "shots_by_data", "gain", "transfer", "weights"}
     assert found >= {"final", "over_time", "forgetting", "matrices"}
 
 
-@pytest.mark.parametrize("name", ["shots", "shots_by_data", "gain", "weights"])
+@pytest.mark.parametrize(
+    "name", ["shots", "shots_by_data", "gain", "coefficients_by_shots", "weights"]
+)
 def test_no_two_texts_overlap_with_sixteen_arms(many, name, monkeypatch):
     assert texts_apart(draw_figures(many)[name], monkeypatch) > 20
 
@@ -285,6 +288,20 @@ def test_weights_without_cka_stand_alone_and_uniform_ones_are_not_drawn(tmp_path
             fabricate_few_shot(tmp_path / "two", arms={"uniform": FEW_SHOT_ARMS["uniform"]})
         )
     )
+
+
+def test_learned_coefficients_against_k_by_hand(one):
+    figure = draw_figures(one)["coefficients_by_shots"]
+    # What is uniform is not learned.
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["learned", "lora_from_learned"]
+    names = {s.index: s.name for s in one.stream.stages}
+    rows = one.coefficients.assign(K=one.coefficients["stage"].map(names))
+    rows = rows[(rows["arm"] == "learned") & (rows["adapter"] == 1)]
+    by_draw = rows.groupby(["K", "seed", "stage"])["value"].mean()
+    means = by_draw.groupby(["K", "seed"]).mean().groupby("K").mean()
+    _, _, line, *_ = figure.axes[0].get_lines()
+    np.testing.assert_allclose(line.get_ydata(), means[["K=1", "K=5", "K=all"]])
+    np.testing.assert_allclose(line.get_xdata(), np.log2([1, 5, 43]))
 
 
 def test_transfer_has_a_panel_per_k_and_a_point_per_task(stream):

@@ -4,7 +4,7 @@ A file per figure, each with its registered function; :func:`figure` tells how t
 """
 
 from cl_lora.reporting.figures.by_shots import score_by_shots, score_by_shots_and_data
-from cl_lora.reporting.figures.coefficients import coefficients_over_time
+from cl_lora.reporting.figures.coefficients import coefficients_by_shots, coefficients_over_time
 from cl_lora.reporting.figures.drawing import draw_figures, write_figures
 from cl_lora.reporting.figures.final import final_scores
 from cl_lora.reporting.figures.forgetting import forgetting_against_score
@@ -25,6 +25,7 @@ __all__ = [
     "OKABE_ITO",
     "STYLE",
     "FigureInfo",
+    "coefficients_by_shots",
     "coefficients_over_time",
     "draw_figures",
     "draw_matrix",
