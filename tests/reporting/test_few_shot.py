@@ -8,7 +8,7 @@ from html import unescape
 import numpy as np
 import pandas as pd
 import pytest
-from fabricate import FEW_SHOT_ARMS, fabricate_few_shot, fabricate_run
+from fabricate import FEW_SHOT_ARMS, fabricate_few_shot, fabricate_hits, fabricate_run
 from matplotlib.text import Text
 from PIL import Image
 from scipy import stats
@@ -66,13 +66,13 @@ def stream(tmp_path_factory):
     return RunFolder.read(fabricate_few_shot(path, in_time=True, references=("base", "joint")))
 
 
-def frame(run):
-    """Return the accuracies from the files alone, with K and the draw of their stages."""
+def frame(run, in_time=False):
+    """Return the accuracies from the files alone, with K of their stages; or those in time."""
     stages = {s["index"]: s for s in json.loads((run.path / "stream.json").read_text())["stages"]}
     scores = pd.read_csv(run.path / "scores.csv").query("metric == 'accuracy'")
     scores["K"] = [stages[i]["name"] for i in scores["stage"]]
     scores["x"] = [stages[i]["x"] for i in scores["stage"]]
-    return scores.dropna(subset="x")
+    return scores[scores["x"].isna()] if in_time else scores.dropna(subset="x")
 
 
 def test_the_table_by_an_independent_way(one):
@@ -408,6 +408,21 @@ def test_the_page_of_many_data_sets_and_of_a_stream(many, stream):
     assert "<h2>Differences to base, in time</h2>" in page
     assert "<dt>Tasks in order</dt>" in page
     parsed(page)
+
+
+def test_one_seed_in_time_has_an_interval_over_the_images_of_its_last_stage(tmp_path):
+    path = fabricate_few_shot(tmp_path / "run", in_time=True, references=("base",), seeds=(0,))
+    fabricate_hits(path, (0,), ("uniform", "base"))
+    run = RunFolder.read(path)
+    tables = [t for t in parsed(render_html(run)).tables if "Difference, points" in t[0]]
+    assert [t[0][4] for t in tables] == ["n (seeds)", "n (seeds)", "n (test images)"]
+    (row,) = tables[-1][1:]
+    assert row[0] == "uniform"
+    assert row[4] == "1200"
+    time = frame(run, in_time=True)
+    last = time[time["stage"] == time["stage"].max()].groupby("arm")["value"].mean()
+    shown = float(row[1].replace("−", "-"))
+    assert shown == pytest.approx(100 * (last["uniform"] - last["base"]), abs=0.051)
 
 
 def events(run, *parts):
