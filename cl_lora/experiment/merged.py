@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -26,6 +27,7 @@ from cl_lora.merging import (
     prepare,
     search,
 )
+from cl_lora.models.bottleneck import Bottleneck
 from cl_lora.models.head_policies import HeadSources
 from cl_lora.models.heads import HeadState, freeze, linear_head
 from cl_lora.run_folder.records import Coefficient
@@ -127,17 +129,33 @@ class _Merge:
         size, index = arm.buffer_batch_size, self.stage.index
         order = list(draws(len(targets), size, steps, bench.seed, "buffer-batches", index))
 
+        features_of = self._features(plan)
+
         def loss(update: Update, step: int) -> Tensor:
             rows = order[step]
-            features = bench.compute.merged_features(
-                bench.backbone, update, inputs[rows].to(device)
-            )
+            features = features_of(update, inputs[rows].to(device))
             return bench.task.kind.loss(outputs(features, update), targets[rows].to(device))
 
         extra = list(head.parameters()) if arm.tune_head else []
         lr = bench.head_lr if extra else None
         learned = learn(arm.rule, plan, loss, extra_parameters=extra, extra_lr=lr)
         return learned.alpha, head if arm.tune_head else None
+
+    def _features(self, plan: Plan) -> Callable[[Update, Tensor], Tensor]:
+        """Return what turns inputs into features, differentiable in the coefficients.
+
+        The adapters of a plain sum stay apart where that takes fewer products.
+        """
+        compute, backbone = self.bench.compute, self.bench.backbone
+        bottleneck = Bottleneck.of(backbone.network, self.adapters) if plan.plain_sum else None
+        if bottleneck is None or not bottleneck.multiplies_less:
+            return partial(compute.merged_features, backbone)
+
+        def features(update: Update, inputs: Tensor) -> Tensor:
+            assert update.alpha is not None
+            return compute.composed_features(backbone, bottleneck.weighted(update.alpha), inputs)
+
+        return features
 
     def _outputs(self, head: nn.Module) -> Callable[[Tensor, Update], Tensor]:
         """Return what turns features into outputs while coefficients are learned."""

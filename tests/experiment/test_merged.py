@@ -23,6 +23,7 @@ from cl_lora.experiment.sampling import draws, folds
 from cl_lora.experiment.serving import Workbench
 from cl_lora.merging import prepare
 from cl_lora.models.backbones import Backbone
+from cl_lora.models.bottleneck import Bottleneck
 from cl_lora.models.heads import PrototypeHead, linear_head
 from cl_lora.support.errors import DivergedError
 
@@ -329,9 +330,43 @@ def test_learning_takes_the_batches_that_are_drawn(bench) -> None:
             seen.append(len(inputs))
             return super().merged_features(backbone, update, inputs)
 
+        def composed_features(self, backbone, composition, inputs):
+            seen.append(len(inputs))
+            return super().composed_features(backbone, composition, inputs)
+
     watched = dataclasses.replace(bench, compute=Watching(compute.device, compute.bf16))
     learned(watched, rule={"steps": 5}, buffer_batch_size=8)
     assert seen == [8] * 5
+
+
+def test_plain_sums_are_learned_with_adapters_apart_where_that_is_less_work(
+    bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the bottleneck, and TIES by merging; what is learned is the same either way."""
+    used: list[str] = []
+    compute = bench.compute
+
+    class Watching(type(compute)):
+        def merged_features(self, backbone, update, inputs):
+            used.append("merged")
+            return super().merged_features(backbone, update, inputs)
+
+        def composed_features(self, backbone, composition, inputs):
+            used.append("apart")
+            return super().composed_features(backbone, composition, inputs)
+
+    watched = dataclasses.replace(bench, compute=Watching(compute.device, compute.bf16))
+    found = learned(watched, rule={"steps": 2})
+    assert used == ["apart"] * 2
+    used.clear()
+    learned(watched, rule={"steps": 2}, method="ties")
+    assert used == ["merged"] * 2
+    used.clear()
+    monkeypatch.setattr(Bottleneck, "multiplies_less", False)
+    merged = learned(watched, rule={"steps": 2})
+    assert used == ["merged"] * 2
+    weights = [c.value for c in found.coefficients]
+    assert weights == pytest.approx([c.value for c in merged.coefficients], rel=1e-4)
 
 
 class Watched(np.ndarray):
