@@ -296,9 +296,7 @@ def test_without_samples_class_means_of_upstream_features_serve(bench: Workbench
             features.append(bench.backbone(inputs))
         labels.append(torch.from_numpy(experience.targets[experience.train]))
     expected = PrototypeHead(torch.cat(features), torch.cat(labels), 3)
-    torch.testing.assert_close(
-        found.head(2).weight, expected.weight.detach(), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(found.head(2).weight, expected.weight.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_heads_average_starts_the_head(bench: Workbench) -> None:
@@ -337,7 +335,8 @@ def test_a_loras_first_factors_are_paired_over_arms(bench: Workbench) -> None:
     """With a rate of almost nothing the factors A of two arms are the ones that were drawn."""
     still = replace(QUICK, lora_lr=1e-12, weight_decay=0.0)
     scratch, on_top = (
-        served(bench, config=still, **ARMS[name]).update(2) for name in ("lora", "lora_from_uniform")
+        served(bench, config=still, **ARMS[name]).update(2)
+        for name in ("lora", "lora_from_uniform")
     )
     module = "blocks.0.attn.qkv"
     torch.testing.assert_close(
@@ -451,7 +450,9 @@ def test_full_fine_tuning_is_scored_with_its_own_weights(bench: Workbench) -> No
     experience = bench.benchmark.experiences[2]
     inputs = other.encode(experience.inputs[experience.test])
     with torch.no_grad():
-        right = found.head(2)(other(inputs)).argmax(1).numpy() == experience.targets[experience.test]
+        right = (
+            found.head(2)(other(inputs)).argmax(1).numpy() == experience.targets[experience.test]
+        )
     result = Evaluator(bench).score(found, stage())[2]
     assert result.scores["accuracy"] == pytest.approx(right.mean())
 
