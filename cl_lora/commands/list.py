@@ -30,11 +30,14 @@ def _comment(group: str, line: int = 0) -> Rows:
 
 
 def _benchmarks() -> Rows:
-    def describe(config: Mapping[str, Any]) -> str:
+    comments = {row["name"]: row["what"] for row in _comment("benchmark")}
+    rows = []
+    for name in config_names("benchmark"):
+        config = config_values("benchmark", name)
         domains = config.get("styles") or config.get("domains")
-        return f"{config['kind']}: {', '.join(domains) if domains else 'your own domains'}"
-
-    return _configs("benchmark", describe)
+        what = ", ".join(domains) if domains else comments[name]
+        rows.append({"name": name, "what": f"{config['kind']}: {what}"})
+    return rows
 
 
 def _arms() -> Rows:
@@ -83,8 +86,11 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
     "arms": _arms,
     "experiments": lambda: _comment("experiment", line=1),
     "heads": _registry("cl_lora.models.head_policies", "HEAD_POLICIES"),
+    "adaptations": _registry("cl_lora.experiment.adaptations", "ADAPTATIONS"),
+    "head_starts": _registry("cl_lora.experiment.head_starts", "HEAD_STARTS"),
     "references": _registry("cl_lora.experiment.references", "REFERENCES"),
     "protocols": _registry("cl_lora.experiment.stages", "PROTOCOLS"),
+    "images": _registry("cl_lora.benchmarks.sources.image_sets", "IMAGE_SETS"),
     "kinds": _registry("cl_lora.tasks", "KINDS"),
     "metrics": _metrics,
     "figures": _registry("cl_lora.reporting.figures", "FIGURES", "title"),
