@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cl_lora.adapters import AdapterBank
 from cl_lora.benchmarks import make_benchmark, validate_benchmark_config
 from cl_lora.benchmarks.core import Benchmark
 from cl_lora.benchmarks.draw import ALL, draw_buffer, draw_support
@@ -27,6 +28,7 @@ from cl_lora.experiment.settings import Settings, read_settings, set_threads, st
 from cl_lora.experiment.similarity import pairs_of, similarities
 from cl_lora.experiment.stages import Stage, continued, shots_of
 from cl_lora.experiment.training import check_banks, train_banks
+from cl_lora.merging import prepare
 from cl_lora.models.backbones import Backbone, input_size
 from cl_lora.models.compute import Compute
 from cl_lora.models.prepare import prepare_backbone
@@ -173,6 +175,7 @@ class _Run:
         check_weights(self.ledger.arms, len(benchmark.experiences))
         check_groups(self.ledger.arms, modules)
         check_banks(settings, benchmark, backbone, folder, self.ledger.seeds, self.ledger.banks)
+        self._check_merges()
         backbone.one_attention = settings.protocol.few_shot
         self.buffers = {seed: self._draw(seed) for seed in self.ledger.seeds}
         self.supports = {seed: self._supports(seed) for seed in self.ledger.seeds}
@@ -311,6 +314,24 @@ class _Run:
         if self.settings.training.policy.needs_support:
             needed.add(self.settings.options.spc)
         return {spc: draw_buffer(self.benchmark, spc, seed) for spc in sorted(needed)}
+
+    def _check_merges(self) -> None:
+        """Prepare every merge of a bank that is there already: what does not fit shows now."""
+        names = FRESH.names(self.benchmark)
+        for seed in self.ledger.seeds:
+            bank = AdapterBank(layout.bank_folder(self.folder, seed, FRESH.name))
+            if not all(bank.has(t, name) for t, name in enumerate(names)):
+                continue
+            adapters = [bank.load(t, name) for t, name in enumerate(names)]
+            for arm in self.ledger.arms:
+                if arm.method is None:
+                    continue
+                try:
+                    prepare(adapters, arm.method, space=arm.space, seed=seed, **arm.options)
+                except UserError as error:
+                    raise UserError(
+                        f"Arm {arm.name!r}, adapters in {bank.folder}: {error}"
+                    ) from error
 
     def _supports(self, seed: int) -> dict[str, dict[str, list[int]]]:
         """Draw every support set, so that one that cannot be drawn is known before training."""

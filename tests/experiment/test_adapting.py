@@ -221,7 +221,7 @@ def test_composition_is_learned_as_by_a_plain_loop_on_merged_weights(bench: Work
     expected = v.softmax(-1)
     for i, module in enumerate(modules):
         for n in (0, 1):
-            assert learned[module, n] == pytest.approx(float(expected[i, n]), rel=1e-3, abs=1e-4)
+            assert learned[module, n] == pytest.approx(expected[i, n].item(), rel=1e-3, abs=1e-4)
     torch.testing.assert_close(found.head(2).weight, head.weight, rtol=1e-3, atol=1e-4)
 
 
@@ -390,6 +390,51 @@ def test_the_factor_with_the_lowest_loss_is_chosen(bench: Workbench) -> None:
                 optimizer.step()
         losses[factor] = float(F.cross_entropy(head(features[judge]), targets[judge]).detach())
     assert chosen == min(losses, key=lambda f: losses[f])
+
+
+def test_a_validation_part_may_judge_instead(benchmark_16: Benchmark, backbone: Backbone) -> None:
+    """Trained on the whole support set, judged on the downstream validation part."""
+    stream = hold_out_last(benchmark_16)
+    downstream = stream.experiences[2]
+    val = downstream.train[::2]  # disjoint from the rest as a real one is
+    rest = np.setdiff1d(downstream.train, val)
+    held = replace(downstream, train=rest, val=val)
+    bench = few_shot_bench(replace(stream, experiences=(*stream.experiences[:2], held)), backbone)
+    grid = (0.01, 1.0, 30.0)
+    config = replace(QUICK, grid=grid, select_on="val")
+    found = served(bench, 1, config, **ARMS["classifier"])
+    (chosen,) = [a.value for a in found.accounts if a.quantity == "learning_rate_factor"]
+    inputs = bench.backbone.encode(held.inputs[val])
+    targets = torch.from_numpy(held.targets[val])
+    losses = {}
+    for factor in grid:
+        tried = _fitted_with(bench, QUICK, factor)
+        with torch.no_grad():
+            losses[factor] = float(F.cross_entropy(tried(bench.backbone(inputs)), targets))
+    assert chosen == min(losses, key=lambda f: losses[f])
+    torch.testing.assert_close(
+        found.head(2).weight, _fitted_with(bench, QUICK, chosen).weight, rtol=1e-4, atol=1e-6
+    )
+
+
+def _fitted_with(bench: Workbench, config: AdaptationConfig, factor: float) -> torch.nn.Module:
+    """Return a classifier tuned on the K = 1 support with one factor, by a plain loop."""
+    inputs, targets = support(bench, 1)
+    with torch.no_grad():
+        features = bench.backbone(inputs)
+    head = torch.nn.Linear(16, 3)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    for purpose, steps, rate in (("warm-up", 3, 1.0), ("adaptation", 4, factor)):
+        optimizer = torch.optim.AdamW(head.parameters(), lr=0.05, weight_decay=0.01)
+        for step, batch in enumerate(rows(len(targets), steps, purpose, 1)):
+            decay = (1 + np.cos(np.pi * step / steps)) / 2 if purpose == "adaptation" else 1
+            optimizer.param_groups[0]["lr"] = config.head_lr * rate * decay
+            loss = F.cross_entropy(head(features[batch]), targets[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return head
 
 
 def test_with_one_sample_a_class_nothing_is_chosen(bench: Workbench) -> None:

@@ -7,12 +7,15 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from whole_runs import content, rows, stamps
 
+from cl_lora.adapters import Adapter, LoRAFactors
 from cl_lora.configuration.compose import compose_config
 from cl_lora.experiment.pipeline import check, execute
 from cl_lora.run_folder.reader import RunFolder
@@ -278,6 +281,22 @@ def test_adapters_of_another_backbone_or_of_other_modules_are_named(tmp_path: Pa
     config.write_text(yaml.safe_dump(recorded))
     with pytest.raises(UserError, match=r"trained in other modules .* lacks '.*fc2'"):
         run(folder, "shots=[1]", "seeds=[0]", "strategy.targets=[q,fc1,fc2]")
+
+
+def test_unequal_ranks_where_a_method_needs_equal_ones(tmp_path: Path) -> None:
+    """As when one adapter of the bank was replaced: said before anything is adapted."""
+    folder = run(tmp_path / "run", "shots=[1]", "seeds=[0]")
+    path = folder / "adapters" / "seed-0" / "01-cartoon"
+    adapter = Adapter.load(path)
+    wider = {
+        m: LoRAFactors(torch.cat([f.A, f.A]), torch.cat([f.B, 0 * f.B], dim=1), f.scaling)
+        for m, f in adapter.factors.items()
+    }
+    replace(adapter, factors=wider).save(path)
+    arm = "+arms.in_factors={method: linear, space: factors, adapt: head}"
+    with pytest.raises(UserError, match=r"Arm 'in_factors', adapters in .*seed-0: .*rank"):
+        run(folder, "shots=[1]", "seeds=[0]", arm)
+    run(folder, "shots=[1]", "seeds=[0]")  # exact sums have no need of equal ranks
 
 
 def test_in_a_process_of_its_own(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""Files of rows: what is written is read back, and what is damaged is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cl_lora.run_folder.records import Account, Similarity
+from cl_lora.run_folder.results import Results
+from cl_lora.run_folder.rows import ACCOUNTS, SIMILARITIES
+from cl_lora.support.errors import UserError
+
+NUMBERS = st.integers(0, 10**6)
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+NAMES = st.text(st.characters(codec="ascii", categories=("L", "N", "P")), min_size=1)
+
+
+@given(st.lists(st.builds(Account, NUMBERS, NAMES, NUMBERS, NAMES, FLOATS)))
+def test_what_is_written_is_read_back_exactly(tmp_path_factory, rows) -> None:
+    path = tmp_path_factory.mktemp("rows") / ACCOUNTS.name
+    path.write_bytes(ACCOUNTS.text(rows).encode())
+    assert ACCOUNTS.read(path) == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "the file is empty"),
+        ("seed,evaluated,group,adapter\n", "missing column value"),
+        ("evaluated,seed,group,adapter,value\n", "expected the columns seed,evaluated"),
+        ("seed,evaluated,group,adapter,value\n0,2,b,0,nan\n", "line 2: expected a finite value"),
+        ("seed,evaluated,group,adapter,value\n0,2,b,x,0.5\n", "line 2"),
+        ("seed,evaluated,group,adapter,value\n0,2,b,0\n", "line 2"),
+        ("seed,evaluated,group,adapter,value\n0,2,b,0,0.5", "its last line is cut off"),
+    ],
+)
+def test_what_is_damaged_is_said_with_the_remedy(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / SIMILARITIES.name
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        SIMILARITIES.read(path)
+    assert said in str(caught.value)
+    assert "delete it and run the command again" in str(caught.value)
+
+
+def test_accounts_are_kept_by_unit(tmp_path: Path) -> None:
+    made = Results(tmp_path, ["b", "a"], {0: frozenset()})
+    for row, seconds in (("a", 1.0), ("b", 2.0), ("a", 3.0)):
+        made.add([], (), [Account(0, row, 0, "seconds", seconds)])
+    assert [(a.arm, a.value) for a in ACCOUNTS.read(tmp_path / ACCOUNTS.name)] == [
+        ("b", 2.0),
+        ("a", 3.0),
+    ]
+    made.forget(["a"])
+    assert [a.arm for a in ACCOUNTS.read(tmp_path / ACCOUNTS.name)] == ["b"]
+
+
+def test_units_may_wait_but_are_written_whatever_happens(tmp_path: Path, monkeypatch) -> None:
+    """Writing takes no more than a share of the time; an end, also by Ctrl-C, loses none."""
+    made = Results(tmp_path, ["a"], {0: frozenset(), 1: frozenset()})
+    with pytest.raises(KeyboardInterrupt), made.writing():  # noqa: PT012
+        made._took = 1e6  # as if the tables were very large
+        made.add([], (), [Account(0, "a", 0, "seconds", 1.0)])
+        assert not (tmp_path / ACCOUNTS.name).exists()
+        raise KeyboardInterrupt
+    assert [a.stage for a in ACCOUNTS.read(tmp_path / ACCOUNTS.name)] == [0]
+    made.add([], (), [Account(0, "a", 1, "seconds", 1.0)])  # outside at once
+    assert len(ACCOUNTS.read(tmp_path / ACCOUNTS.name)) == 2
+
+
+def test_a_row_of_similarity(tmp_path: Path) -> None:
+    row = Similarity(0, 2, "blocks.0.attn.qkv", 1, 0.25)
+    assert SIMILARITIES.text([row]).splitlines()[1] == "0,2,blocks.0.attn.qkv,1,0.25"
