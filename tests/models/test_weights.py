@@ -11,7 +11,6 @@ from cl_lora.models.bottleneck import Bottleneck
 from cl_lora.models.weights import Weights, changed
 from cl_lora.support.errors import UserError
 
-
 # Not the same in all entries: normalised inputs have the mean 0.
 ROW = torch.linspace(-1, 1, 16)[None] ** 2
 
