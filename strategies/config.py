@@ -69,7 +69,7 @@ class AdaptationConfig:
         warmup_steps: steps of the head alone, on features of where the arm starts; 0 for none.
         steps: steps after it, at least so many.
         epochs: at least so many passes over the support set.
-        batch_size: samples a step; the whole support set where it is smaller.
+        batch_size: samples per step; the whole support set where it is smaller.
         head_lr: learning rate of the head, constant in the warm-up, then a cosine to zero.
         lora_lr: learning rate of a LoRA that is trained on the support set, a cosine to zero.
         full_lr: learning rate of all weights, a cosine to zero.

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -21,7 +22,7 @@ from cl_lora.merging import CoefficientRule, Plan, Update
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.bottleneck import Bottleneck
 from cl_lora.models.compute import Compute
-from cl_lora.models.weights import Change, Weights, changed
+from cl_lora.models.weights import Change, Weights, restored
 from cl_lora.strategies.config import AdaptationConfig
 from cl_lora.support.registry import check_free, look_up
 
@@ -246,15 +247,11 @@ class LoRA(AdaptationKind):
                     "weight_decay": opening.config.weight_decay,
                 }
 
-                def features(inputs: Tensor) -> Tensor:
-                    with opening.compute.autocast():
-                        out: Tensor = backbone(inputs)
-                    return out.float()
-
                 def result() -> tuple[Change, Tensor | None]:
                     return _on_top(frozen, extract(backbone.network)), opening.start.alpha
 
-                yield Trained((group,), features, result)
+                forward = partial(opening.compute.trained_features, backbone)
+                yield Trained((group,), forward, result)
             finally:
                 backbone.network = remove(backbone.network)
                 backbone.requires_grad_(False).eval()
@@ -272,34 +269,20 @@ class Full(AdaptationKind):
     def opened(self, opening: Opening) -> Iterator[Trained]:
         """Yield all parameters."""
         backbone = opening.backbone
-        with (
-            changed(backbone.network, Weights.of(backbone.network)),  # taken back on leaving
-            applied(backbone.network, opening.start.update),
-        ):
+        with restored(backbone.network), applied(backbone.network, opening.start.update):
             weights = list(backbone.network.parameters())
-            try:
-                for weight in weights:
-                    weight.requires_grad_(True)
-
-                def features(inputs: Tensor) -> Tensor:
-                    with opening.compute.autocast():
-                        out: Tensor = backbone(inputs)
-                    return out.float()
-
-                group = {
-                    "params": weights,
-                    "lr": opening.config.full_lr * opening.factor,
-                    "weight_decay": opening.config.weight_decay,
-                }
-                yield Trained(
-                    (group,),
-                    features,
-                    lambda: (Weights.of(backbone.network), opening.start.alpha),
-                )
-            finally:
-                for weight in weights:
-                    weight.requires_grad_(False)
-                    weight.grad = None
+            for weight in weights:
+                weight.requires_grad_(True)
+            group = {
+                "params": weights,
+                "lr": opening.config.full_lr * opening.factor,
+                "weight_decay": opening.config.weight_decay,
+            }
+            yield Trained(
+                (group,),
+                partial(opening.compute.trained_features, backbone),
+                lambda: (Weights.of(backbone.network), opening.start.alpha),
+            )
 
 
 def _as_lora(update: Update, lora: LoRAConfig) -> dict[str, LoRAFactors]:

@@ -8,7 +8,7 @@ together. All arms see the same samples in the same batches for the same number 
 from __future__ import annotations
 
 import json
-import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,13 +22,19 @@ from cl_lora.adapters import Adapter
 from cl_lora.benchmarks.batches import target_tensor
 from cl_lora.benchmarks.core import Experience
 from cl_lora.benchmarks.splits import Indices
-from cl_lora.experiment.adaptations import Opening, Start, Trained, get_adaptation
+from cl_lora.experiment.adaptations import (
+    Coefficients,
+    Opening,
+    Start,
+    Trained,
+    get_adaptation,
+)
 from cl_lora.experiment.arms import MERGE, Adaptation, Arm
 from cl_lora.experiment.banks import FRESH
-from cl_lora.experiment.head_starts import StartSources, get_head_start
+from cl_lora.experiment.head_starts import StartSources, Zero, get_head_start
 from cl_lora.experiment.merged import as_coefficients
 from cl_lora.experiment.sampling import draws, held_out
-from cl_lora.experiment.serving import Part, Served, Workbench
+from cl_lora.experiment.serving import LearnedStart, Part, Served, Workbench
 from cl_lora.experiment.stages import Stage, shots_of
 from cl_lora.merging import Plan, Update, prepare, search
 from cl_lora.models.bottleneck import Bottleneck
@@ -40,8 +46,6 @@ from cl_lora.strategies.config import VAL
 from cl_lora.support.errors import DivergedError, UserError
 from cl_lora.support.memory import peak_memory
 from cl_lora.support.seeding import seed_everything
-
-log = logging.getLogger(__name__)
 
 _JUDGED = 0.2
 """Share of the support set that a choice is made on."""
@@ -116,17 +120,26 @@ class _Adapting:
     def served(self) -> Served:
         if shots_of(self.stage) == 0:
             return self._without_samples()
-        start = self._start()
         began = time.monotonic()
         with peak_memory(self.bench.compute.device) as peak:
+            start = self._start()
             fitted, factor = self._chosen(start)
         account = {
             "trainable_parameters": float(fitted.count),
-            "seconds": time.monotonic() - began,
+            # What was learned once for several arms is time that each of them needs.
+            "seconds": time.monotonic() - began + self._borrowed,
             "peak_memory_mb": peak.mb,
-            "learning_rate_factor": factor if len(self.how.config.grid) > 1 else None,
+            "learning_rate_factor": factor,
         }
         return self._serve(fitted, account)
+
+    @property
+    def _borrowed(self) -> float:
+        """Seconds that learning the start took, where it was there already."""
+        if self.arm.rule.how != "gradient" or self.how.kind.learns_coefficients:
+            return 0.0  # learned nothing, or learned it itself
+        there = self.bench.learned.get(self._learner_key)
+        return there.seconds if there is not None and there.arm != self.arm.name else 0.0
 
     def _serve(self, fitted: _Fitted, account: Mapping[str, float | None]) -> Served:
         arm, bench, stage = self.arm, self.bench, self.stage
@@ -166,10 +179,12 @@ class _Adapting:
         if apart:
             network = self.bench.backbone.network
             change = Bottleneck.of(network, self.adapters).weighted(alpha)
+        if self.how.truncate:
+            change = update = update.truncate(self.bench.lora.rank)
         return Start(
             update=update,
             change=change,
-            key=(*self._merge_key, str(alpha.tolist()), apart),
+            key=(*self._merge_key, str(alpha.tolist()), apart, self.how.truncate),
             alpha=alpha,
             adapters=self.adapters,
             plan=plan,
@@ -193,23 +208,32 @@ class _Adapting:
 
     def _learned(self) -> Tensor:
         """Return the coefficients that learning the composition by itself ends with."""
-        learner = replace(
-            self.arm,
-            adaptation=replace(
-                self.how,
-                kind=get_adaptation("coefficients"),
-                head_start=get_head_start("zero"),
-                truncate=False,
-            ),
-        )
-        key = (self.stage.index, json.dumps(learner.variant, sort_keys=True, default=str))
+        key = self._learner_key
         if key not in self.bench.learned:
-            there = _Adapting(self.bench, learner, self.stage)
+            began = time.monotonic()
+            there = _Adapting(self.bench, self._learner, self.stage)
             fitted, _ = there._chosen(there._start())
             assert fitted.alpha is not None
             self.bench.learned.clear()  # one stage at a time is needed
-            self.bench.learned[key] = fitted.alpha
-        return self.bench.learned[key]
+            seconds = time.monotonic() - began
+            self.bench.learned[key] = LearnedStart(fitted.alpha, seconds, self.arm.name)
+        return self.bench.learned[key].alpha
+
+    @property
+    def _learner(self) -> Arm:
+        """The arm that learns the composition by itself."""
+        how = replace(
+            self.how,
+            kind=get_adaptation(Coefficients.name),
+            head_start=get_head_start(Zero.name),
+            truncate=False,
+        )
+        return replace(self.arm, adaptation=how)
+
+    @property
+    def _learner_key(self) -> tuple[int, str]:
+        variant = json.dumps(self._learner.variant, sort_keys=True, default=str)
+        return self.stage.index, variant
 
     def _searched(self, plan: Plan) -> Tensor:
         """Return the candidate whose warmed-up head has the lowest loss.
@@ -232,26 +256,39 @@ class _Adapting:
 
     # Training -----------------------------------------------------------------------------------
 
-    def _chosen(self, start: Start) -> tuple[_Fitted, float]:
-        """Return the arm trained with the best factor of its grid, and the factor."""
-        grid, config = self.how.config.grid, self.how.config
-        if len(grid) == 1 or not self.how.kind.trains:
-            return self._fitted(start, self.indices, 1.0), 1.0
-        if config.select_on == VAL:
-            tried = {factor: self._fitted(start, self.indices, factor) for factor in grid}
-            losses = {f: self._judged(fitted, self.experience.val) for f, fitted in tried.items()}
-            best = min(losses, key=lambda factor: losses[factor])
-            return tried[best], best
-        parts = held_out(self._strata(self.indices), _JUDGED)
-        if parts is None:  # one sample a class leaves none to judge on
-            return self._fitted(start, self.indices, 1.0), 1.0
-        fit, judge = (self.indices[rows.numpy()] for rows in parts)
-        losses = {f: self._judged(self._fitted(start, fit, f), judge) for f in grid}
-        best = min(losses, key=lambda factor: losses[factor])
-        return self._fitted(start, self.indices, best), best
+    def _chosen(self, start: Start) -> tuple[_Fitted, float | None]:
+        """Return the arm trained with the best factor of its grid, and the factor if it was chosen.
 
-    def _judged(self, fitted: _Fitted, indices: Indices) -> float:
-        return self._loss(fitted.change, fitted.key, fitted.head, indices)
+        A factor whose training fails is never the best.
+
+        Raises:
+            UserError: if training fails with every factor.
+        """
+        grid, config = self.how.config.grid, self.how.config
+        parts = held_out(self._strata(self.indices), _JUDGED)
+        on_val = config.select_on == VAL
+        # One sample per class leaves none to judge on.
+        if len(grid) == 1 or not self.how.kind.trains or not (parts or on_val):
+            return self._fitted(start, self.indices, 1.0), None
+        if on_val or parts is None:
+            fit, judge = self.indices, self.experience.val
+        else:
+            fit, judge = (self.indices[rows.numpy()] for rows in parts)
+        best: tuple[float, float, _Fitted] | None = None
+        failure: UserError | None = None
+        for factor in grid:
+            try:
+                fitted = self._fitted(start, fit, factor)
+                loss = self._loss(fitted.change, fitted.key, fitted.head, judge)
+            except UserError as error:
+                failure = error
+                continue
+            if math.isfinite(loss) and (best is None or loss < best[0]):
+                best = loss, factor, fitted
+        if best is None:
+            raise failure or UserError("no learning rate of adaptation.grid gives a finite loss")
+        _, chosen, fitted = best
+        return (fitted if on_val else self._fitted(start, self.indices, chosen)), chosen
 
     def _loss(self, change: Change, key: Any, head: nn.Module, indices: Indices) -> float:
         features = self.bench.store.get(key, change, self.j, indices)

@@ -14,7 +14,7 @@ from torch import Tensor
 from cl_lora.configuration.build import build
 from cl_lora.experiment.adaptations import ADAPTATIONS, AdaptationKind, get_adaptation
 from cl_lora.experiment.head_starts import HeadStart, get_head_start
-from cl_lora.experiment.references import REFERENCES
+from cl_lora.experiment.references import REFERENCES, Reference
 from cl_lora.experiment.stages import Stage, shots_of
 from cl_lora.merging import (
     CoefficientRule,
@@ -317,6 +317,11 @@ def _adaptation(
     if not isinstance(own, Mapping):
         raise UserError(f"expected adaptation to be a mapping of settings but got {own!r}")
     config = build(AdaptationConfig, {**dataclasses.asdict(defaults), **own}, "adaptation")
+    if rule.how == "search" and not config.warmup_steps:
+        raise UserError(
+            f"coefficients={rule.name} are chosen by the loss of a head that is warmed up, but "
+            "adaptation.warmup_steps=0; give it some steps, or other coefficients"
+        )
     return Adaptation(kind, start, head_start, truncate, config)
 
 
@@ -355,28 +360,44 @@ def _start(
     return start
 
 
-def check_protocol(arms: Sequence[Arm], few_shot: bool, stages: Sequence[Stage]) -> None:
-    """Check that every arm is scored at some stage, and that a few-shot one has a support set.
+def check_protocol(
+    arms: Sequence[Arm], references: Sequence[Reference], few_shot: bool, stages: Sequence[Stage]
+) -> None:
+    """Check that every arm and row is scored at some stage of a protocol.
 
     Args:
         arms: the arms.
+        references: the reference rows.
         few_shot: whether the protocol has stages with support sets.
         stages: all stages.
 
     Raises:
-        UserError: naming the arm.
+        UserError: naming the arm or the row; also if arms that choose a learning rate have grids
+            of different sizes, as more choices are an advantage.
     """
+    for row in references:
+        if not row.scored(stages):
+            raise UserError(
+                f"The reference row {row.name!r} is scored at no stage of this protocol; leave it "
+                "out of references"
+            )
+    sizes = {
+        len(arm.adaptation.config.grid): arm.name
+        for arm in arms
+        if arm.adaptation is not None and arm.adaptation.kind.trains
+    }
+    if len(sizes) > 1:
+        (size, first), (other, second), *_ = sizes.items()
+        raise UserError(
+            f"Expected grids of one size but {first!r} chooses among {size} learning rates and "
+            f"{second!r} among {other}; give them equally many in adaptation.grid"
+        )
     largest = max((len(stage.members) for stage in stages), default=0)
     for arm in arms:
-        if arm.adaptation is not None and not few_shot:
+        if few_shot and arm.needs_buffer:
             raise UserError(
-                f"Arm {arm.name!r} is adapted to support sets but this protocol has none; give "
-                "protocol=shots and a benchmark with benchmark.downstream, or leave adapt out"
-            )
-        if few_shot and arm.adaptation is None and arm.rule.learned:
-            raise UserError(
-                f"Arm {arm.name!r} learns coefficients on a buffer, but here every experience has "
-                "a head of its own; give adapt=coefficients to learn them on the support set"
+                f"Arm {arm.name!r} learns or makes its head on a buffer, but here every experience "
+                "has a head of its own; give adapt, e.g. adapt=coefficients, to use support sets"
             )
         if not arm.scored(stages):
             raise UserError(

@@ -36,7 +36,7 @@ class FeatureStore:
         benchmark: where samples come from.
         backbone: frozen.
         compute: where and how precisely.
-        batch_size: inputs a forward pass.
+        batch_size: inputs per forward pass.
     """
 
     benchmark: Benchmark

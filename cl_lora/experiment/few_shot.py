@@ -53,15 +53,17 @@ def check_few_shot(settings: Settings, benchmark: Benchmark) -> None:
         for arm in settings.arms:
             _check_arm(arm, stage, held, benchmark)
         if shots_of(stage) == 0:
-            _require_shared(
-                "shots=0 takes class means of upstream features", stage, held, benchmark
-            )
+            what = "shots=0 takes class means of upstream features"
+            _require_classes(what, held)
+            _require_shared(what, stage, held, benchmark)
 
 
 def _check_arm(arm: Arm, stage: Stage, held: Experience, benchmark: Benchmark) -> None:
     how = arm.adaptation
     if how is None:
         return
+    if how.head_start.needs_classes:
+        _require_classes(f"Arm {arm.name!r}: head_start={how.head_start.name}", held)
     if how.head_start.shares_labels:
         what = f"Arm {arm.name!r}: head_start={how.head_start.name} takes upstream heads"
         _require_shared(what, stage, held, benchmark)
@@ -72,10 +74,19 @@ def _check_arm(arm: Arm, stage: Stage, held: Experience, benchmark: Benchmark) -
         )
 
 
+def _require_classes(what: str, held: Experience) -> None:
+    if not held.task.labels:
+        raise UserError(
+            f"{what} needs classes but task {held.task.name!r} is of kind "
+            f"{held.task.kind.name!r}; leave it out"
+        )
+
+
 def _require_shared(what: str, stage: Stage, held: Experience, benchmark: Benchmark) -> None:
     for m in stage.members:
         upstream = benchmark.experiences[m]
-        if upstream.task.labels != held.task.labels:
+        one, other = upstream.task, held.task
+        if one.labels != other.labels or one.outputs != other.outputs:
             raise UserError(
                 f"{what}, but {upstream.name!r} and {held.name!r} do not have the same classes; "
                 "leave it out, or choose a benchmark of domains"

@@ -42,6 +42,7 @@ class HeadStart(ABC):
         shares_labels: whether the upstream tasks must have the labels of the downstream one.
         trainable: whether it gives a linear head that training can go on from.
         serves: whether it can serve without training.
+        needs_classes: whether it works for tasks with class labels only.
     """
 
     name: ClassVar[str]
@@ -49,6 +50,7 @@ class HeadStart(ABC):
     shares_labels: ClassVar[bool] = False
     trainable: ClassVar[bool] = True
     serves: ClassVar[bool] = True
+    needs_classes: ClassVar[bool] = False
 
     @abstractmethod
     def make(self, sources: StartSources) -> nn.Module:
@@ -118,6 +120,7 @@ class Means(HeadStart):
     name = "means"
     summary = "class means of the support samples' features (cosine)"
     trainable = False
+    needs_classes = True
 
     def make(self, sources: StartSources) -> nn.Module:
         """Return the class means."""

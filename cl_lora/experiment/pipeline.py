@@ -24,7 +24,13 @@ from cl_lora.experiment.few_shot import check_few_shot, outline
 from cl_lora.experiment.ledger import Ledger, open_ledger
 from cl_lora.experiment.merged import serve_arm
 from cl_lora.experiment.serving import Served, Workbench
-from cl_lora.experiment.settings import Settings, read_settings, set_threads, strategy_defaults
+from cl_lora.experiment.settings import (
+    RunOptions,
+    Settings,
+    read_settings,
+    set_threads,
+    strategy_defaults,
+)
 from cl_lora.experiment.similarity import pairs_of, similarities
 from cl_lora.experiment.stages import Stage, continued, shots_of
 from cl_lora.experiment.training import check_banks, train_banks
@@ -39,7 +45,7 @@ from cl_lora.run_folder.hits import write_hits
 from cl_lora.run_folder.identity import require_same
 from cl_lora.run_folder.lock import locked, require_run_folder
 from cl_lora.run_folder.reader import read_stream
-from cl_lora.run_folder.records import ExperienceRecord, StreamRecord, TaskRecord
+from cl_lora.run_folder.records import ExperienceRecord, Similarity, StreamRecord, TaskRecord
 from cl_lora.run_folder.results import Results
 from cl_lora.run_folder.rows import SIMILARITIES
 from cl_lora.support import files, progress
@@ -93,6 +99,20 @@ def check(raw: Mapping[str, Any]) -> Settings:
             f"The protocol {protocol.name!r} needs a head of its own for every experience, as one "
             "head that is trained on through the stream has seen the downstream labels, but "
             f"strategy.head={policy.name}; set strategy.head=own"
+        )
+    if policy.apart and not protocol.few_shot:
+        raise UserError(
+            f"strategy.head={policy.name} serves every experience by its own head, which those to "
+            f"come have not trained yet, but protocol={protocol.name} scores them too; choose "
+            "another strategy.head, or a few-shot protocol"
+        )
+    if not protocol.few_shot and (settings.options.shots, settings.options.draws) != (
+        RunOptions.shots,
+        RunOptions.draws,
+    ):
+        raise UserError(
+            f"shots and draws are for few-shot protocols but protocol={protocol.name}; leave them "
+            "out, or set protocol=shots"
         )
     for arm in settings.arms:
         if arm.adaptation is not None and not protocol.few_shot:
@@ -171,7 +191,8 @@ class _Run:
             require_same(folder, recorded.identity, identity, strategy_defaults())
         self.stages = self._all_stages()
         self.ledger: Ledger = open_ledger(folder, recorded, settings)
-        check_protocol(self.ledger.arms, settings.protocol.few_shot, self.stages)
+        few_shot = settings.protocol.few_shot
+        check_protocol(self.ledger.arms, self.ledger.references, few_shot, self.stages)
         check_weights(self.ledger.arms, len(benchmark.experiences))
         check_groups(self.ledger.arms, modules)
         check_banks(settings, benchmark, backbone, folder, self.ledger.seeds, self.ledger.banks)
@@ -195,6 +216,7 @@ class _Run:
             files.write_json(self.folder / layout.STREAM_FILE, record)
             with self.results.writing():
                 failed = [error for seed in self.ledger.seeds for error in self._seed(seed)]
+            self._say_edges()
         if failed:
             names = ", ".join(self.ledger.stopped)
             raise DivergedError(
@@ -250,8 +272,14 @@ class _Run:
         total = sum(len(members) for _, members in pairs)
         if not pairs:
             return
+        found: list[Similarity] = []
         with progress.meter(f"seed {bench.seed}: comparing features", total) as advance:
-            found = [s for pair in pairs for s in similarities(bench, pair, advance)]
+            for pair in pairs:
+                try:
+                    found += similarities(bench, pair, advance)
+                except UserError as error:  # an analysis: nothing else depends on it
+                    name = self.benchmark.names[pair[0]]
+                    log.warning("features of %r are not compared: %s", name, error)
         new = {(s.seed, s.evaluated, s.adapter) for s in found}
         kept = [s for s in there if (s.seed, s.evaluated, s.adapter) not in new]
         files.write_text(path, SIMILARITIES.text([*kept, *found]))
@@ -259,12 +287,16 @@ class _Run:
     def _score(self, bench: Workbench, units: Sequence[tuple[_Row, Stage]]) -> list[DivergedError]:
         failed: list[DivergedError] = []
         evaluator = Evaluator(bench)
+        held: tuple[int, ...] = ()
         arms, rows = len(self.ledger.arms), len(self.ledger.references)
         total = sum(len(stage.evaluated) for _, stage in units)
         with progress.meter(f"seed {bench.seed}: evaluating {arms} arms", total) as advance:
             for row, stage in units:
                 if row.name in self.ledger.stopped:
                     continue
+                if stage.few_shot and stage.evaluated != held:
+                    held = stage.evaluated
+                    bench.store.forget()  # another round: no feature of the last one comes again
                 try:
                     served = row.serve(bench, stage) if stage.index >= 0 else bench.untrained(stage)
                 except DivergedError as error:
@@ -283,7 +315,6 @@ class _Run:
                     served.coefficients,
                     served.accounts,
                 )
-        self._say_edges()
         s, t = "s" * (arms != 1), "s" * (rows != 1)
         log.info("seed %d: evaluated %d arm%s and %d reference row%s", bench.seed, arms, s, rows, t)
         return failed
@@ -359,8 +390,11 @@ class _Run:
         for account in self.results.accounts:
             if account.quantity == "learning_rate_factor":
                 chosen.setdefault(account.arm, []).append(account.value)
-        for sentence in edges(chosen, self.settings.adaptation.grid):
-            log.warning("%s", sentence)
+        for arm in self.ledger.arms:
+            if arm.adaptation is not None and arm.name in chosen:
+                grid = arm.adaptation.config.grid
+                for sentence in edges({arm.name: chosen[arm.name]}, grid):
+                    log.warning("%s", sentence)
 
     # What is recorded -----------------------------------------------------------------------
 

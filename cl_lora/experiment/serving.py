@@ -123,6 +123,21 @@ def _numbers(update: SupportsDelta | Composition | Weights) -> int:
 
 
 @dataclass(frozen=True, eq=False)
+class LearnedStart:
+    """Coefficients that were learned once for the arms that start from them.
+
+    Attributes:
+        alpha: the coefficients, (n,) or (M, n).
+        seconds: how long learning them took.
+        arm: which arm it was done for.
+    """
+
+    alpha: Tensor
+    seconds: float
+    arm: str
+
+
+@dataclass(frozen=True, eq=False)
 class Workbench:
     """All that serving needs of one seed of a run.
 
@@ -152,7 +167,7 @@ class Workbench:
     batch_size: int
     head_lr: float
     lora: LoRAConfig = field(default_factory=LoRAConfig)
-    learned: dict[Hashable, Tensor] = field(default_factory=dict)
+    learned: dict[Hashable, LearnedStart] = field(default_factory=dict)
     _support: dict[tuple[int, tuple[int, ...]], Batch] = field(default_factory=dict)
 
     @property
@@ -162,11 +177,11 @@ class Workbench:
 
     @cached_property
     def store(self) -> FeatureStore:
-        """Features that are computed once a seed."""
+        """Features that are computed once per seed."""
         return FeatureStore(self.benchmark, self.backbone, self.compute, self.batch_size)
 
     def support_indices(self, stage: Stage) -> Indices:
-        """Return the support set of a stage with K samples a class, drawn by the run's seed."""
+        """Return the support set of a stage with K samples per class, drawn by the run's seed."""
         k = shots_of(stage)
         assert k
         experience = self.benchmark.experiences[stage.evaluated[0]]
@@ -224,7 +239,7 @@ class Workbench:
     def bare(self, stage: Stage) -> Mapping[int, Part]:
         """Return the bare backbone under the head of the newest adapter of a stage."""
         newest = self.banks[FRESH.name][stage.members[-1]]
-        return self._under_heads(None, newest, stage, None, BARE)
+        return self._under_heads(None, newest, stage, None, BARE, self.policy.apart)
 
     def alone(self, bank: BankKind, member: int, stage: Stage) -> Mapping[int, Part]:
         """Return one adapter of a bank under its own head, or each experience's own."""
@@ -232,7 +247,9 @@ class Workbench:
         # Heads made of the support change with it.
         of_support = stage.support if self.policy.needs_support else ()
         key = (bank.name, member, of_support)
-        return self._under_heads(OwnUpdate(adapter), adapter, stage, key, None)
+        # Of the other banks an adapter has the one head that was trained on with it.
+        apart = self.policy.apart and bank is FRESH
+        return self._under_heads(OwnUpdate(adapter), adapter, stage, key, None, apart)
 
     def _under_heads(
         self,
@@ -241,9 +258,10 @@ class Workbench:
         stage: Stage,
         key: Hashable | None,
         features: Hashable | None,
+        apart: bool,
     ) -> Mapping[int, Part]:
         """Return for every experience of a stage a backbone under the head that serves it."""
-        if self.policy.apart:
+        if apart:
             return {j: Part(update, self.own_head(j), key, features) for j in stage.evaluated}
         sources = HeadSources(
             [adapter.head], None, lambda: self.prototypes(update, self.spc, stage)

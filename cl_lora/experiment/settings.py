@@ -47,7 +47,7 @@ class RunOptions:
         seeds: one bank of adapters is trained for each.
         references: names of the reference rows.
         protocol: when adapters are merged, and which.
-        shots: K, support samples a class, of a few-shot protocol; ``all`` for the whole pool.
+        shots: K, support samples per class, of a few-shot protocol; ``all`` for the whole pool.
         draws: support sets drawn for each K and seed.
         yardstick: the arm or reference row that a report measures the others by; None for the
             reference row that is the fairest.

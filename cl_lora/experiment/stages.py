@@ -31,8 +31,8 @@ class Outline:
     Attributes:
         names: of the experiences, in order.
         downstream: indices of the experiences that are held out; empty where none is.
-        pool: for each experience the mean number of train samples a stratum (class) has.
-        shots: K, samples a class of the support sets, or ``"all"``.
+        pool: for each experience the mean number of train samples per stratum (class) has.
+        shots: K, samples per class of the support sets, or ``"all"``.
         draws: how many support sets are drawn for each K.
     """
 
@@ -62,7 +62,7 @@ class Protocol:
         ordered: whether stages follow one another in time, stage t after experience t: forgetting
             and transfer are measured only then.
         make: makes the stages after training.
-        few_shot: whether it has stages with a support set of K samples a class: ``shots`` and
+        few_shot: whether it has stages with a support set of K samples per class: ``shots`` and
             ``draws`` are for those, and every experience must keep a head of its own.
     """
 
@@ -178,7 +178,7 @@ def prefixes(outline: Outline) -> tuple[Stage, ...]:
 @register_protocol(
     "shots",
     summary="the adapters of all upstream experiences are adapted to a downstream one from K "
-    "samples a class",
+    "samples per class",
     ordered=False,
     few_shot=True,
 )
@@ -200,7 +200,7 @@ def shots(outline: Outline) -> tuple[Stage, ...]:
 
 @register_protocol(
     "few_shot_stream",
-    summary="each task first adapts from K samples a class what was learned before it, then its "
+    summary="each task first adapts from K samples per class what was learned before it, then its "
     "own adapter joins the bank",
     ordered=True,
     few_shot=True,
@@ -233,7 +233,7 @@ def _numbered(stages: Iterator[Stage]) -> tuple[Stage, ...]:
 
 
 def shots_of(stage: Stage) -> Shots | None:
-    """Return K of a stage with a support set, 0 of one without samples, None of one in time."""
-    if stage.x is None:
+    """Return K of a few-shot stage, 0 of one without samples; None of any other stage."""
+    if not stage.few_shot or stage.x is None:
         return None
-    return ALL if stage.name == f"K={ALL}" else int(stage.x)
+    return ALL if stage.pool else int(stage.x)

@@ -40,6 +40,12 @@ class Compute:
                 out = backbone(inputs.to(self.device, non_blocking=True))
             yield out.float(), targets.to(self.device)
 
+    def trained_features(self, backbone: Backbone, inputs: Tensor) -> Tensor:
+        """Return float32 features (batch, d), differentiable in the backbone's own parameters."""
+        with self.autocast():
+            out: Tensor = backbone(inputs)
+        return out.float()
+
     def merged_features(self, backbone: Backbone, update: SupportsDelta, inputs: Tensor) -> Tensor:
         """Return features (batch, d) of the backbone's inputs, differentiable in ``update``.
 

@@ -67,6 +67,20 @@ def changed(network: nn.Module, change: Change) -> Iterator[None]:
         _write(own, kept)
 
 
+@contextlib.contextmanager
+def restored(network: nn.Module) -> Iterator[None]:
+    """Give a network that is trained inside its parameters back bit for bit, frozen."""
+    kept = Weights.of(network)
+    parameters = dict(network.named_parameters())
+    try:
+        yield
+    finally:
+        _write(parameters, kept.values)
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+
 def _write(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in values.items():

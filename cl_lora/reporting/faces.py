@@ -51,11 +51,7 @@ def faces(run: RunFolder) -> tuple[Face, ...]:
 
 def few_shot_stages(run: RunFolder) -> tuple[StageRecord, ...]:
     """Return the stages at which arms adapt to an experience that is not merged, from K samples."""
-    return tuple(
-        stage
-        for stage in run.stream.trained_stages
-        if stage.x is not None and set(stage.evaluated).isdisjoint(stage.members)
-    )
+    return tuple(stage for stage in run.stream.trained_stages if stage.few_shot)
 
 
 def is_few_shot(run: RunFolder) -> bool:
@@ -138,7 +134,7 @@ def samples_per_class(stage: StageRecord) -> str:
 
 def is_pool(stage: StageRecord) -> bool:
     """Return whether the support set of a few-shot stage is the whole pool."""
-    return stage.x is not None and samples_per_class(stage) != f"{stage.x:g}"
+    return stage.pool
 
 
 def _timely(run: RunFolder) -> tuple[StageRecord, ...]:

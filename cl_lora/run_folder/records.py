@@ -85,7 +85,7 @@ class StageRecord:
         members: indices of the merged adapters.
         evaluated: indices of the experiences that are scored.
         support: experiences whose support samples learned coefficients and heads may see.
-        x: where the stage lies on the axis of its protocol (K, support samples a class of a
+        x: where the stage lies on the axis of its protocol (K, support samples per class of a
             few-shot run; of the whole pool, its mean), or None for a stage in time.
         draw: number of the support draw; the stages of several draws share name, x and members.
     """
@@ -97,6 +97,16 @@ class StageRecord:
     support: tuple[int, ...]
     x: float | None = None
     draw: int = 0
+
+    @property
+    def few_shot(self) -> bool:
+        """Whether adapters of other experiences are adapted to one from K samples per class."""
+        return self.x is not None and set(self.evaluated).isdisjoint(self.members)
+
+    @property
+    def pool(self) -> bool:
+        """Whether the support set of a few-shot stage is the whole pool, and not K samples."""
+        return self.few_shot and self.name != f"K={self.x:g}"
 
     def seen_by(self, member: int) -> StageRecord:
         """Return the stage without the support of experiences after ``member``."""

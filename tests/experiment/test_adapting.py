@@ -439,7 +439,48 @@ def _fitted_with(bench: Workbench, config: AdaptationConfig, factor: float) -> t
 
 def test_with_one_sample_a_class_nothing_is_chosen(bench: Workbench) -> None:
     found = served(bench, 1, replace(QUICK, grid=(0.1, 1.0)), **ARMS["classifier"])
-    assert [a.value for a in found.accounts if a.quantity == "learning_rate_factor"] == [1.0]
+    assert not [a for a in found.accounts if a.quantity == "learning_rate_factor"]
+    plain = served(bench, 1, **ARMS["classifier"])
+    assert torch.equal(found.head(2).weight, plain.head(2).weight)
+
+
+def test_a_factor_whose_training_fails_is_not_chosen(bench: Workbench) -> None:
+    """Only if every one fails does the arm."""
+    config = replace(QUICK, grid=(1.0, 1e33))
+    found = served(bench, 4, config, **ARMS["lora"])
+    assert account(found)["learning_rate_factor"] == 1.0
+    with pytest.raises(DivergedError, match="The loss"):
+        served(bench, 4, replace(config, grid=(1.0, 1e3), lora_lr=1e30), **ARMS["lora"])
+
+
+def test_time_holds_what_learning_the_start_took(bench: Workbench) -> None:
+    """Also where another arm has learned it before."""
+    first = account(served(bench, **ARMS["lora_from_learned"]))["seconds"]
+    (learned,) = bench.learned.values()
+    assert learned.seconds < first
+    other = adapt_arm(bench, arm("y", **ARMS["lora_from_learned"]), stage())
+    assert account(other)["seconds"] > learned.seconds
+    assert account(served(bench, **ARMS["learned"]))["seconds"] > 0
+
+
+def test_the_head_of_a_truncated_composition_is_warmed_up_on_it(bench: Workbench) -> None:
+    still = replace(QUICK, lora_lr=1e-12, steps=1)
+    found = served(bench, config=still, **ARMS["truncated"])
+    inputs, targets = support(bench)
+    cut = served(bench, **ARMS["uniform"]).update(2).truncate(LORA.rank)
+    head = torch.nn.Linear(16, 3)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    with applied(bench.backbone.network, cut), torch.no_grad():
+        features = bench.backbone(inputs)
+    for purpose, steps in (("warm-up", 3), ("adaptation", 1)):
+        optimizer = torch.optim.AdamW(head.parameters(), lr=0.05, weight_decay=0.01)
+        for batch in rows(6, steps, purpose):
+            loss = F.cross_entropy(head(features[batch]), targets[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    torch.testing.assert_close(found.head(2).weight, head.weight, rtol=1e-3, atol=1e-4)
 
 
 def test_a_choice_at_the_edge_is_said() -> None:

@@ -233,12 +233,19 @@ def refused(tmp_path: Path, *more: str, experiment: str = "few_shot_shapes") -> 
         (["strategy.head=shared"], r"needs a head of its own .* set strategy\.head=own"),
         (["yardstick=nobody"], r"Unknown yardstick 'nobody'"),
         (["references=[joint]"], r"reference row 'joint' .* leave it out"),
-        (["protocol=prefixes"], r"Arm 'classifier' is adapted to support sets, which .*prefixes"),
+        (["protocol=prefixes", "strategy.head=shared", "shots=[1,2,5,10,20,all]"],
+         r"Arm 'classifier' is adapted to support sets, which .*prefixes"),
         (["+arms.plain={method: ties}"], r"Arm 'plain' is scored at no stage"),
         (["+arms.a={method: ties, coefficients: softmax}"], r"Arm 'a' learns .* on a buffer"),
         (["+arms.a={method: ties, adapt: head, members: 3}"], r"members to be at most 2"),
         (["adaptation.grid=[1.0,3.0]", "adaptation.select_on=val"], r"benchmark\.val_fraction"),
         (["adaptation.step=3"], r"adaptation"),
+        (["references=[base]"], r"reference row 'base' is scored at no stage"),
+        (["+arms.a={method: ties, head: prototypes}"], r"Arm 'a' .* makes its head on a buffer"),
+        (["+arms.a={adapt: head, adaptation: {grid: [1.0, 3.0]}}"], r"grids of one size"),
+        (["+arms.a={method: cat, coefficients: best, adapt: head}", "adaptation.warmup_steps=0"],
+         r"chosen by the loss of a head that is warmed up"),
+        (["protocol=prefixes", "arms=none"], r"serves every experience by its own head"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_before_training(tmp_path: Path, more, said) -> None:
@@ -247,6 +254,11 @@ def test_what_is_wrong_is_said_before_training(tmp_path: Path, more, said) -> No
     except UserError as error:  # of composing
         sentence = str(error)
     assert re.search(said, sentence), sentence
+
+
+def test_shots_without_a_few_shot_protocol(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="shots and draws are for few-shot protocols"):
+        check(compose_config([f"run_dir={tmp_path / 'run'}", "shots=[1]"]))
 
 
 def test_classes_that_are_not_shared(tmp_path: Path) -> None:
