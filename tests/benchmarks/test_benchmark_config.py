@@ -26,6 +26,8 @@ def test_every_config_file_fits_its_kind_and_comments_every_key(file, tmp_path):
         if name in config:
             assert config[name] == ("???" if config.get("images") != "shapes" else None)
             config[name] = str(tmp_path)
+    if config.get("downstream") == "???":
+        config["downstream"] = "sketch"
     typed = read_config(config)
     chosen = {"name", "root", "path", "domains", "images", "options"}
     for field in dataclasses.fields(KINDS[config["kind"]]):
@@ -36,7 +38,17 @@ def test_every_config_file_fits_its_kind_and_comments_every_key(file, tmp_path):
 
 def test_the_expected_config_files_are_there():
     domains = {"shapes", "pacs", "office_home", "domains", "hub"}
-    assert {file.stem for file in FILES} == domains
+    streams = (
+        "label",
+        "cifar100",
+        "label_shapes",
+        "entangled",
+        "covariate",
+        "covariate_shapes",
+        "task",
+    )
+    few_shot = {f"few_shot_{name}" for name in streams}
+    assert {file.stem for file in FILES} == domains | few_shot
     order = yaml.safe_load((GROUP / "pacs.yaml").read_text())["domains"]
     assert order == ["photo", "art_painting", "cartoon", "sketch"]
     order = yaml.safe_load((GROUP / "office_home.yaml").read_text())["domains"]
