@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from cl_lora.models.bottleneck import Bottleneck
 from cl_lora.models.compute import Compute
 from cl_lora.models.weights import Change, Weights, restored
 from cl_lora.strategies.config import AdaptationConfig
-from cl_lora.support.registry import check_free, look_up
+from cl_lora.support.registry import look_up, registers
 
 BARE = "bare"
 """The key of features of the bare backbone."""
@@ -128,18 +128,8 @@ class AdaptationKind(ABC):
 ADAPTATIONS: dict[str, AdaptationKind] = {}
 """Every registered kind by name."""
 
-KindType = TypeVar("KindType", bound=type[AdaptationKind])
-
-
-def register_adaptation(cls: KindType) -> KindType:
-    """Register a kind by its name.
-
-    Raises:
-        UserError: if the name is taken.
-    """
-    check_free("adaptation", cls.name, ADAPTATIONS.get(cls.name), cls)
-    ADAPTATIONS[cls.name] = cls()
-    return cls
+register_adaptation = registers("adaptation", ADAPTATIONS)
+"""Registers a class by its name; it must be free."""
 
 
 def get_adaptation(name: str) -> AdaptationKind:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from cl_lora.models.heads import HeadState, PrototypeHead, average_heads, linear_head
-from cl_lora.support.registry import check_free, look_up
+from cl_lora.support.registry import look_up, registers
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,8 @@ class HeadStart(ABC):
 HEAD_STARTS: dict[str, HeadStart] = {}
 """Every registered way in which a head begins, by name."""
 
-StartType = TypeVar("StartType", bound=type[HeadStart])
-
-
-def register_head_start(cls: StartType) -> StartType:
-    """Register a way to begin by its name.
-
-    Raises:
-        UserError: if the name is taken.
-    """
-    check_free("head start", cls.name, HEAD_STARTS.get(cls.name), cls)
-    HEAD_STARTS[cls.name] = cls()
-    return cls
+register_head_start = registers("head start", HEAD_STARTS)
+"""Registers a class by its name; it must be free."""
 
 
 def get_head_start(name: str) -> HeadStart:

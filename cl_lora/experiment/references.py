@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from cl_lora.experiment.banks import FRESH, JOINT, SEQUENTIAL, BankKind
 from cl_lora.experiment.serving import Served, Workbench
 from cl_lora.experiment.stages import Stage, shots_of
 from cl_lora.support.errors import unknown_name
-from cl_lora.support.registry import check_free
+from cl_lora.support.registry import registers
 
 
 class Reference(ABC):
@@ -41,18 +41,8 @@ class Reference(ABC):
 REFERENCES: dict[str, Reference] = {}
 """Every registered reference row by name, in the order in which they are shown."""
 
-ReferenceType = TypeVar("ReferenceType", bound=type[Reference])
-
-
-def register_reference(cls: ReferenceType) -> ReferenceType:
-    """Register a reference row by its name.
-
-    Raises:
-        UserError: if the name is taken.
-    """
-    check_free("reference row", cls.name, REFERENCES.get(cls.name), cls)
-    REFERENCES[cls.name] = cls()
-    return cls
+register_reference = registers("reference row", REFERENCES)
+"""Registers a class by its name; it must be free."""
 
 
 def get_references(names: Sequence[str]) -> tuple[Reference, ...]:

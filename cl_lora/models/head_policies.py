@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from cl_lora.models.heads import HeadState, average_heads, linear_head, merge_heads
-from cl_lora.support.registry import check_free, look_up
+from cl_lora.support.registry import look_up, registers
 
 
 @dataclass(frozen=True)
@@ -76,19 +76,8 @@ class HeadPolicy(ABC):
 HEAD_POLICIES: dict[str, HeadPolicy] = {}
 """Every registered head policy by name."""
 
-
-PolicyType = TypeVar("PolicyType", bound=type[HeadPolicy])
-
-
-def register_head_policy(cls: PolicyType) -> PolicyType:
-    """Register a policy by its name.
-
-    Raises:
-        UserError: if the name is taken.
-    """
-    check_free("head policy", cls.name, HEAD_POLICIES.get(cls.name), cls)
-    HEAD_POLICIES[cls.name] = cls()
-    return cls
+register_head_policy = registers("head policy", HEAD_POLICIES)
+"""Registers a class by its name; it must be free."""
 
 
 def get_head_policy(name: str) -> HeadPolicy:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from cl_lora.support.errors import UserError, unknown_name
 
 T = TypeVar("T")
+Class = TypeVar("Class", bound=type[Any])
 
 
 def check_free(kind: str, name: str, taken: object | None, new: object) -> None:
@@ -53,3 +54,21 @@ def look_up(kind: str, registry: Mapping[str, T], name: str) -> T:
     if name not in registry:
         raise unknown_name(kind, name, registry)
     return registry[name]
+
+
+def registers(kind: str, registry: dict[str, T]) -> Callable[[Class], Class]:
+    """Return a class decorator that puts an object of the class into ``registry`` by its name.
+
+    The decorator raises :class:`UserError` if the name is taken.
+
+    Args:
+        kind: what is registered, e.g. ``"head policy"``.
+        registry: name -> object; filled by the decorator.
+    """
+
+    def register(cls: Class) -> Class:
+        check_free(kind, cls.name, registry.get(cls.name), cls)
+        registry[cls.name] = cls()
+        return cls
+
+    return register

@@ -22,12 +22,10 @@ class Candidates:
     """Coefficients to choose from.
 
     Attributes:
-        values: a coefficient each, to be that of every adapter.
-        n: the number of adapters.
+        vectors: float64 (n,) each, one coefficient per adapter.
     """
 
-    values: tuple[float, ...]
-    n: int
+    vectors: tuple[Tensor, ...]
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -36,11 +34,11 @@ class Candidates:
 
     def alpha(self) -> Tensor:
         """Return the first candidate."""
-        return self.candidates()[0]
+        return self.vectors[0]
 
-    def candidates(self) -> list[Tensor]:
-        """Return every candidate, float64 (n,)."""
-        return [torch.full((self.n,), value, dtype=DTYPE) for value in self.values]
+    def candidates(self) -> tuple[Tensor, ...]:
+        """Return every candidate."""
+        return self.vectors
 
 
 def _are_values(values: object) -> bool:
@@ -66,4 +64,6 @@ def _are_values(values: object) -> bool:
 def _grid(options: Mapping[str, Any], n: int, modules: Sequence[str]) -> Candidates:
     """Candidates in the order given, each once."""
     numbers = (1 / n if value == MEAN else float(value) for value in options["values"])
-    return Candidates(tuple(dict.fromkeys(numbers)), n)
+    return Candidates(
+        tuple(torch.full((n,), number, dtype=DTYPE) for number in dict.fromkeys(numbers))
+    )

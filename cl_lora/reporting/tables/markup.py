@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from cl_lora.reporting.tables.table import ResultTable
+from cl_lora.reporting.tables.data import TableData
 
 
-def markdown(table: ResultTable) -> str:
+def markdown(table: TableData) -> str:
     """Return a Markdown table of all columns; the best in bold, references in italics."""
 
     def cell(i: int, j: int) -> str:
@@ -31,7 +29,7 @@ def markdown(table: ResultTable) -> str:
     return "\n".join([*title, *lines, *notes]) + "\n"
 
 
-def latex(table: ResultTable) -> str:
+def latex(table: TableData) -> str:
     r"""Return a LaTeX ``table`` that compiles without any package.
 
     The best in bold; ``\hline`` between the arms and the references. Small type, short

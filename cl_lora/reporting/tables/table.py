@@ -1,108 +1,17 @@
-"""One table of results: numbers with their deviations and intervals, and which lead."""
+"""One table of results: its contents, rendered for a terminal and for files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 from rich.console import Console, Group
 
-from cl_lora.evaluation.continual import FloatArray
 from cl_lora.reporting.tables import markup, terminal
-from cl_lora.reporting.tables.column import Column
-
-BoolArray = NDArray[np.bool_]
+from cl_lora.reporting.tables.data import TableData
 
 
-@dataclass(frozen=True, eq=False)
-class ResultTable:
-    """Rows of numbers with their deviations and intervals, the reference rows apart.
-
-    Attributes:
-        rows: names of the rows; the references come last.
-        references: how many of the last rows are references, not ranked against the rest.
-        columns: the columns of numbers.
-        mean: (rows, columns) float64; NaN where undefined.
-        spread: (rows, columns) standard deviation over seeds, shown in columns of means; NaN where
-            undefined.
-        title: what the numbers are.
-        row_title: heading of the row names.
-        notes: sentences below the table.
-        low: (rows, columns) lower ends, shown in columns of intervals; none, if not given.
-        high: (rows, columns) upper ends.
-        complete: (rows, columns) whether a number rests on every seed, without which it is never
-            marked as best: a mean over fewer seeds may lead by the luck of which they are. All
-            are, if not given.
-    """
-
-    rows: tuple[str, ...]
-    references: int
-    columns: tuple[Column, ...]
-    mean: FloatArray
-    spread: FloatArray
-    title: str = ""
-    row_title: str = "Arm"
-    notes: tuple[str, ...] = ()
-    low: FloatArray | None = None
-    high: FloatArray | None = None
-    complete: BoolArray | None = None
-    _best: frozenset[tuple[int, int]] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        shape = (len(self.rows), len(self.columns))
-        if self.mean.shape != shape or self.spread.shape != shape:
-            raise ValueError(
-                f"Expected mean and spread of shape {shape} "
-                f"but got {self.mean.shape} and {self.spread.shape}"
-            )
-        ends = [x.shape for x in (self.low, self.high) if x is not None]
-        if ends not in ([], [shape, shape]):
-            raise ValueError(f"Expected both ends of intervals of shape {shape} but got {ends}")
-        object.__setattr__(self, "_best", frozenset(self._find_best()))
-
-    def is_best(self, row: int, column: int) -> bool:
-        """Return whether the row leads those that rest on all seeds; equal ones lead together."""
-        return (row, column) in self._best
-
-    def _find_best(self) -> Iterator[tuple[int, int]]:
-        ranked = len(self.rows) - self.references
-        for j, column in enumerate(self.columns):
-            values = self.mean[:ranked, j]
-            if self.complete is not None:
-                values = np.where(self.complete[:ranked, j], values, np.nan)
-            if column.higher_is_better is None or np.isnan(values).all() or ranked < 2:
-                continue
-            best = np.nanmax(values) if column.higher_is_better else np.nanmin(values)
-            shown = column.number(float(best))
-            yield from ((i, j) for i, v in enumerate(values) if column.number(float(v)) == shown)
-
-    def frame(self) -> pd.DataFrame:
-        """Return the numbers, unrounded and not in percent, one row per arm.
-
-        Columns: the row title, ``reference``, then ``<key>`` for every column, followed by
-        ``<key> deviation``, or ``<key> low`` and ``<key> high``.
-        """
-        data: dict[str, object] = {
-            self.row_title.lower(): list(self.rows),
-            "reference": [i >= len(self.rows) - self.references for i in range(len(self.rows))],
-        }
-        for j, column in enumerate(self.columns):
-            data[column.key] = self.mean[:, j]
-            if column.form == "count":
-                data[column.key] = pd.Series(self.mean[:, j]).astype("Int64")
-            elif column.form == "mean":
-                data[f"{column.key} deviation"] = self.spread[:, j]
-            elif column.form == "interval" and self.low is not None and self.high is not None:
-                data[f"{column.key} low"] = self.low[:, j]
-                data[f"{column.key} high"] = self.high[:, j]
-        return pd.DataFrame(data)
-
-    def csv(self) -> str:
-        """Return :meth:`frame` as CSV; undefined values are empty."""
-        return self.frame().to_csv(index=False, lineterminator="\n")
+class ResultTable(TableData):
+    """A table with its renderings; the arguments are those of :class:`TableData`."""
 
     def markdown(self) -> str:
         """Return a Markdown table of all columns; the best in bold, references in italics."""
@@ -122,19 +31,6 @@ class ResultTable:
         with console.capture() as capture:
             console.print(self.rich(width))
         return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
-
-    def cell(self, i: int, j: int) -> tuple[str, str]:
-        """Return a cell as text: the value, then ``± s`` or ``[low, high]`` or nothing."""
-        column = self.columns[j]
-        mean, spread = float(self.mean[i, j]), float(self.spread[i, j])
-        around = ""
-        if column.form == "mean" and not np.isnan(spread):
-            around = f"± {replace(column, signed=False).number(spread)}"
-        elif column.form == "interval" and self.low is not None and self.high is not None:
-            ends = float(self.low[i, j]), float(self.high[i, j])
-            if not np.isnan(ends).any():
-                around = f"[{', '.join(map(column.number, ends))}]"
-        return column.number(mean), around
 
 
 RENDERERS: dict[str, Callable[[ResultTable], str]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -12,13 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from cl_lora.reporting.tables.column import LATE
+from cl_lora.reporting.tables.data import TableData
 from cl_lora.reporting.tables.names import shorten
 
-if TYPE_CHECKING:
-    from cl_lora.reporting.tables.table import ResultTable
 
-
-def fitted(table: ResultTable, width: int) -> Group:
+def fitted(table: TableData, width: int) -> Group:
     """Return title, table and notes for a terminal of ``width`` columns.
 
     What does not fit is given up in this order: long headings, columns by priority, the
@@ -40,7 +37,7 @@ def fitted(table: ResultTable, width: int) -> Group:
     return Group(*title, drawn, *map(Text, notes))
 
 
-def _layouts(table: ResultTable) -> Iterator[_Layout]:
+def _layouts(table: TableData) -> Iterator[_Layout]:
     everything = tuple(range(len(table.columns)))
     longest = max(map(len, table.rows), default=0)
     yield _Layout(everything, longest, short=False)
@@ -65,7 +62,7 @@ def _layouts(table: ResultTable) -> Iterator[_Layout]:
         yield _Layout(kept[:count], min([longest, *widths]), detail_spread=False, spread=False)
 
 
-def _render(table: ResultTable, layout: _Layout) -> Table:
+def _render(table: TableData, layout: _Layout) -> Table:
     names = shorten(table.rows, layout.name_width)
     drawn = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     drawn.add_column(table.row_title, no_wrap=True)
@@ -91,7 +88,7 @@ def _render(table: ResultTable, layout: _Layout) -> Table:
     return drawn
 
 
-def _texts(table: ResultTable, j: int, with_spread: bool) -> list[Text]:
+def _texts(table: TableData, j: int, with_spread: bool) -> list[Text]:
     pairs = [table.cell(i, j) for i in range(len(table.rows))]
     # Narrow: the sign close to its number.
     arounds = [around.replace("± ", "±") for _, around in pairs]
