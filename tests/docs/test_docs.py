@@ -182,6 +182,9 @@ def test_commands_compose(page: Path) -> None:
     """Every command is a configuration whose arms are valid; `...` stands for an earlier one."""
     for overrides in commands(page):
         config = compose_config([word for word in overrides if word != "..."])
+        if config["plugins"]:  # may register what its arms name; test_examples_run runs it whole
+            assert page == DOCS / "extending.md"
+            continue
         arms_of(config)
 
 
