@@ -33,6 +33,8 @@ class Experience:
         train: indices into both to learn from, int64, sorted.
         val: indices to choose by, disjoint from ``train``; mostly none.
         test: indices to be tested on, disjoint from both.
+        subsets: masks by name, bool (N,), of samples whose primary metric is reported by itself,
+            such as the faces of a list that are occluded.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Experience:
     train: Indices
     val: Indices
     test: Indices
+    subsets: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

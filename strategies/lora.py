@@ -83,7 +83,7 @@ class _Curve(SupervisedPlugin):  # type: ignore[misc]
         self.epochs = []
 
     def before_training_epoch(self, strategy: Any, *_: Any, **__: Any) -> None:
-        self._scores: Accumulator = self.task.kind.accumulator(self.task)
+        self._scores: Accumulator = self.task.accumulator()
         self._loss, self._count = 0.0, 0
 
     def after_training_iteration(self, strategy: Any, *_: Any, **__: Any) -> None:
@@ -166,7 +166,7 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
         self._initial_head = new_linear_head(self._width, task.outputs, self.seed)
 
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return self.task.kind.loss(outputs, targets)
+        return self.task.loss(outputs, targets)
 
     def resume(self, adapter: Adapter) -> None:
         """Take over what training ``adapter`` left behind: the head, and the factors to go on."""

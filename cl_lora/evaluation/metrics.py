@@ -109,3 +109,13 @@ def register_metric(metric: Metric) -> Metric:
 
 ACCURACY = register_metric(Metric("accuracy", "Accuracy", PERCENT, True, 0.0, 1.0))
 F1 = register_metric(Metric("f1", "Macro F1", PERCENT, True, 0.0, 1.0))
+RMSE = register_metric(Metric("rmse", "RMSE", "", False, 0.0))
+MAE = register_metric(Metric("mae", "MAE", "", False, 0.0))
+R2 = register_metric(Metric("r2", "R2", "", True, -math.inf, 1.0))
+ANGLE_ERROR = register_metric(Metric("angle_error", "Angle error", "degrees", False, 0.0, 180.0))
+ANGLE_RMSE = register_metric(Metric("angle_rmse", "Angle RMSE", "degrees", False, 0.0, 180.0))
+NME = register_metric(Metric("nme", "NME", PERCENT, False, 0.0))
+RELATIVE = register_metric(Metric("relative", "Share of single task", PERCENT, True))
+"""A primary score as a share of what the task's own adapter reaches, 1 for just as good:
+``1 + d (v - s) / |s|`` with d = 1 where higher is better and -1 where lower is. Linear in the
+score: forgetting and transfer of it are those of the metric, divided by the single-task score."""

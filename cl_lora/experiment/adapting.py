@@ -294,7 +294,7 @@ class _Adapting:
         features = self.bench.store.get(key, change, self.j, indices)
         with torch.no_grad():
             outputs = head.to(features.device)(features)
-            return float(self.experience.task.kind.loss(outputs, self._targets(indices)))
+            return float(self.experience.task.loss(outputs, self._targets(indices)))
 
     def _fitted(self, start: Start, indices: Indices, factor: float) -> _Fitted:
         how, bench = self.how, self.bench
@@ -332,7 +332,7 @@ class _Adapting:
             features(),
             targets,
             rows,
-            self.experience.task.kind.loss,
+            self.experience.task.loss,
             lr=config.head_lr,
             weight_decay=config.weight_decay,
         ).head
@@ -341,7 +341,7 @@ class _Adapting:
         self, trained: Trained, start: Start, head: nn.Module, indices: Indices, factor: float
     ) -> nn.Module:
         """Train the head, and what is open beside it."""
-        config, bench, loss = self.how.config, self.bench, self.experience.task.kind.loss
+        config, bench, loss = self.how.config, self.bench, self.experience.task.loss
         rows = self._rows(len(indices), config.steps_for(len(indices)), "adaptation")
         if trained.features is None:
             return fit_head(

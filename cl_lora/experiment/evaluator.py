@@ -80,7 +80,7 @@ class Evaluator:
     def _one(self, j: int, part: Part) -> Result:
         task = self.bench.benchmark.experiences[j].task
         head = part.head.to(self.bench.compute.device)
-        accumulator, hits = task.kind.accumulator(task), []
+        accumulator, hits = task.accumulator(), []
         for batch, targets in self._features(j, part):
             outputs = head(batch)
             accumulator.update(outputs, targets)

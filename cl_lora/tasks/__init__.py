@@ -4,12 +4,25 @@ from __future__ import annotations
 
 # Importing a kind's module registers it.
 from cl_lora.tasks.classes import CLASS, class_metric
-from cl_lora.tasks.core import KINDS, Accumulator, Task, TaskKind, get_kind, register_kind
+from cl_lora.tasks.core import (
+    KINDS,
+    Accumulator,
+    Scaling,
+    Task,
+    TaskKind,
+    get_kind,
+    register_kind,
+)
+from cl_lora.tasks.numbers import AngleKind, PointsKind, ScalarKind
 
 __all__ = [
     "CLASS",
     "KINDS",
     "Accumulator",
+    "AngleKind",
+    "PointsKind",
+    "ScalarKind",
+    "Scaling",
     "Task",
     "TaskKind",
     "class_metric",

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from cl_lora.evaluation.classification import CONFUSION_METRICS, ClassificationCounts
 from cl_lora.evaluation.metrics import ACCURACY, F1, Metric, register_metric
+from cl_lora.support.errors import UserError
 from cl_lora.support.registry import check_free
 from cl_lora.tasks.core import Accumulator, Task, TaskKind, get_kind, register_kind
 
@@ -32,14 +33,33 @@ class ClassKind(TaskKind):
         """Return the number of labels: one logit each."""
         return len(task.labels)
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy ``mean_n(logsumexp(z_n) - z_n[y_n])``.
 
         Args:
+            task: whose targets these are.
             outputs: logits z (batch, labels).
             targets: int64 (batch,), indices y into the labels.
         """
         return F.cross_entropy(outputs, targets)
+
+    def predictions(self, task: Task, outputs: Tensor) -> Tensor:
+        """Return the label with the largest logit, int64 (batch,)."""
+        return outputs.argmax(dim=1)
+
+    def constant(self, task: Task, targets: npt.NDArray[Any]) -> Tensor:
+        """Return logits of the majority class, the first of several."""
+        counts = np.bincount(np.asarray(targets, dtype=np.int64), minlength=len(task.labels))
+        return F.one_hot(torch.tensor(int(counts.argmax())), len(task.labels)).float()
+
+    def check_targets(self, task: Task, targets: npt.NDArray[Any], where: str) -> None:
+        """Check that every target is an index into the labels; -1 stands for none."""
+        super().check_targets(task, targets, where)
+        if len(targets) and not (-1 <= targets.min() and targets.max() < len(task.labels)):
+            raise UserError(
+                f"Expected targets of {where} from 0 to {len(task.labels) - 1}, the labels of task "
+                f"{task.name!r}, but got {targets.min()} to {targets.max()}; correct them"
+            )
 
     def accumulator(self, task: Task) -> Accumulator:
         """Return an empty confusion matrix."""

@@ -1,4 +1,4 @@
-"""What a task is: a name, a registered kind and the labels; and what every kind must say."""
+"""What a task is: a name, a registered kind and what belongs to its targets; what a kind must say."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cl_lora.evaluation.metrics import Metric, register_metric
+from cl_lora.support.errors import UserError
 from cl_lora.support.registry import check_free, look_up
 
 
@@ -48,12 +49,29 @@ class TaskKind(ABC):
         """Return the size of the head's output."""
 
     @abstractmethod
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch, a scalar.
 
         Args:
+            task: whose targets these are.
             outputs: (batch, outputs) of the head.
-            targets: (batch, ...) of ``target_dtype``.
+            targets: (batch, ...) of ``target_dtype``, in their own unit.
+        """
+
+    @abstractmethod
+    def predictions(self, task: Task, outputs: Tensor) -> Tensor:
+        """Return what the outputs of a head mean, in the unit and shape of the targets."""
+
+    @abstractmethod
+    def constant(self, task: Task, targets: npt.NDArray[Any]) -> Tensor:
+        """Return the outputs of the trivial predictor, which knows the targets but no input.
+
+        Args:
+            task: whose targets these are.
+            targets: (N, ...), of the train part.
+
+        Returns:
+            float32 (outputs,): of the majority class, the mean value, the mean shape.
         """
 
     @abstractmethod
@@ -81,6 +99,68 @@ class TaskKind(ABC):
         Arguments as in :meth:`loss`.
         """
 
+    def check_targets(self, task: Task, targets: npt.NDArray[Any], where: str) -> None:
+        """Check that targets can be learned and scored.
+
+        Args:
+            task: whose targets these are.
+            targets: (N, ...), all of an experience.
+            where: what they belong to, for the message.
+
+        Raises:
+            UserError: if one is not finite, or is none of the task's.
+        """
+        bad = ~np.isfinite(targets.reshape(len(targets), -1)).all(axis=1)
+        if bad.any():
+            raise UserError(
+                f"Expected finite targets in {where} but number {int(bad.argmax())} of "
+                f"{len(targets)} is not; correct or remove it"
+            )
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How targets are standardised while they are learned: ``(y - mean) / deviation``.
+
+    Attributes:
+        mean: one number for each output, or one for all.
+        deviation: as many, above 0.
+    """
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    @classmethod
+    def of(cls, targets: npt.NDArray[Any]) -> Scaling:
+        """Return the scaling by mean and standard deviation of train targets (N, ...).
+
+        A value that never changes keeps its unit.
+        """
+        flat = np.asarray(targets, dtype=np.float64).reshape(len(targets), -1)
+        deviation = flat.std(axis=0)
+        deviation[deviation == 0] = 1.0
+        return cls(tuple(flat.mean(axis=0).tolist()), tuple(deviation.tolist()))
+
+    def to(self, targets: Tensor) -> Tensor:
+        """Return targets (batch, outputs) standardised."""
+        mean, deviation = self._tensors(targets)
+        return (targets - mean) / deviation
+
+    def back(self, outputs: Tensor) -> Tensor:
+        """Return standardised outputs (batch, outputs) in the unit of the targets."""
+        mean, deviation = self._tensors(outputs)
+        return outputs * deviation + mean
+
+    def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return (
+            torch.tensor(self.mean, dtype=like.dtype, device=like.device),
+            torch.tensor(self.deviation, dtype=like.dtype, device=like.device),
+        )
+
+
+UNSCALED = Scaling((0.0,), (1.0,))
+"""Leaves targets in their unit."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -90,16 +170,43 @@ class Task:
         name: for reports; tasks of one benchmark have different names.
         kind: how it is learned and scored.
         labels: names of the classes, points, ...; empty where the kind has none.
+        scaling: how targets that are numbers are standardised while they are learned; None leaves
+            them in their unit. Metrics are always in their unit.
+        normaliser: of landmarks, the two points whose distance errors are divided by.
+        period: of an angle, in radians: values that differ by it are the same.
     """
 
     name: str
     kind: TaskKind
     labels: tuple[str, ...] = ()
+    scaling: Scaling | None = None
+    normaliser: tuple[int, int] | None = None
+    period: float = 0.0
 
     @property
     def outputs(self) -> int:
         """The size of the head's output."""
         return self.kind.outputs(self)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of a batch; see :meth:`TaskKind.loss`."""
+        return self.kind.loss(self, outputs, targets)
+
+    def accumulator(self) -> Accumulator:
+        """Return what turns batches into scores, empty."""
+        return self.kind.accumulator(self)
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """Return what outputs mean; see :meth:`TaskKind.predictions`."""
+        return self.kind.predictions(self, outputs)
+
+    def constant(self, targets: npt.NDArray[Any]) -> Tensor:
+        """Return the trivial predictor's outputs; see :meth:`TaskKind.constant`."""
+        return self.kind.constant(self, targets)
+
+    def check_targets(self, targets: npt.NDArray[Any], where: str) -> None:
+        """Check targets; see :meth:`TaskKind.check_targets`."""
+        self.kind.check_targets(self, targets, where)
 
 
 KINDS: dict[str, TaskKind] = {}

@@ -41,7 +41,7 @@ class Watch(SupervisedPlugin):
         self.samples[-1] |= {digest(x.numpy()) for x in strategy.mb_x}
 
     def before_backward(self, strategy, **_) -> None:
-        plain = strategy.task.kind.loss(strategy.mb_output, strategy.mb_y)
+        plain = strategy.task.loss(strategy.mb_output, strategy.mb_y)
         self.penalties[-1].append(float((strategy.loss - plain).detach()))
 
     def after_update(self, strategy, **_) -> None:
