@@ -96,6 +96,7 @@ class Ledger:
             seeds=self.seeds,
             stopped=self.stopped,
             last_stages=self.last_stages(stages),
+            roles={row.name: row.role for row in self.references if row.role},
             settings={**raw, "run_dir": None, "runs_root": None},
         )
 

@@ -22,12 +22,14 @@ class Reference(ABC):
         banks: the kinds of bank that it needs.
         yardstick: how well a report may measure the arms by it: the row with the highest number is
             taken; an upper bound has 0.
+        role: what it stands for in the analysis of a run, such as ``single``; mostly nothing.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     banks: ClassVar[tuple[BankKind, ...]] = (FRESH,)
     yardstick: ClassVar[int] = 0
+    role: ClassVar[str] = ""
 
     def scored(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
         """Return the stages at which it is scored: those in time, that need no support set."""

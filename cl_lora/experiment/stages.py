@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 from cl_lora.benchmarks.draw import ALL, Shots
 from cl_lora.evaluation.scores import UNTRAINED
 from cl_lora.run_folder.records import StageRecord as Stage
-from cl_lora.support.errors import UserError
+from cl_lora.support.errors import UserError, unknown_name
 from cl_lora.support.registry import check_free, look_up
 
 __all__ = [
@@ -16,12 +17,43 @@ __all__ = [
     "Outline",
     "Protocol",
     "Stage",
+    "Subsets",
     "continued",
     "get_protocol",
     "register_protocol",
     "shots_of",
     "untrained",
 ]
+
+
+@dataclass(frozen=True)
+class Subsets:
+    """Which subsets of the bank a run merges.
+
+    Attributes:
+        pairs: whether every pair.
+        triples_with: two names: every triple of these two and another; None for no triples.
+        all_subsets: every subset of two up to so many; None for none but the above.
+    """
+
+    pairs: bool = True
+    triples_with: tuple[str, ...] | None = None
+    all_subsets: int | None = None
+
+    def __post_init__(self) -> None:
+        given = self.triples_with
+        if given is not None and (len(given) != 2 or len(set(given)) != 2):
+            raise UserError(
+                "Expected subsets.triples_with to be two different names, which every triple holds "
+                f"beside another, but got {list(given)}"
+            )
+        if self.all_subsets is not None and self.all_subsets < 2:
+            raise UserError(
+                "Expected subsets.all_subsets to be the largest number of merged adapters, at "
+                f"least 2, but got {self.all_subsets}"
+            )
+        if not (self.pairs or given or self.all_subsets):
+            raise UserError("subsets merges nothing; set subsets.pairs=true")
 
 
 @dataclass(frozen=True)
@@ -34,6 +66,7 @@ class Outline:
         pool: for each experience the mean number of train samples per stratum (class) has.
         shots: K, samples per class of the support sets, or ``"all"``.
         draws: how many support sets are drawn for each K.
+        subsets: which subsets of the bank are merged.
     """
 
     names: Sequence[str]
@@ -41,6 +74,7 @@ class Outline:
     pool: Sequence[float] = ()
     shots: tuple[Shots, ...] = ()
     draws: int = 1
+    subsets: Subsets = field(default_factory=Subsets)
 
     @property
     def indices(self) -> tuple[int, ...]:
@@ -64,6 +98,8 @@ class Protocol:
         make: makes the stages after training.
         few_shot: whether it has stages with a support set of K samples per class: ``shots`` and
             ``draws`` are for those, and every experience must keep a head of its own.
+        untrained: whether there is a stage before training, at which everything is scored.
+        extends: whether later commands may add stages to a folder.
     """
 
     name: str
@@ -71,6 +107,8 @@ class Protocol:
     ordered: bool
     make: MakeStages
     few_shot: bool = False
+    untrained: bool = True
+    extends: bool = False
 
     def stages(self, outline: Outline) -> tuple[Stage, ...]:
         """Return every stage of a stream, the untrained one first where there is one.
@@ -87,8 +125,7 @@ class Protocol:
             )
         for index, stage in enumerate(made):
             self._check(stage, index, count)
-        # Before training a few-shot run has nothing that could be scored: heads start at zero.
-        return made if self.few_shot else (untrained(outline.names), *made)
+        return (untrained(outline.names), *made) if self.untrained else made
 
     def _check(self, stage: Stage, index: int, experiences: int) -> None:
         named = (*stage.members, *stage.evaluated, *stage.support)
@@ -135,7 +172,13 @@ PROTOCOLS: dict[str, Protocol] = {}
 
 
 def register_protocol(
-    name: str, *, summary: str, ordered: bool, few_shot: bool = False
+    name: str,
+    *,
+    summary: str,
+    ordered: bool,
+    few_shot: bool = False,
+    untrained: bool = True,
+    extends: bool = False,
 ) -> Callable[[MakeStages], MakeStages]:
     """Register the decorated ``make(outline) -> stages`` as a protocol; see :class:`Protocol`.
 
@@ -146,7 +189,7 @@ def register_protocol(
     def decorate(make: MakeStages) -> MakeStages:
         taken = PROTOCOLS.get(name)
         check_free("protocol", name, taken.make if taken else None, make)
-        PROTOCOLS[name] = Protocol(name, summary, ordered, make, few_shot)
+        PROTOCOLS[name] = Protocol(name, summary, ordered, make, few_shot, untrained, extends)
         return make
 
     return decorate
@@ -181,6 +224,8 @@ def prefixes(outline: Outline) -> tuple[Stage, ...]:
     "samples per class",
     ordered=False,
     few_shot=True,
+    untrained=False,  # heads start at zero: there is nothing that could be scored
+    extends=True,
 )
 def shots(outline: Outline) -> tuple[Stage, ...]:
     """Return a stage for each downstream experience, K and draw.
@@ -204,6 +249,8 @@ def shots(outline: Outline) -> tuple[Stage, ...]:
     "own adapter joins the bank",
     ordered=True,
     few_shot=True,
+    untrained=False,
+    extends=True,
 )
 def few_shot_stream(outline: Outline) -> tuple[Stage, ...]:
     """Return for each task its adaptations from the tasks before, then the merge of all so far."""
@@ -217,6 +264,57 @@ def few_shot_stream(outline: Outline) -> tuple[Stage, ...]:
             yield Stage(0, name, so_far, so_far, ())
 
     return _numbered(make())
+
+
+ALONE = "alone"
+"""The group of the stages at which nothing is merged: each adapter by itself."""
+
+_GROUPS = {2: "pairs", 3: "triples"}
+
+
+@register_protocol(
+    "subsets",
+    summary="subsets of the bank are merged, pairs, triples or more, and their own tasks scored",
+    ordered=False,
+    untrained=False,
+    extends=True,
+)
+def subsets(outline: Outline) -> tuple[Stage, ...]:
+    """Return a stage for each adapter alone, then one for each subset that is merged.
+
+    Each scores the tasks of its members (Kesim and Helli).
+
+    Raises:
+        UserError: if a triple is asked for with an experience that is not there.
+    """
+    return _numbered(
+        Stage(
+            0,
+            " + ".join(outline.names[m] for m in members),
+            members,
+            members,
+            members,
+            group=ALONE if len(members) == 1 else _GROUPS.get(len(members), f"of {len(members)}"),
+        )
+        for members in _subsets(outline)
+    )
+
+
+def _subsets(outline: Outline) -> list[tuple[int, ...]]:
+    """Return the members of every subset, the smallest first; a subset that occurs twice once."""
+    asked, names = outline.subsets, outline.names
+    found = [(t,) for t in outline.indices]
+    if asked.pairs:
+        found += combinations(outline.indices, 2)
+    if asked.triples_with is not None:
+        for name in asked.triples_with:
+            if name not in names:
+                raise unknown_name("subsets.triples_with", name, names)
+        both = {names.index(name) for name in asked.triples_with}
+        found += [tuple(sorted({*both, t})) for t in outline.indices if t not in both]
+    for size in range(2, (asked.all_subsets or 1) + 1):
+        found += combinations(outline.indices, size)
+    return sorted(dict.fromkeys(found), key=lambda members: (len(members), members))
 
 
 def _adaptations(outline: Outline, held: int, members: tuple[int, ...]) -> Iterator[Stage]:

@@ -27,6 +27,7 @@ _OWN = (
     "seeds",
     "stopped",
     "last_stages",
+    "roles",
 )
 
 
@@ -52,6 +53,8 @@ class ConfigRecord:
         stopped: arms that diverged, with variant and reason; no report shows them.
         last_stages: name of an arm or a reference row -> the last stage at which it is scored,
             where that is not the last of the run.
+        roles: name of a reference row -> what it stands for, such as ``single`` or ``trivial``,
+            where the analysis of a run asks for it.
         settings: the rest of the configuration, as the last command had it.
     """
 
@@ -66,6 +69,7 @@ class ConfigRecord:
     seeds: tuple[int, ...] = ()
     stopped: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     last_stages: Mapping[str, int] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
@@ -84,6 +88,7 @@ class ConfigRecord:
             "seeds": list(self.seeds),
             **({"stopped": self.stopped} if self.stopped else {}),
             **({"last_stages": self.last_stages} if self.last_stages else {}),
+            **({"roles": self.roles} if self.roles else {}),
         }
 
 
@@ -132,6 +137,7 @@ def read_config(folder: Path) -> ConfigRecord:
         seeds=tuple(values["seeds"]),
         stopped=values.get("stopped", {}),
         last_stages=values.get("last_stages", {}),
+        roles=values.get("roles", {}),
         settings={k: v for k, v in values.items() if k not in _OWN},
     )
 
@@ -150,6 +156,9 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     ends = values.get("last_stages", {})
     if not isinstance(ends, dict) or not all(type(end) is int for end in ends.values()):
         yield f"expected whole numbers as 'last_stages' but got {ends!r}"
+    roles = values.get("roles", {})
+    if not isinstance(roles, dict) or not all(isinstance(role, str) for role in roles.values()):
+        yield f"expected names as 'roles' but got {roles!r}"
     missing = [key for key in _IDENTITY if key not in values["identity"]]
     if missing:
         yield f"its identity has no {missing[0]!r}"

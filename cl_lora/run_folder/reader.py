@@ -114,6 +114,16 @@ class RunFolder:
         """Names of the experiences, in order."""
         return self.stream.names
 
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """What reference rows stand for, by their name: ``single``, ``trivial``, ..."""
+        roles: Mapping[str, str] = self.config.get("roles") or {}
+        return roles
+
+    def row_of(self, role: str) -> str | None:
+        """Return the reference row that stands for ``role``, the first; None if there is none."""
+        return next((row for row in self.references if self.roles.get(row) == role), None)
+
     def settings(self, arm: str) -> Mapping[str, Any]:
         """Return the settings of ``arm``; empty for a reference row."""
         settings: Mapping[str, Any] = self.config["arms"].get(arm) or {}

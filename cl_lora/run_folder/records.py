@@ -88,6 +88,8 @@ class StageRecord:
         x: where the stage lies on the axis of its protocol (K, support samples per class of a
             few-shot run; of the whole pool, its mean), or None for a stage in time.
         draw: number of the support draw; the stages of several draws share name, x and members.
+        group: what stages of one kind share, such as ``pairs``, where tables show their mean;
+            empty where every stage stands for itself.
     """
 
     index: int
@@ -97,6 +99,7 @@ class StageRecord:
     support: tuple[int, ...]
     x: float | None = None
     draw: int = 0
+    group: str = ""
 
     @property
     def few_shot(self) -> bool:
@@ -226,6 +229,7 @@ class StreamRecord:
                 tuple(map(int, s["support"])),
                 None if s["x"] is None else float(s["x"]),
                 int(s.get("draw", 0)),
+                str(s.get("group", "")),
             )
             for s in record["stages"]
         )
