@@ -73,6 +73,16 @@ def write_folder(folder: Path, contents: Contents) -> None:
         UserError: if something else than an adapter of ours is there, or the disk refuses.
     """
     check_replaceable(folder)
+    with files.whole_folder(folder, replace=True) as temporary:
+        write_files(temporary, contents)
+
+
+def write_files(folder: Path, contents: Contents) -> None:
+    """Write the files of an adapter into a folder that is there.
+
+    Raises:
+        UserError: if peft refuses the adapter's base, or the disk refuses.
+    """
     base = contents.base
     inside = base.head_module if contents.head else None
     tensors = {}
@@ -84,12 +94,11 @@ def write_folder(folder: Path, contents: Contents) -> None:
         tensors |= {f"{_PREFIX}{inside}.{key}": value for key, value in head.items()}
     config = make_lora_config(contents.factors, base, saves_head=inside is not None)
     beside = [HEAD_FILE] if head and not inside else []
-    with files.whole_folder(folder, replace=True) as temporary:
-        safetensors.torch.save_file(tensors, temporary / WEIGHTS_FILE, {"format": "pt"})
-        files.write_json(temporary / CONFIG_FILE, config)
-        if beside:
-            safetensors.torch.save_file(head, temporary / HEAD_FILE)
-        files.write_json(temporary / TRAINING_FILE, {**contents.training, _LISTED: beside})
+    safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
+    files.write_json(folder / CONFIG_FILE, config)
+    if beside:
+        safetensors.torch.save_file(head, folder / HEAD_FILE)
+    files.write_json(folder / TRAINING_FILE, {**contents.training, _LISTED: beside})
 
 
 def check_replaceable(folder: Path) -> None:

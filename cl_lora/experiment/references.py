@@ -39,6 +39,10 @@ class Reference(ABC):
     def serve(self, bench: Workbench, stage: Stage) -> Served:
         """Return what it serves at a stage after training."""
 
+    def adapter(self, stage: Stage) -> tuple[BankKind, int] | None:
+        """Return the bank and index of the one adapter that it serves; None where it is not one."""
+        return None
+
 
 REFERENCES: dict[str, Reference] = {}
 """Every registered reference row by name, in the order in which they are shown."""
@@ -84,6 +88,10 @@ class Last(Reference):
         """Serve the newest adapter."""
         return Served(bench.alone(FRESH, stage.members[-1], stage))
 
+    def adapter(self, stage: Stage) -> tuple[BankKind, int] | None:
+        """Return the newest adapter."""
+        return FRESH, stage.members[-1]
+
 
 @register_reference
 class Oracle(Reference):
@@ -115,6 +123,10 @@ class Sequential(Reference):
         """Serve the state after the newest experience."""
         return Served(bench.alone(SEQUENTIAL, stage.members[-1], stage))
 
+    def adapter(self, stage: Stage) -> tuple[BankKind, int] | None:
+        """Return the state after the newest experience."""
+        return SEQUENTIAL, stage.members[-1]
+
 
 @register_reference
 class Joint(Reference):
@@ -136,3 +148,7 @@ class Joint(Reference):
     def serve(self, bench: Workbench, stage: Stage) -> Served:
         """Serve the one adapter."""
         return Served(bench.alone(JOINT, 0, stage))
+
+    def adapter(self, stage: Stage) -> tuple[BankKind, int] | None:
+        """Return the one adapter."""
+        return JOINT, 0

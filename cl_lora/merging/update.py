@@ -58,7 +58,9 @@ class Update:
         entries = {module: truncate_entry(entry, rank) for module, entry in self.entries.items()}
         return Update(entries, {**self.variant, "rank": rank}, self.alpha, self.base)
 
-    def to_adapter(self, name: str, rank: int | None = None) -> Adapter:
+    def to_adapter(
+        self, name: str, rank: int | None = None, head: Mapping[str, Tensor] | None = None
+    ) -> Adapter:
         """Return the update as an adapter whose deltas are exactly these (or their truncation).
 
         A dense delta becomes the factors ``(delta, I)`` or ``(I, delta)`` of rank
@@ -67,6 +69,7 @@ class Update:
         Args:
             name: name of the adapter.
             rank: truncate to this rank first; None keeps every delta exactly.
+            head: state dict of the head that serves it; None for none.
 
         Raises:
             UserError: if ``rank`` is below 1.
@@ -74,19 +77,24 @@ class Update:
         update = self if rank is None else self.truncate(rank)
         factors = {module: exact_factors(entry) for module, entry in update.entries.items()}
         training = {"merge": dict(update.variant)}
-        return Adapter(name, factors, training=training, base=update.base)
+        return Adapter(name, factors, dict(head or {}), training, update.base)
 
-    def save(self, folder: str | Path, rank: int | None = None) -> None:
+    def save(
+        self,
+        folder: str | Path,
+        rank: int | None = None,
+        head: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Write a folder that ``peft.PeftModel.from_pretrained`` reads; see :meth:`to_adapter`.
 
-        The variant goes into ``training.json`` under ``merge``. An adapter that this package wrote
-        there is replaced.
+        The variant goes into ``training.json`` under ``merge``, the head beside the factors. An
+        adapter that this package wrote there is replaced.
 
         Raises:
             UserError: if ``rank`` is below 1, if the folder holds anything else than an adapter of
                 ours, or if it cannot be written.
         """
-        self.to_adapter(Path(folder).name, rank).save(folder)
+        self.to_adapter(Path(folder).name, rank, head).save(folder)
 
 
 def entry_delta(entry: Entry) -> Tensor:

@@ -75,3 +75,12 @@ def test_truncation_is_recorded_and_leaves_the_original_alone():
     assert (small.variant["rank"], update.variant["rank"]) == (2, None)
     assert isinstance(small.entries["m"], LoRAFactors)
     torch.testing.assert_close(update.truncate(9).delta("m"), update.delta("m"))
+
+
+def test_an_update_keeps_the_head_that_serves_it(tmp_path):
+    update = merge(toy_adapters(2))
+    head = {"weight": torch.randn(3, 5), "bias": torch.zeros(3)}
+    update.save(tmp_path / "merged", head=head)
+    loaded = Adapter.load(tmp_path / "merged")
+    assert loaded.head.keys() == head.keys()
+    assert all(torch.equal(loaded.head[key], value) for key, value in head.items())
