@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,6 +51,7 @@ from cl_lora.run_folder.results import Results
 from cl_lora.run_folder.rows import SIMILARITIES
 from cl_lora.support import files, progress
 from cl_lora.support.errors import DivergedError, UserError, unknown_name
+from cl_lora.tasks import Task
 
 log = logging.getLogger(__name__)
 
@@ -438,15 +440,27 @@ class _Run:
                 ExperienceRecord(e.name, e.task.name, len(e.train), len(e.val), len(e.test))
                 for e in benchmark.experiences
             ),
-            tasks=tuple(
-                TaskRecord(t.name, t.kind.name, t.labels, t.kind.metrics) for t in benchmark.tasks
-            ),
+            tasks=tuple(map(task_record, benchmark.tasks)),
             fingerprint=benchmark.fingerprint,
             protocol=protocol.name,
             ordered=protocol.ordered,
             stages=self.stages,
             backbone=self.identity["backbone"],
         )
+
+
+def task_record(task: Task) -> TaskRecord:
+    """Return what a run folder says of a task."""
+    scaling = None if task.scaling is None else dataclasses.asdict(task.scaling)
+    return TaskRecord(
+        task.name,
+        task.kind.name,
+        task.labels,
+        task.kind.metrics,
+        scaling,
+        task.normaliser,
+        task.period,
+    )
 
 
 def _serve(arm: Arm, bench: Workbench, stage: Stage) -> Served:

@@ -56,12 +56,60 @@ class Similarity:
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """A task: its name, its kind, its labels (class names) and the metrics it is scored by."""
+    """A task, as far as its outputs and scores must be understood without its data.
+
+    Attributes:
+        name: of the task.
+        kind: name of its kind.
+        labels: names of the classes, points, ...
+        metrics: what it is scored by.
+        scaling: ``mean`` and ``deviation`` by which targets are standardised; None if they are not.
+        normaliser: of landmarks, the two points whose distance errors are divided by.
+        period: of an angle, in radians.
+    """
 
     name: str
     kind: str
     labels: tuple[str, ...]
     metrics: tuple[Metric, ...]
+    scaling: Mapping[str, tuple[float, ...]] | None = None
+    normaliser: tuple[int, int] | None = None
+    period: float = 0.0
+
+    def record(self) -> dict[str, Any]:
+        """Return plain JSON that :meth:`from_record` reads; what a task has not is left out."""
+        found: dict[str, Any] = {
+            "name": self.name,
+            "kind": self.kind,
+            "labels": list(self.labels),
+            "metrics": [metric.record() for metric in self.metrics],
+        }
+        if self.scaling is not None:
+            found["scaling"] = {key: list(values) for key, values in self.scaling.items()}
+        if self.normaliser is not None:
+            found["normaliser"] = list(self.normaliser)
+        if self.period:
+            found["period"] = self.period
+        return found
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> TaskRecord:
+        """Return the task of :meth:`record`; errors as :meth:`StreamRecord.from_record`."""
+        scaling, normaliser = record.get("scaling"), record.get("normaliser")
+        if normaliser is not None:
+            first, second = map(int, normaliser)
+            normaliser = first, second
+        return cls(
+            str(record["name"]),
+            str(record["kind"]),
+            tuple(map(str, record["labels"])),
+            tuple(map(Metric.from_record, record["metrics"])),
+            None
+            if scaling is None
+            else {key: tuple(map(float, scaling[key])) for key in ("mean", "deviation")},
+            normaliser,
+            float(record.get("period", 0.0)),
+        )
 
 
 @dataclass(frozen=True)
@@ -180,10 +228,7 @@ class StreamRecord:
             "fingerprint": self.fingerprint,
             "protocol": {"name": self.protocol, "ordered": self.ordered},
             "experiences": [vars(e) for e in self.experiences],
-            "tasks": [
-                {**vars(t), "labels": list(t.labels), "metrics": [m.record() for m in t.metrics]}
-                for t in self.tasks
-            ],
+            "tasks": [task.record() for task in self.tasks],
             "stages": [
                 {
                     **vars(s),
@@ -205,15 +250,7 @@ class StreamRecord:
             TypeError: if a field is of another type.
             ValueError: if the fields contradict one another.
         """
-        tasks = tuple(
-            TaskRecord(
-                str(t["name"]),
-                str(t["kind"]),
-                tuple(map(str, t["labels"])),
-                tuple(map(Metric.from_record, t["metrics"])),
-            )
-            for t in record["tasks"]
-        )
+        tasks = tuple(map(TaskRecord.from_record, record["tasks"]))
         experiences = tuple(
             ExperienceRecord(
                 str(e["name"]), str(e["task"]), int(e["train"]), int(e["val"]), int(e["test"])
