@@ -52,15 +52,21 @@ class IndexedSamples(Dataset[tuple[Tensor, Any]]):
 
 
 def avalanche_benchmark(benchmark: Benchmark, encode: Encode) -> CLScenario:
-    """Return the stream of a benchmark's experiences, without task labels.
+    """Return the stream of a benchmark's experiences.
+
+    With task labels, the place of the task among the benchmark's, where it has several tasks; where
+    all experiences share one there are none, as Avalanche's metrics keep those of each label apart.
 
     Args:
         benchmark: what to stream.
         encode: what turns one sample into the model's input.
     """
+    tasks = benchmark.tasks
+    labels = [tasks.index(e.task) if len(tasks) > 1 else None for e in benchmark.experiences]
+    pairs = list(zip(benchmark.experiences, labels, strict=True))
     return benchmark_from_datasets(
-        train=[_dataset([(e, e.train)], encode) for e in benchmark.experiences],
-        test=[_dataset([(e, e.test)], encode) for e in benchmark.experiences],
+        train=[_dataset([(e, e.train)], encode, label) for e, label in pairs],
+        test=[_dataset([(e, e.test)], encode, label) for e, label in pairs],
     )
 
 
@@ -131,8 +137,15 @@ def few_shot_streams(
     )
 
 
-def _dataset(parts: Sequence[Part], encode: Encode) -> AvalancheDataset:
+def _dataset(parts: Sequence[Part], encode: Encode, label: int | None = None) -> AvalancheDataset:
     samples = IndexedSamples(parts, encode)
-    if samples.whole:
+    labels = [] if label is None else [_task_labels(len(samples), label)]
+    if samples.whole and label is None:
         return as_classification_dataset(samples)
-    return AvalancheDataset([samples], data_attributes=[DataAttribute(samples.targets, "targets")])
+    return AvalancheDataset(
+        [samples], data_attributes=[DataAttribute(samples.targets, "targets"), *labels]
+    )
+
+
+def _task_labels(count: int, label: int) -> DataAttribute:
+    return DataAttribute([label] * count, "targets_task_labels", use_in_getitem=True)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from torch import nn
+
 from cl_lora.models.head_policies import HeadPolicy, get_head_policy
+from cl_lora.models.heads import HEAD_SHAPES, LINEAR, new_head
 from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.registry import look_up
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,10 @@ class TrainingConfig:
         weight_decay: AdamW's decoupled decay.
         warmup: share of the steps in which the learning rate rises from zero.
         head: name of a head policy.
+        head_shape: ``linear`` or ``mlp``.
+        head_hidden: hidden units of an MLP.
+        patience: training stops after so many epochs without a lower loss on the validation part,
+            and the weights of the best epoch are kept; None trains all epochs and keeps the last.
     """
 
     epochs: int = 3
@@ -30,13 +38,15 @@ class TrainingConfig:
     weight_decay: float = 0.01
     warmup: float = 0.1
     head: str = "shared"
+    head_shape: str = LINEAR
+    head_hidden: int = 512
+    patience: int | None = None
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size"):
-            if getattr(self, key) < 1:
-                raise UserError(
-                    f"Expected strategy.{key} to be at least 1 but got {getattr(self, key)}"
-                )
+        for key in ("epochs", "batch_size", "head_hidden", "patience"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"Expected strategy.{key} to be at least 1 but got {value}")
         for key in ("lr", "head_lr"):
             value = getattr(self, key)
             if not (math.isfinite(value) and value > 0):
@@ -47,7 +57,17 @@ class TrainingConfig:
             )
         if not 0 <= self.warmup < 1:
             raise UserError(f"Expected strategy.warmup to be in [0, 1) but got {self.warmup}")
-        get_head_policy(self.head)
+        policy = get_head_policy(self.head)
+        shape = look_up("strategy.head_shape", HEAD_SHAPES, self.head_shape)
+        if policy.sums_heads and not shape.mixes:
+            raise UserError(
+                f"strategy.head={policy.name} does not go with head_shape={shape.name}, whose "
+                "weighted sum is no head; set strategy.head_shape=linear, or another strategy.head"
+            )
+
+    def new_head(self, features: int, outputs: int, seed: int, *keys: str) -> nn.Module:
+        """Return a new head of this shape, drawn from (seed, "head", keys)."""
+        return new_head(self.head_shape, features, outputs, seed, self.head_hidden, keys)
 
     @property
     def policy(self) -> HeadPolicy:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +18,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cl_lora.adapters import Adapter, LoRAFactors
 from cl_lora.adapters.injection import LoRAConfig, extract, inject, remove
 from cl_lora.models.backbones import Backbone
-from cl_lora.models.heads import linear_head, new_linear_head
+from cl_lora.models.heads import head_of
 from cl_lora.strategies.config import ANEW, Lineage, TrainingConfig, schedule
 from cl_lora.support import progress
 from cl_lora.support.errors import UserError
 from cl_lora.support.seeding import seed_everything
 from cl_lora.tasks import Accumulator, Task
+
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+"""Makes batches of inputs and targets, anew each time."""
 
 
 class LoRAModel(nn.Module):
@@ -98,6 +102,44 @@ class _Curve(SupervisedPlugin):  # type: ignore[misc]
         self.epochs.append({**entry, self.metric: value})
 
 
+class _EarlyStopping(SupervisedPlugin):  # type: ignore[misc]
+    """Measures the validation loss of every epoch, keeps the best weights, and may end training."""
+
+    def __init__(self, patience: int | None) -> None:
+        super().__init__()
+        self.patience = patience
+        self.batches: Batches | None = None
+        self.best_epoch: int | None = None
+        self._best: dict[str, Tensor] = {}
+
+    def before_training_exp(self, strategy: Any, *_: Any, **__: Any) -> None:
+        self.best_epoch, self._lowest, self._best = None, math.inf, {}
+
+    def after_training_epoch(self, strategy: Any, *_: Any, **__: Any) -> None:
+        if self.patience is None or self.batches is None:
+            return
+        epochs = strategy.curve
+        loss = strategy.validation_loss(self.batches())
+        epochs[-1]["val_loss"] = loss
+        if loss < self._lowest:
+            self.best_epoch, self._lowest = len(epochs), loss
+            self._best = {name: p.detach().clone() for name, p in _trainable(strategy.model)}
+        elif len(epochs) - (self.best_epoch or 0) >= self.patience:
+            strategy.stop_training()
+
+    @torch.no_grad()
+    def restore(self, model: nn.Module) -> None:
+        """Put the weights of the best epoch back."""
+        for name, parameter in _trainable(model):
+            if name in self._best:
+                parameter.copy_(self._best[name])
+        self._best = {}
+
+
+def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
 class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
     """Trains one adapter an experience; between experiences the backbone is bare.
 
@@ -136,11 +178,12 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
         self._width = backbone.features
         self._meter = _Meter()
         self._curve = _Curve(task)
+        self._stopping = _EarlyStopping(training.patience)
         self._take(task)
         self._factors: Mapping[str, LoRAFactors] | None = None
         self._trained_before = False
         self._step = self._steps = 0
-        model = LoRAModel(backbone, linear_head(self._initial_head.state_dict()))
+        model = LoRAModel(backbone, head_of(self._initial_head.state_dict()))
         with warnings.catch_warnings():
             # Avalanche warns of having no logger; ours is the run folder.
             warnings.filterwarnings("ignore", message="No loggers specified")
@@ -155,7 +198,7 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
             eval_mb_size=4 * training.batch_size,
             device=device,
             # Ours come last: others may change the data loader, whose length the meter shows.
-            plugins=[*plugins, self._curve, self._meter],
+            plugins=[*plugins, self._curve, self._stopping, self._meter],
             evaluator=evaluator,
             eval_every=-1,
         )
@@ -163,19 +206,24 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
     def _take(self, task: Task) -> None:
         """Learn ``task`` from now on."""
         self.task = self._curve.task = task
-        self._initial_head = new_linear_head(self._width, task.outputs, self.seed)
+        self._initial_head = self.training.new_head(self._width, task.outputs, self.seed)
 
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.task.loss(outputs, targets)
 
     def resume(self, adapter: Adapter) -> None:
         """Take over what training ``adapter`` left behind: the head, and the factors to go on."""
-        self.model.head = linear_head(adapter.head).to(self.device)
+        self.model.head = head_of(adapter.head).to(self.device)
         self._factors = adapter.factors
         self._trained_before = True
 
     def train_adapter(
-        self, experience: Any, name: str, label: str | None = None, task: Task | None = None
+        self,
+        experience: Any,
+        name: str,
+        label: str | None = None,
+        task: Task | None = None,
+        validation: Batches | None = None,
     ) -> Adapter:
         """Train on one Avalanche experience and return its adapter, with the head beside it.
 
@@ -186,6 +234,8 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
                 index.
             task: what is learned, where that is not the strategy's task; only a head that starts
                 anew can learn another one.
+            validation: makes batches of inputs and targets to stop early by; needed where the
+                training has a patience.
 
         Raises:
             UserError: if the loss is not finite; says where and what to try.
@@ -196,6 +246,7 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
             self._take(task)
         seed_everything(self.seed, f"train-{self.lineage.name}", key)
         self._meter.description = f"seed {self.seed}: training {name}"
+        self._stopping.batches = validation
         start = time.monotonic()
         try:
             self.train(experience, eval_streams=[], num_workers=0)
@@ -218,8 +269,32 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
                 "seconds": round(time.monotonic() - start, 3),
                 "metric": self._curve.metric,
                 "loss": self._curve.epochs,
+                **self._stopped,
             },
         )
+
+    @property
+    def _stopped(self) -> dict[str, int]:
+        best = self._stopping.best_epoch
+        return {} if best is None else {"best_epoch": best}
+
+    @property
+    def curve(self) -> list[dict[str, float]]:
+        """What was measured in each epoch so far."""
+        return self._curve.epochs
+
+    @torch.no_grad()
+    def validation_loss(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+        """Return the mean loss over the samples of some batches, dropout switched off."""
+        self.model.eval()
+        total, count = 0.0, 0
+        for inputs, targets in batches:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                outputs = self.model(inputs.to(self.device))
+            total += float(self._loss(outputs, targets.to(self.device))) * len(targets)
+            count += len(targets)
+        self.model.train()
+        return total / count if count else math.nan
 
     @property
     def backbone(self) -> Backbone:
@@ -238,7 +313,7 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
         start = self._factors if self.lineage.continues else None
         self.backbone.network = inject(self.backbone.network, self.lora, start)
         if self.training.policy.restarts and not self.lineage.continues:
-            self.model.head = linear_head(self._initial_head.state_dict())
+            self.model.head = head_of(self._initial_head.state_dict())
         super()._before_training_exp(**kwargs)
         # Only now: a plugin such as replay may have made another data loader.
         self._step, self._steps = 0, len(self.dataloader) * self.train_epochs
@@ -246,6 +321,7 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         super()._after_training_exp(**kwargs)
+        self._stopping.restore(self.model)
         self._factors = extract(self.backbone.network)
         self._trained_before = True
 

@@ -119,3 +119,25 @@ RELATIVE = register_metric(Metric("relative", "Share of single task", PERCENT, T
 """A primary score as a share of what the task's own adapter reaches, 1 for just as good:
 ``1 + d (v - s) / |s|`` with d = 1 where higher is better and -1 where lower is. Linear in the
 score: forgetting and transfer of it are those of the metric, divided by the single-task score."""
+
+
+def relative(value: float, single: float, metric: Metric) -> float:
+    """Return a score as a share of the single-task score, 1 for as good.
+
+    ``1 + d (v - s) / |s|``, d = 1 where higher is better, else -1.
+
+    Args:
+        value: v, the score.
+        single: s, what the task's own adapter and head reach.
+        metric: what was measured.
+
+    Example:
+        >>> relative(0.6, 0.8, ACCURACY), relative(12.0, 10.0, RMSE)
+        (0.75, 0.8)
+    """
+    direction = 1.0 if metric.higher_is_better else -1.0
+    return 1.0 + direction * (value - single) / max(abs(single), _SMALLEST)
+
+
+_SMALLEST = 1e-12
+"""Nothing is divided by less: a single task with no score at all."""

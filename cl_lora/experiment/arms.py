@@ -15,7 +15,7 @@ from cl_lora.configuration.build import build
 from cl_lora.experiment.adaptations import ADAPTATIONS, AdaptationKind, get_adaptation
 from cl_lora.experiment.head_starts import HeadStart, get_head_start
 from cl_lora.experiment.references import REFERENCES, Reference
-from cl_lora.experiment.stages import Stage, shots_of
+from cl_lora.experiment.stages import ALONE, Stage, shots_of
 from cl_lora.merging import (
     CoefficientRule,
     get_method,
@@ -142,6 +142,8 @@ class Arm:
 
     def _scored(self, stage: Stage) -> bool:
         k = shots_of(stage)
+        if stage.group == ALONE:
+            return False  # nothing is merged
         if k is None:
             adapted = self.adaptation is not None
             return not adapted or (self.method is not None and not self.rule.learned)
@@ -251,6 +253,11 @@ def make_arm(name: str, settings: Mapping[str, Any], defaults: ArmDefaults | Non
             rule.state(1, ("blocks.0",))
         head = _head(settings)
         policy = get_head_policy(head or defaults.head)
+        if policy.apart and not get_head_policy(defaults.head).apart:
+            raise UserError(
+                f"head={policy.name} serves every experience by a head of its own; set "
+                "strategy.head=own, or leave it out"
+            )
         return Arm(
             name=name,
             method=method,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +10,14 @@ import numpy.typing as npt
 import torch
 
 from cl_lora.benchmarks.batches import batches, target_tensor
+from cl_lora.evaluation.metrics import RELATIVE, relative
 from cl_lora.evaluation.scores import Score
 from cl_lora.experiment.serving import Part, Served, Workbench
 from cl_lora.experiment.stages import Stage
+from cl_lora.experiment.task_metrics import primary, reported, subsets_of
 from cl_lora.models.compute import Batch
 from cl_lora.models.weights import changed
+from cl_lora.tasks import Task
 
 Hits = npt.NDArray[np.bool_]
 
@@ -24,7 +27,7 @@ class Result:
     """The outcome of one part on one experience.
 
     Attributes:
-        scores: metric name -> value.
+        scores: metric name -> value; the primary metric on subsets of the samples too.
         hits: which test samples are right, bool (N,); None for a task without right and wrong.
     """
 
@@ -78,15 +81,52 @@ class Evaluator:
                 advance()
 
     def _one(self, j: int, part: Part) -> Result:
-        task = self.bench.benchmark.experiences[j].task
+        experience = self.bench.benchmark.experiences[j]
+        task = experience.task
         head = part.head.to(self.bench.compute.device)
-        accumulator, hits = task.accumulator(), []
-        for batch, targets in self._features(j, part):
-            outputs = head(batch)
-            accumulator.update(outputs, targets)
-            hits.append(task.kind.hits(outputs, targets))
+        pairs = [(head(batch), targets) for batch, targets in self._features(j, part)]
+        scores = _scores(task, pairs)
+        for metric, mask in subsets_of(experience).items():
+            rows = torch.from_numpy(mask).to(pairs[0][1].device)
+            outputs, targets = (torch.cat(column)[rows] for column in zip(*pairs, strict=True))
+            scores[metric.name] = _scores(task, [(outputs, targets)])[primary(task).name]
+        hits = (task.kind.hits(outputs, targets) for outputs, targets in pairs)
         right = [h.cpu().numpy() for h in hits if h is not None]
-        return Result(dict(accumulator.scores()), np.concatenate(right) if right else None)
+        return Result(scores, np.concatenate(right) if right else None)
+
+    def single(self, j: int) -> float:
+        """Return the primary score of experience ``j`` by its own adapter and head."""
+        part = self.bench.single(j)
+        if (part.key, j) not in self._known:
+            for _, result in self._measured({j: part}, lambda: None):
+                self._known[part.key, j] = result
+        return self._known[part.key, j].scores[primary(self._task(j)).name]
+
+    def _task(self, j: int) -> Task:
+        return self.bench.benchmark.experiences[j].task
+
+    def as_scores(self, name: str, stage: Stage, results: Mapping[int, Result]) -> list[Score]:
+        """Return the rows of ``scores.csv`` for an arm or a reference row at a stage."""
+        bench, rows = self.bench, []
+        for j, result in results.items():
+            values = dict(result.scores)
+            if bench.relative:
+                metric = primary(self._task(j))
+                values[RELATIVE.name] = relative(values[metric.name], self.single(j), metric)
+            for metric in reported(bench.benchmark.experiences[j], bench.relative):
+                value = values[metric.name]
+                rows.append(
+                    Score(
+                        bench.seed,
+                        name,
+                        stage.index,
+                        j,
+                        metric.name,
+                        value,
+                        metric.higher_is_better,
+                    )
+                )
+        return rows
 
     def _features(self, j: int, part: Part) -> Iterator[Batch]:
         bench, experience = self.bench, self.bench.benchmark.experiences[j]
@@ -112,13 +152,9 @@ def _groups(served: Served, stage: Stage) -> list[dict[int, Part]]:
     return list(groups.values())
 
 
-def as_scores(bench: Workbench, name: str, stage: Stage, results: dict[int, Result]) -> list[Score]:
-    """Return the rows of ``scores.csv`` for an arm or a reference row at a stage."""
-    rows = []
-    for j, result in results.items():
-        for metric in bench.benchmark.experiences[j].task.kind.metrics:
-            value = result.scores[metric.name]
-            rows.append(
-                Score(bench.seed, name, stage.index, j, metric.name, value, metric.higher_is_better)
-            )
-    return rows
+def _scores(task: Task, pairs: Sequence[Batch]) -> dict[str, float]:
+    """Return every metric of outputs and targets."""
+    accumulator = task.accumulator()
+    for outputs, targets in pairs:
+        accumulator.update(outputs, targets)
+    return dict(accumulator.scores())

@@ -20,6 +20,7 @@ def outline(settings: Settings, benchmark: Benchmark) -> Outline:
         pool=tuple(_per_stratum(e) for e in benchmark.experiences),
         shots=settings.options.shot_list,
         draws=settings.options.draws,
+        subsets=settings.subsets,
     )
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from cl_lora.models.heads import HeadState, PrototypeHead, average_heads, linear_head
+from cl_lora.models.heads import HeadState, PrototypeHead, average_heads, head_of
 from cl_lora.support.registry import look_up, registers
 
 
@@ -100,7 +100,7 @@ class Average(HeadStart):
 
     def make(self, sources: StartSources) -> nn.Module:
         """Return the mean of the heads."""
-        return linear_head(average_heads(sources.heads))
+        return head_of(average_heads(sources.heads))
 
 
 @register_head_start

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.func import functional_call
 
 from cl_lora.adapters import Adapter
 from cl_lora.adapters.injection import applied
@@ -17,6 +17,7 @@ from cl_lora.experiment.arms import Arm
 from cl_lora.experiment.banks import FRESH
 from cl_lora.experiment.sampling import draws, folds
 from cl_lora.experiment.serving import Part, Served, Workbench
+from cl_lora.experiment.several_tasks import Tasks
 from cl_lora.experiment.stages import Stage
 from cl_lora.merging import (
     CoefficientRule,
@@ -29,7 +30,7 @@ from cl_lora.merging import (
 )
 from cl_lora.models.bottleneck import Bottleneck
 from cl_lora.models.head_policies import HeadSources
-from cl_lora.models.heads import HeadState, freeze, linear_head
+from cl_lora.models.heads import HeadState, freeze, head_of
 from cl_lora.run_folder.records import Coefficient
 from cl_lora.support.errors import DivergedError, UserError
 
@@ -81,10 +82,21 @@ class _Merge:
             arm.rule, alpha, plan.modules, bench.seed, arm.name, self.stage.index, self.members
         )
         if arm.policy.apart:
-            parts = {j: Part(update, bench.own_head(j)) for j in self.stage.evaluated}
+            heads = {j: freeze(self._head_of(update, j)) for j in self.stage.evaluated}
+            parts = {j: Part(update, head) for j, head in heads.items()}
             return Served(parts, coefficients)
         head = tuned or self._head(update, alpha)
         return Served.everywhere(Part(update, freeze(head)), self.stage, coefficients)
+
+    def _head_of(self, update: Update, j: int) -> nn.Module:
+        """Return the head that serves experience ``j`` where every experience has its own."""
+        bench = self.bench
+        if j not in self.stage.members:
+            return bench.head_at(self.stage, j)
+        own = bench.banks[FRESH.name][j].head
+        return self.arm.policy.serve(
+            HeadSources(self.heads, None, _none, own, lambda: bench.refit(update, j))
+        )
 
     def _head(self, update: Update, alpha: Tensor, rows: Tensor | None = None) -> nn.Module:
         """Return the head that serves an update; ``rows``: the support samples it may see."""
@@ -100,6 +112,8 @@ class _Merge:
         taken on the other: on samples that it was made of any head does well.
         """
         arm, bench = self.arm, self.bench
+        if arm.policy.apart:
+            return search(arm.rule, plan, Tasks.of(bench, arm.spc, self.members).loss).alpha, None
         inputs, targets = bench.support(arm.spc, self.stage)
         fit, judge = folds(len(targets), arm.spc if arm.policy.needs_support else 1)
 
@@ -111,7 +125,7 @@ class _Merge:
             with applied(bench.backbone.network, update):
                 features = list(bench.compute.features(bench.backbone, batches))
             outputs = head(torch.cat([f for f, _ in features]))
-            value = bench.task.kind.loss(outputs, torch.cat([y for _, y in features]))
+            value = bench.task.loss(outputs, torch.cat([y for _, y in features]))
             return float(value)
 
         return search(arm.rule, plan, loss).alpha, None
@@ -119,9 +133,11 @@ class _Merge:
     def _learned(self, plan: Plan) -> tuple[Tensor, nn.Module | None]:
         """Return coefficients learned by gradient, and the head if it was trained along."""
         arm, bench = self.arm, self.bench
+        if arm.policy.apart:
+            return self._learned_apart(plan), None
         inputs, targets = bench.support(arm.spc, self.stage)
         device = bench.compute.device
-        head = linear_head(arm.policy.start(self.heads)).to(device)
+        head = head_of(arm.policy.start(self.heads)).to(device)
         head.requires_grad_(arm.tune_head)
         outputs = self._outputs(head)
 
@@ -134,12 +150,33 @@ class _Merge:
         def loss(update: Update, step: int) -> Tensor:
             rows = order[step]
             features = features_of(update, inputs[rows].to(device))
-            return bench.task.kind.loss(outputs(features, update), targets[rows].to(device))
+            return bench.task.loss(outputs(features, update), targets[rows].to(device))
 
         extra = list(head.parameters()) if arm.tune_head else []
         lr = bench.head_lr if extra else None
         learned = learn(arm.rule, plan, loss, extra_parameters=extra, extra_lr=lr)
         return learned.alpha, head if arm.tune_head else None
+
+    def _learned_apart(self, plan: Plan) -> Tensor:
+        """Return coefficients learned by the losses of several tasks, each under its own head.
+
+        A step sees as many samples of every task; the buffer batch is shared out among them.
+        """
+        arm, bench = self.arm, self.bench
+        tasks = Tasks.of(bench, arm.spc, self.members)
+        size = max(1, arm.buffer_batch_size // len(self.members))
+        steps, index = int(arm.rule.options["steps"]), self.stage.index
+        order = {
+            j: list(draws(n, size, steps, bench.seed, "buffer-batches", index, j))
+            for j, n in tasks.sizes.items()
+        }
+        features_of = self._features(plan)
+
+        def loss(update: Update, step: int) -> Tensor:
+            rows = {j: of_j[step] for j, of_j in order.items()}
+            return tasks.relative_loss(lambda inputs: features_of(update, inputs), rows)
+
+        return learn(arm.rule, plan, loss).alpha
 
     def _features(self, plan: Plan) -> Callable[[Update, Tensor], Tensor]:
         """Return what turns inputs into features, differentiable in the coefficients.
@@ -167,9 +204,10 @@ class _Merge:
             if not self.arm.tune_head and update.alpha is not None:
                 merged = self.arm.policy.merged(heads, update.alpha.to(features))
                 if merged is not None:
-                    return F.linear(features, merged["weight"], merged["bias"])
-            made: Tensor = head(features)
-            return made
+                    made: Tensor = functional_call(head, dict(merged), (features,))
+                    return made
+            out: Tensor = head(features)
+            return out
 
         return outputs
 
@@ -177,6 +215,10 @@ class _Merge:
         "gradient": _learned,
         "search": _searched,
     }
+
+
+def _none() -> nn.Module:
+    raise AssertionError("no class means where every experience has its own head")
 
 
 def as_coefficients(

@@ -12,15 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cl_lora.adapters import AdapterBank
+from cl_lora.adapters import Adapter, AdapterBank
 from cl_lora.benchmarks import make_benchmark, validate_benchmark_config
 from cl_lora.benchmarks.core import Benchmark
 from cl_lora.benchmarks.draw import ALL, draw_buffer, draw_support
 from cl_lora.benchmarks.splits import Indices
+from cl_lora.evaluation.metrics import Metric
 from cl_lora.experiment.adapting import adapt_arm, edges
 from cl_lora.experiment.arms import Arm, check_groups, check_protocol, check_weights
-from cl_lora.experiment.banks import FRESH
-from cl_lora.experiment.evaluator import Evaluator, as_scores
+from cl_lora.experiment.banks import FRESH, Banks
+from cl_lora.experiment.evaluator import Evaluator
 from cl_lora.experiment.few_shot import check_few_shot, outline
 from cl_lora.experiment.ledger import Ledger, open_ledger
 from cl_lora.experiment.merged import serve_arm
@@ -33,11 +34,13 @@ from cl_lora.experiment.settings import (
     strategy_defaults,
 )
 from cl_lora.experiment.similarity import pairs_of, similarities
-from cl_lora.experiment.stages import Stage, continued, shots_of
+from cl_lora.experiment.stages import Stage, Subsets, continued, shots_of
+from cl_lora.experiment.task_metrics import metrics_of_task, reported
 from cl_lora.experiment.training import check_banks, train_banks
 from cl_lora.merging import prepare
 from cl_lora.models.backbones import Backbone, input_size
 from cl_lora.models.compute import Compute
+from cl_lora.models.heads import HEAD_SHAPES
 from cl_lora.models.prepare import prepare_backbone
 from cl_lora.run_folder import layout
 from cl_lora.run_folder.config_file import read_config, write_config
@@ -96,17 +99,29 @@ def check(raw: Mapping[str, Any]) -> Settings:
     settings = read_settings(raw)
     validate_benchmark_config(raw["benchmark"])
     policy, protocol = settings.training.policy, settings.protocol
-    if protocol.few_shot and not policy.apart:
+    if protocol.own_heads and not policy.apart:
         raise UserError(
             f"The protocol {protocol.name!r} needs a head of its own for every experience, as one "
-            "head that is trained on through the stream has seen the downstream labels, but "
+            "head that is trained on through the stream has seen the labels of others, but "
             f"strategy.head={policy.name}; set strategy.head=own"
         )
-    if policy.apart and not protocol.few_shot:
+    shape = HEAD_SHAPES[settings.training.head_shape]
+    if protocol.few_shot and not shape.mixes:
         raise UserError(
-            f"strategy.head={policy.name} serves every experience by its own head, which those to "
-            f"come have not trained yet, but protocol={protocol.name} scores them too; choose "
-            "another strategy.head, or a few-shot protocol"
+            f"The protocol {protocol.name!r} trains linear heads on support sets but "
+            f"strategy.head_shape={shape.name}; set strategy.head_shape=linear"
+        )
+    if not protocol.subsets and settings.subsets != Subsets():
+        raise UserError(
+            f"subsets says what the protocol subsets merges but protocol={protocol.name}; leave it "
+            "out, or set protocol=subsets"
+        )
+    lonely = [row.name for row in settings.references if row.needs_partner]
+    if lonely and len(settings.seeds) < 2:
+        raise UserError(
+            f"The reference row {lonely[0]!r} needs the adapters of a second seed but "
+            f"seeds={list(settings.seeds)}; give two, like seeds=[0,1], or leave it out of "
+            "references"
         )
     if not protocol.few_shot and (settings.options.shots, settings.options.draws) != (
         RunOptions.shots,
@@ -153,10 +168,25 @@ def _check_tasks(settings: Settings, benchmark: Benchmark) -> None:
                     f"of {benchmark.name!r} have different tasks: {names}; leave it out of "
                     "references"
                 )
-    task = benchmark.tasks[0]
+    sizes = {e.inputs.shape[1:]: e.name for e in benchmark.experiences}
+    if len(sizes) > 1:
+        (one, first), (other, second), *_ = sizes.items()
+        raise UserError(
+            f"Expected tasks that share a backbone but the inputs of {first!r} are {one} and those "
+            f"of {second!r} {other}; give them one size"
+        )
+    if settings.training.patience is not None:
+        for experience in benchmark.experiences:
+            if not len(experience.val):
+                raise UserError(
+                    "strategy.patience stops training by the loss on a validation part but that "
+                    f"of {experience.name!r} is empty; set benchmark.val_fraction=0.1, or "
+                    "strategy.patience=null"
+                )
     policies = [settings.training.policy, *(arm.policy for arm in settings.arms)]
     for policy in policies:
-        if policy.needs_classes and not task.labels:
+        task = next((t for t in benchmark.tasks if policy.needs_classes and not t.labels), None)
+        if task is not None:
             raise UserError(
                 f"The head policy {policy.name!r} needs classes but task {task.name!r} of "
                 f"{benchmark.name!r} is of kind {task.kind.name!r}; choose another head"
@@ -214,6 +244,10 @@ class _Run:
         self._write_config()
         self._write_environment()
         with logging_to(self.folder / layout.LOG_FILE):
+            # A control of one seed looks at the adapters of another.
+            if any(row.needs_partner for row in self.ledger.references):
+                for seed in self.ledger.seeds:
+                    self._train(seed)
             record = self._stream().record()
             files.write_json(self.folder / layout.STREAM_FILE, record)
             with self.results.writing():
@@ -234,14 +268,7 @@ class _Run:
         bench = Workbench(
             benchmark=self.benchmark,
             backbone=self.backbone,
-            banks=train_banks(
-                self.settings,
-                self.benchmark,
-                self.backbone,
-                self.folder,
-                seed,
-                self.ledger.banks,
-            ),
+            banks=self._train(seed),
             compute=Compute(self.settings.device, self.settings.bf16),
             seed=seed,
             policy=self.settings.training.policy,
@@ -250,6 +277,9 @@ class _Run:
             batch_size=self.settings.options.eval_batch_size,
             head_lr=self.settings.training.head_lr,
             lora=self.settings.lora,
+            training=self.settings.training,
+            relative=self._relative,
+            partners=self._partners(seed),
         )
         self._compare_features(bench)
         rows = [(row, set(row.stages)) for row in self._rows()]
@@ -260,6 +290,24 @@ class _Run:
             if stage in scored and not self.results.done(seed, row.name, stage.index)
         ]
         return self._score(bench, units) if units else []
+
+    def _train(self, seed: int) -> Banks:
+        return train_banks(
+            self.settings, self.benchmark, self.backbone, self.folder, seed, self.ledger.banks
+        )
+
+    @property
+    def _relative(self) -> bool:
+        """Whether scores are also told as a share of the single task's: each task has a head."""
+        return self.settings.training.policy.apart and not self.settings.protocol.few_shot
+
+    def _partners(self, seed: int) -> tuple[Adapter, ...]:
+        """Return the adapters of the smallest other seed, where a row needs them."""
+        if not any(row.needs_partner for row in self.ledger.references):
+            return ()
+        other = min(s for s in self.ledger.seeds if s != seed)
+        bank = AdapterBank(layout.bank_folder(self.folder, other, FRESH.name))
+        return tuple(bank.load(t, name) for t, name in enumerate(FRESH.names(self.benchmark)))
 
     def _compare_features(self, bench: Workbench) -> None:
         """Write how alike upstream and downstream adapters are, where a stage adapts some."""
@@ -313,7 +361,7 @@ class _Run:
                 if hits:
                     write_hits(layout.hits_file(self.folder, bench.seed, row.name), hits)
                 self.results.add(
-                    as_scores(bench, row.name, stage, results),
+                    evaluator.as_scores(row.name, stage, results),
                     served.coefficients,
                     served.accounts,
                 )
@@ -336,7 +384,7 @@ class _Run:
             stage.index: frozenset(
                 (j, metric.name)
                 for j in stage.evaluated
-                for metric in experiences[j].task.kind.metrics
+                for metric in reported(experiences[j], self._relative)
             )
             for stage in self.stages
         }
@@ -382,7 +430,7 @@ class _Run:
         """Return the stages of this command and of earlier ones into the folder."""
         path = self.folder / layout.STREAM_FILE
         asked = self.settings.protocol.stages(outline(self.settings, self.benchmark))
-        if not (self.settings.protocol.few_shot and path.exists()):
+        if not (self.settings.protocol.extends and path.exists()):
             return asked
         return continued(read_stream(path).stages, asked)
 
@@ -440,7 +488,10 @@ class _Run:
                 ExperienceRecord(e.name, e.task.name, len(e.train), len(e.val), len(e.test))
                 for e in benchmark.experiences
             ),
-            tasks=tuple(map(task_record, benchmark.tasks)),
+            tasks=tuple(
+                task_record(task, metrics_of_task(benchmark, task, self._relative))
+                for task in benchmark.tasks
+            ),
             fingerprint=benchmark.fingerprint,
             protocol=protocol.name,
             ordered=protocol.ordered,
@@ -449,14 +500,14 @@ class _Run:
         )
 
 
-def task_record(task: Task) -> TaskRecord:
-    """Return what a run folder says of a task."""
+def task_record(task: Task, metrics: tuple[Metric, ...]) -> TaskRecord:
+    """Return what a run folder says of a task, and the metrics that it is scored by."""
     scaling = None if task.scaling is None else dataclasses.asdict(task.scaling)
     return TaskRecord(
         task.name,
         task.kind.name,
         task.labels,
-        task.kind.metrics,
+        metrics,
         scaling,
         task.normaliser,
         task.period,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,14 +18,16 @@ from cl_lora.benchmarks.splits import Indices
 from cl_lora.experiment.adaptations import BARE
 from cl_lora.experiment.banks import FRESH, BankKind, Banks
 from cl_lora.experiment.feature_store import FeatureStore
+from cl_lora.experiment.refit import refit_head
 from cl_lora.experiment.stages import Stage, shots_of
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.bottleneck import Composition
 from cl_lora.models.compute import Batch, Compute
 from cl_lora.models.head_policies import HeadPolicy, HeadSources
-from cl_lora.models.heads import PrototypeHead, freeze, linear_head, new_linear_head
+from cl_lora.models.heads import PrototypeHead, freeze, head_of
 from cl_lora.models.weights import Change, Weights
 from cl_lora.run_folder.records import Account, Coefficient
+from cl_lora.strategies.config import TrainingConfig
 from cl_lora.tasks import Task
 
 
@@ -153,7 +155,10 @@ class Workbench:
         batch_size: inputs a forward pass.
         head_lr: learning rate of a head that is tuned with the coefficients.
         lora: the shape of a LoRA that is trained on a support set.
+        training: how adapters and their heads were trained; new heads are as well.
         learned: coefficients that were learned at a stage, for arms that start from them.
+        relative: whether scores are also told as a share of the single task's.
+        partners: the adapters of another seed, for controls; none where there is no other.
     """
 
     benchmark: Benchmark
@@ -167,7 +172,10 @@ class Workbench:
     batch_size: int
     head_lr: float
     lora: LoRAConfig = field(default_factory=LoRAConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     learned: dict[Hashable, LearnedStart] = field(default_factory=dict)
+    relative: bool = False
+    partners: Sequence[Adapter] = ()
     _support: dict[tuple[int, tuple[int, ...]], Batch] = field(default_factory=dict)
 
     @property
@@ -189,11 +197,55 @@ class Workbench:
 
     def own_head(self, j: int) -> nn.Module:
         """Return the head that was trained on experience ``j``."""
-        return freeze(linear_head(self.banks[FRESH.name][j].head))
+        return freeze(head_of(self.banks[FRESH.name][j].head))
 
-    @cached_property
-    def _initial_head(self) -> nn.Module:
-        return freeze(new_linear_head(self.backbone.features, self.task.outputs, self.seed))
+    def head_at(self, stage: Stage, j: int) -> nn.Module:
+        """Return the head of experience ``j`` at a stage: its own, or a new one before its turn."""
+        come = stage.few_shot or j in stage.members
+        return self.own_head(j) if come else self.initial_head(j)
+
+    def initial_head(self, j: int) -> nn.Module:
+        """Return the head from which training experience ``j`` starts."""
+        outputs = self.benchmark.experiences[j].task.outputs
+        return freeze(self.training.new_head(self.backbone.features, outputs, self.seed))
+
+    def single(self, j: int) -> Part:
+        """Return the own adapter and head of experience ``j``."""
+        update = OwnUpdate(self.banks[FRESH.name][j])
+        return Part(update, self.own_head(j), ("single", j))
+
+    def partner(self, j: int) -> Adapter:
+        """Return the adapter of experience ``j`` that was trained from another seed."""
+        return self.partners[j]
+
+    def refit(self, update: Change, j: int, features: Hashable | None = None) -> nn.Module:
+        """Return a new head of experience ``j``, trained on its train part under an update.
+
+        Args:
+            update: what is added to the backbone.
+            j: index of the experience.
+            features: names the update in the store of features; None where it comes but once.
+        """
+        experience = self.benchmark.experiences[j]
+
+        def samples(indices: Indices) -> Batch:
+            found = self.store.get(features, update, j, indices)
+            return found, target_tensor(experience, indices).to(found.device)
+
+        stops = self.training.patience is not None and len(experience.val)
+        return refit_head(
+            self.initial_head(j),
+            samples(experience.train),
+            samples(experience.val) if stops else None,
+            experience.task,
+            self.training,
+            self.seed,
+            experience.name,
+        )
+
+    def samples_of(self, spc: int, j: int) -> Batch:
+        """Return the buffer of experience ``j``: inputs and targets."""
+        return self._samples(j, self.buffers[spc][j])
 
     def support(self, spc: int, stage: Stage) -> Batch:
         """Return the inputs and targets that learned coefficients and heads may see at a stage."""
@@ -234,7 +286,9 @@ class Workbench:
 
     def untrained(self, stage: Stage) -> Served:
         """Return the bare backbone under a new head."""
-        return Served.everywhere(Part(None, self._initial_head, "untrained", BARE), stage)
+        return Served(
+            {j: Part(None, self.initial_head(j), "untrained", BARE) for j in stage.evaluated}
+        )
 
     def bare(self, stage: Stage) -> Mapping[int, Part]:
         """Return the bare backbone under the head of the newest adapter of a stage."""
@@ -262,9 +316,21 @@ class Workbench:
     ) -> Mapping[int, Part]:
         """Return for every experience of a stage a backbone under the head that serves it."""
         if apart:
-            return {j: Part(update, self.own_head(j), key, features) for j in stage.evaluated}
+            return {j: self._apart(update, stage, j, key, features) for j in stage.evaluated}
         sources = HeadSources(
             [adapter.head], None, lambda: self.prototypes(update, self.spc, stage)
         )
         part = Part(update, freeze(self.policy.serve(sources)), key, features)
         return dict.fromkeys(stage.evaluated, part)
+
+    def _apart(
+        self,
+        update: SupportsDelta | None,
+        stage: Stage,
+        j: int,
+        key: Hashable | None,
+        features: Hashable | None,
+    ) -> Part:
+        """Return a backbone under the head of experience ``j``, which changes when it has come."""
+        come = None if key is None else (key, stage.few_shot or j in stage.members)
+        return Part(update, self.head_at(stage, j), come, features)

@@ -17,7 +17,7 @@ from cl_lora.benchmarks.draw import ALL
 from cl_lora.configuration.build import build
 from cl_lora.experiment.arms import Arm, ArmDefaults, make_arms
 from cl_lora.experiment.references import Reference, get_references
-from cl_lora.experiment.stages import Protocol, get_protocol
+from cl_lora.experiment.stages import Protocol, Subsets, get_protocol
 from cl_lora.models.backbones import ModelConfig
 from cl_lora.strategies.config import AdaptationConfig, TrainingConfig
 from cl_lora.support.errors import UserError, unknown_name
@@ -32,7 +32,7 @@ _DEVICES: Mapping[str, Callable[[], int]] = {
 }
 """What can be asked for, and how many of it torch sees."""
 
-_PARTS = ("benchmark", "model", "strategy", "adaptation", "arms")
+_PARTS = ("benchmark", "model", "strategy", "adaptation", "subsets", "arms")
 """Keys of the configuration that are mappings of their own."""
 
 _PLACES = ("root", "path", "checkpoint", "cache_dir", "split_lists")
@@ -127,6 +127,7 @@ class Settings:
         lora: the adapters' shape.
         training: how they are trained.
         adaptation: how arms are adapted to support sets.
+        subsets: which subsets of the bank the protocol of that name merges.
         protocol: when adapters are merged, and which.
         references: the reference rows.
         seeds: one bank is trained for each.
@@ -140,6 +141,7 @@ class Settings:
     lora: LoRAConfig
     training: TrainingConfig
     adaptation: AdaptationConfig
+    subsets: Subsets
     protocol: Protocol
     references: tuple[Reference, ...]
     seeds: tuple[int, ...]
@@ -262,6 +264,7 @@ def read_settings(raw: Mapping[str, Any]) -> Settings:
             TrainingConfig, {k: v for k, v in strategy.items() if k in training}, "strategy"
         ),
         adaptation=build(AdaptationConfig, raw.get("adaptation") or {}, "adaptation"),
+        subsets=build(Subsets, raw.get("subsets") or {}, "subsets"),
         protocol=get_protocol(options.protocol),
         references=get_references(options.references or ()),
         seeds=options.seed_list,

@@ -97,7 +97,9 @@ class Protocol:
             and transfer are measured only then.
         make: makes the stages after training.
         few_shot: whether it has stages with a support set of K samples per class: ``shots`` and
-            ``draws`` are for those, and every experience must keep a head of its own.
+            ``draws`` are for those.
+        subsets: whether the option ``subsets`` says what it merges.
+        own_heads: whether every experience must keep a head of its own.
         untrained: whether there is a stage before training, at which everything is scored.
         extends: whether later commands may add stages to a folder.
     """
@@ -107,6 +109,8 @@ class Protocol:
     ordered: bool
     make: MakeStages
     few_shot: bool = False
+    subsets: bool = False
+    own_heads: bool = False
     untrained: bool = True
     extends: bool = False
 
@@ -177,6 +181,8 @@ def register_protocol(
     summary: str,
     ordered: bool,
     few_shot: bool = False,
+    subsets: bool = False,
+    own_heads: bool = False,
     untrained: bool = True,
     extends: bool = False,
 ) -> Callable[[MakeStages], MakeStages]:
@@ -189,7 +195,9 @@ def register_protocol(
     def decorate(make: MakeStages) -> MakeStages:
         taken = PROTOCOLS.get(name)
         check_free("protocol", name, taken.make if taken else None, make)
-        PROTOCOLS[name] = Protocol(name, summary, ordered, make, few_shot, untrained, extends)
+        PROTOCOLS[name] = Protocol(
+            name, summary, ordered, make, few_shot, subsets, own_heads, untrained, extends
+        )
         return make
 
     return decorate
@@ -224,6 +232,7 @@ def prefixes(outline: Outline) -> tuple[Stage, ...]:
     "samples per class",
     ordered=False,
     few_shot=True,
+    own_heads=True,
     untrained=False,  # heads start at zero: there is nothing that could be scored
     extends=True,
 )
@@ -249,6 +258,7 @@ def shots(outline: Outline) -> tuple[Stage, ...]:
     "own adapter joins the bank",
     ordered=True,
     few_shot=True,
+    own_heads=True,
     untrained=False,
     extends=True,
 )
@@ -276,6 +286,8 @@ _GROUPS = {2: "pairs", 3: "triples"}
     "subsets",
     summary="subsets of the bank are merged, pairs, triples or more, and their own tasks scored",
     ordered=False,
+    subsets=True,
+    own_heads=True,
     untrained=False,
     extends=True,
 )
@@ -303,7 +315,7 @@ def subsets(outline: Outline) -> tuple[Stage, ...]:
 def _subsets(outline: Outline) -> list[tuple[int, ...]]:
     """Return the members of every subset, the smallest first; a subset that occurs twice once."""
     asked, names = outline.subsets, outline.names
-    found = [(t,) for t in outline.indices]
+    found: list[tuple[int, ...]] = [(t,) for t in outline.indices]
     if asked.pairs:
         found += combinations(outline.indices, 2)
     if asked.triples_with is not None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cl_lora.adapters import Adapter, AdapterBank
 from cl_lora.adapters.injection import module_weight, target_modules
+from cl_lora.benchmarks.batches import batches
 from cl_lora.benchmarks.core import Benchmark
 from cl_lora.experiment.banks import BANKS, BankKind, Banks
 from cl_lora.experiment.settings import Settings
 from cl_lora.models.backbones import Backbone
+from cl_lora.models.compute import Batch
 from cl_lora.run_folder.layout import bank_folder
 from cl_lora.support.errors import UserError
 from cl_lora.tasks import Task
@@ -138,7 +141,9 @@ class _Trainer:
             t = experience.current_experience
             title = kind.title(names[t])
             task = self.benchmark.experiences[t].task
-            adapter = strategy.train_adapter(experience, title, f"{kind.name}-{t}", task)
+            adapter = strategy.train_adapter(
+                experience, title, f"{kind.name}-{t}", task, partial(self._validation, kind, t)
+            )
             record = {
                 **adapter.training,
                 "kind": kind.name,
@@ -149,6 +154,13 @@ class _Trainer:
             }
             bank.save(t, names[t], Adapter(adapter.name, adapter.factors, adapter.head, record))
             self._report(title, record, task)
+
+    def _validation(self, kind: BankKind, t: int) -> Iterator[Batch]:
+        """Yield the validation samples of what the adapter ``t`` of a bank is trained on."""
+        experiences = self.benchmark.experiences if kind.joint else (self.benchmark.experiences[t],)
+        size = self.settings.options.eval_batch_size
+        for experience in experiences:
+            yield from batches(experience, experience.val, size, self.backbone.encode)
 
     def _report(self, title: str, record: Mapping[str, Any], task: Task) -> None:
         end, name = record["loss"][-1], record["metric"]

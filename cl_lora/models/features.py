@@ -78,6 +78,9 @@ def fit_head(
     lr: float,
     weight_decay: float = 0.0,
     decay: bool = False,
+    judge: Callable[[nn.Module], float] | None = None,
+    every: int = 1,
+    patience: int = 1,
 ) -> FittedHead:
     """Train a copy of ``head`` by AdamW on cached features; the warm-up of Asadi et al. 2024.
 
@@ -93,6 +96,10 @@ def fit_head(
         lr: the learning rate.
         weight_decay: of AdamW.
         decay: whether the learning rate falls to zero along a half cosine; else it stays.
+        judge: the loss of a head on other samples; the weights of the lowest are kept then. None
+            keeps the last.
+        every: judged after so many steps, and at the end.
+        patience: training ends after so many judgements without a lower one.
 
     Raises:
         UserError: if features and targets differ in number, ``lr`` is not above 0, or a loss is
@@ -107,14 +114,53 @@ def fit_head(
         raise UserError(f"Expected the head's learning rate to be above 0 but got {lr}")
     head = copy.deepcopy(head).to(features.device).requires_grad_(True).train()
     order = [batch.to(features.device) for batch in rows]
+    best = _Best(head, judge, every, patience, len(order))
     losses = descend(
         [{"params": list(head.parameters()), "lr": lr, "weight_decay": weight_decay}],
         lambda step: loss(head(features[order[step]]), targets[order[step]]),
         len(order),
         decay=decay,
         what=f"training the head on cached features; lower its learning rate, now {lr:g}",
+        enough=best.after,
     )
+    best.restore()
     return FittedHead(head.eval(), losses)
+
+
+class _Best:
+    """Keeps the weights of the best judgement of a head."""
+
+    def __init__(
+        self,
+        head: nn.Module,
+        judge: Callable[[nn.Module], float] | None,
+        every: int,
+        patience: int,
+        steps: int,
+    ) -> None:
+        self._head, self._judge = head, judge
+        self._every, self._patience, self._steps = every, patience, steps
+        self._lowest, self._since = math.inf, 0
+        self._weights: dict[str, Tensor] | None = None
+
+    def after(self, step: int) -> bool:
+        """Judge after a step where it is time; return whether training has done enough."""
+        last = step == self._steps - 1
+        if self._judge is None or not (last or (step + 1) % self._every == 0):
+            return False
+        self._head.eval()
+        loss = self._judge(self._head)
+        self._head.train()
+        self._since += 1
+        if loss < self._lowest:
+            self._lowest, self._since = loss, 0
+            self._weights = {k: v.detach().clone() for k, v in self._head.state_dict().items()}
+        return self._since >= self._patience
+
+    def restore(self) -> None:
+        """Put the best weights back, if any were judged."""
+        if self._weights is not None:
+            self._head.load_state_dict(self._weights)
 
 
 def descend(
@@ -124,6 +170,7 @@ def descend(
     *,
     decay: bool = False,
     what: str,
+    enough: Callable[[int], bool] = lambda step: False,
 ) -> tuple[float, ...]:
     """Take steps of AdamW on a loss, and return the loss before each.
 
@@ -133,6 +180,7 @@ def descend(
         steps: how many.
         decay: whether the learning rates fall to zero along a half cosine.
         what: what is trained, and what to do where the loss is not finite, for the error.
+        enough: called after each step; True ends training.
 
     Raises:
         UserError: if a loss is not finite.
@@ -152,4 +200,6 @@ def descend(
         optimizer.zero_grad()
         torch.autograd.backward([value])
         optimizer.step()
+        if enough(step):
+            break
     return tuple(losses)

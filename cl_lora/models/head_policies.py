@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from cl_lora.models.heads import HeadState, average_heads, linear_head, merge_heads
+from cl_lora.models.heads import HeadState, average_heads, head_of, merge_heads
 from cl_lora.support.registry import look_up, registers
 
 
@@ -23,12 +23,14 @@ class HeadSources:
         prototypes: makes class means of the support samples' features under what is served.
         own: the head of the adapter that was trained on the experience that is served; None where
             there is none.
+        refit: trains a new head on the train part of the experience that is served.
     """
 
     heads: Sequence[HeadState]
     alpha: Tensor | None
     prototypes: Callable[[], nn.Module]
     own: HeadState | None = None
+    refit: Callable[[], nn.Module] | None = None
 
 
 class HeadPolicy(ABC):
@@ -43,6 +45,7 @@ class HeadPolicy(ABC):
         needs_support: whether it sees support samples.
         needs_classes: whether it works for tasks with class labels only.
         tunable: whether a head that was trained with the coefficients can take its place.
+        sums_heads: whether heads are joined by a weighted sum.
         apart: whether every experience is served by a head of its own, so that tasks may differ;
             which experience an input belongs to must be known then.
     """
@@ -54,6 +57,7 @@ class HeadPolicy(ABC):
     needs_support: ClassVar[bool] = False
     needs_classes: ClassVar[bool] = False
     tunable: ClassVar[bool] = True
+    sums_heads: ClassVar[bool] = False
     apart: ClassVar[bool] = False
 
     def trains(self, first: bool) -> bool:
@@ -93,7 +97,7 @@ class _Newest(HeadPolicy):
     """Serves the head that was trained last."""
 
     def serve(self, sources: HeadSources) -> nn.Module:
-        return linear_head(sources.heads[-1])
+        return head_of(sources.heads[-1])
 
 
 @register_head_policy
@@ -123,6 +127,7 @@ class PerExperience(HeadPolicy):
     name = "per_experience"
     summary = "a head kept with each adapter, merged with the adapters' coefficients"
     restarts = True
+    sums_heads = True
 
     def start(self, heads: Sequence[HeadState]) -> HeadState:
         """Return the mean of the heads."""
@@ -135,8 +140,8 @@ class PerExperience(HeadPolicy):
     def serve(self, sources: HeadSources) -> nn.Module:
         """Return the merged head, or the only one where nothing was merged."""
         if sources.alpha is None:
-            return linear_head(sources.heads[-1])
-        return linear_head(merge_heads(sources.heads, sources.alpha.float()))
+            return head_of(sources.heads[-1])
+        return head_of(merge_heads(sources.heads, sources.alpha.float()))
 
 
 @register_head_policy
@@ -167,4 +172,20 @@ class Own(HeadPolicy):
 
     def serve(self, sources: HeadSources) -> nn.Module:
         """Return the head that was trained on the experience that is served."""
-        return linear_head(sources.heads[-1] if sources.own is None else sources.own)
+        return head_of(sources.heads[-1] if sources.own is None else sources.own)
+
+
+@register_head_policy
+class Refit(HeadPolicy):
+    """A new head for each experience, trained on what is served."""
+
+    name = "refit"
+    summary = "a head for each experience, trained anew on its train part on what is served"
+    restarts = True
+    for_one_arm = True
+    tunable = False
+    apart = True
+
+    def serve(self, sources: HeadSources) -> nn.Module:
+        """Return the new head; where there is none to train, the newest."""
+        return head_of(sources.heads[-1]) if sources.refit is None else sources.refit()

@@ -1,38 +1,164 @@
-"""Heads on pooled features: linear ones, class means, and their weighted sums."""
+"""Heads on pooled features: linear, MLPs, class means, constants; and sums of heads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cl_lora.support.errors import UserError
+from cl_lora.support.registry import look_up
 from cl_lora.support.seeding import torch_generator
 
 HeadState = Mapping[str, Tensor]
 """A head's state dict, as it lies beside its adapter."""
 
 
-def new_linear_head(features: int, outputs: int, seed: int) -> nn.Linear:
-    """Return a linear head (features -> outputs) drawn from (seed, "head").
+class MLPHead(nn.Module):
+    """Two layers on pooled features: ``out(relu(hidden(norm(f))))``.
 
-    Weights are truncated normal with standard deviation 0.02 and the bias is zero, as timm
-    initialises the head of a Vision Transformer.
+    The normalisation comes first because pooled features of a Vision Transformer are large (a norm
+    of 50 is usual): without it the hidden units die in the first steps of a regression.
+
+    Args:
+        features: d, size of the features.
+        outputs: size of the output.
+        hidden: number of hidden units.
     """
+
+    def __init__(self, features: int, outputs: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(features)
+        self.hidden = nn.Linear(features, hidden)
+        self.out = nn.Linear(hidden, outputs)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return outputs (batch, outputs) of features (batch, d)."""
+        made: Tensor = self.out(F.relu(self.hidden(self.norm(features))))
+        return made
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """A shape that a head can have.
+
+    Attributes:
+        name: the name it is chosen by.
+        summary: a few words.
+        draw: (features, outputs, hidden units, generator) -> a new head.
+        mixes: whether a sum of such heads' weights is the sum of the heads.
+    """
+
+    name: str
+    summary: str
+    draw: Callable[[int, int, int, torch.Generator], nn.Module]
+    mixes: bool
+
+
+def _linear(features: int, outputs: int, hidden: int, generator: torch.Generator) -> nn.Linear:
     head = nn.Linear(features, outputs)
-    with torch.no_grad():
-        nn.init.trunc_normal_(head.weight, std=0.02, generator=torch_generator(seed, "head"))
-        head.bias.zero_()
+    _start(head, generator)
     return head
 
 
-def linear_head(state: HeadState) -> nn.Linear:
-    """Return the linear head with these weights: weight (outputs, features), bias (outputs,)."""
-    outputs, features = state["weight"].shape
-    head = nn.Linear(features, outputs)
+def _mlp(features: int, outputs: int, hidden: int, generator: torch.Generator) -> MLPHead:
+    head = MLPHead(features, outputs, hidden)
+    _start(head.out, generator)
+    nn.init.kaiming_normal_(head.hidden.weight, nonlinearity="relu", generator=generator)
+    nn.init.zeros_(head.hidden.bias)
+    return head
+
+
+def _start(layer: nn.Linear, generator: torch.Generator) -> None:
+    nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
+    nn.init.zeros_(layer.bias)
+
+
+HEAD_SHAPES: Mapping[str, HeadShape] = {
+    shape.name: shape
+    for shape in (
+        HeadShape("linear", "one linear layer", _linear, mixes=True),
+        HeadShape("mlp", "LayerNorm, then two layers with ReLU between", _mlp, mixes=False),
+    )
+}
+"""Every shape of a head by name."""
+
+LINEAR = "linear"
+
+
+def new_head(
+    shape: str, features: int, outputs: int, seed: int, hidden: int = 512, keys: Sequence[str] = ()
+) -> nn.Module:
+    """Return a head (features -> outputs) drawn from (seed, "head", keys).
+
+    Weights of the last layer are truncated normal with standard deviation 0.02 and biases are zero,
+    as timm initialises the head of a Vision Transformer; the hidden layer of an MLP keeps the
+    variance of its input (He et al. 2015).
+
+    Args:
+        shape: one of :data:`HEAD_SHAPES`.
+        features: size of the features.
+        outputs: size of the output.
+        seed: of the run.
+        hidden: hidden units of an MLP.
+        keys: of a head that is to be drawn apart from the run's.
+
+    Raises:
+        UserError: for an unknown shape.
+    """
+    made = look_up("strategy.head_shape", HEAD_SHAPES, shape)
+    return made.draw(features, outputs, hidden, torch_generator(seed, "head", *keys))
+
+
+def new_linear_head(features: int, outputs: int, seed: int) -> nn.Linear:
+    """Return a linear head; see :func:`new_head`."""
+    head = new_head(LINEAR, features, outputs, seed)
+    assert isinstance(head, nn.Linear)
+    return head
+
+
+def head_of(state: HeadState) -> nn.Module:
+    """Return the head with these weights, whatever its shape.
+
+    Linear: weight (outputs, features) and bias (outputs,); MLP: those of ``norm``, ``hidden`` and
+    ``out``.
+
+    Raises:
+        UserError: if they are of neither.
+    """
+    head: nn.Module
+    if set(state) == {"weight", "bias"}:
+        outputs, features = state["weight"].shape
+        head = nn.Linear(features, outputs)
+    elif {"norm.weight", "hidden.weight", "out.weight"} <= set(state):
+        hidden, features = state["hidden.weight"].shape
+        head = MLPHead(features, len(state["out.weight"]), hidden)
+    else:
+        raise UserError(
+            "Expected the weights of a head, weight and bias, or those of norm, hidden and out, "
+            f"but got {', '.join(sorted(state)) or 'none'}; train the adapter again"
+        )
     head.load_state_dict({key: value.clone() for key, value in state.items()})
     return head
+
+
+class ConstantHead(nn.Module):
+    """The trivial predictor: the same outputs whatever the features are.
+
+    Args:
+        outputs: float32 (outputs,).
+    """
+
+    def __init__(self, outputs: Tensor) -> None:
+        super().__init__()
+        self.outputs = nn.Parameter(outputs)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the outputs for every one of the features (batch, d)."""
+        return self.outputs.expand(len(features), -1)
 
 
 def merge_heads(heads: Sequence[HeadState], coefficients: Tensor) -> dict[str, Tensor]:

@@ -55,7 +55,7 @@ class ClassKind(TaskKind):
     def check_targets(self, task: Task, targets: npt.NDArray[Any], where: str) -> None:
         """Check that every target is an index into the labels; -1 stands for none."""
         super().check_targets(task, targets, where)
-        if len(targets) and not (-1 <= targets.min() and targets.max() < len(task.labels)):
+        if len(targets) and not (targets.min() >= -1 and targets.max() < len(task.labels)):
             raise UserError(
                 f"Expected targets of {where} from 0 to {len(task.labels) - 1}, the labels of task "
                 f"{task.name!r}, but got {targets.min()} to {targets.max()}; correct them"

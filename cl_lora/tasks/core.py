@@ -1,4 +1,4 @@
-"""What a task is: a name, a registered kind and what belongs to its targets; what a kind must say."""
+"""What a task is: a name, a kind and what belongs to its targets; and what a kind must say."""
 
 from __future__ import annotations
 
@@ -58,11 +58,10 @@ class TaskKind(ABC):
             targets: (batch, ...) of ``target_dtype``, in their own unit.
         """
 
-    @abstractmethod
     def predictions(self, task: Task, outputs: Tensor) -> Tensor:
         """Return what the outputs of a head mean, in the unit and shape of the targets."""
+        return outputs
 
-    @abstractmethod
     def constant(self, task: Task, targets: npt.NDArray[Any]) -> Tensor:
         """Return the outputs of the trivial predictor, which knows the targets but no input.
 
@@ -72,7 +71,14 @@ class TaskKind(ABC):
 
         Returns:
             float32 (outputs,): of the majority class, the mean value, the mean shape.
+
+        Raises:
+            UserError: if the kind has none.
         """
+        raise UserError(
+            f"The kind {self.name!r} of task {task.name!r} says of no trivial predictor; leave the "
+            "row 'trivial' out of references, or define constant()"
+        )
 
     @abstractmethod
     def accumulator(self, task: Task) -> Accumulator:

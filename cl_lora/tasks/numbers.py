@@ -113,7 +113,8 @@ def normaliser(task: Task, points: Tensor) -> Tensor:
     """Return the distance of the two named points (batch,) of points (batch, P, 2)."""
     assert task.normaliser is not None
     first, second = task.normaliser
-    return (points[:, first] - points[:, second]).norm(dim=1)
+    distance: Tensor = torch.linalg.vector_norm(points[:, first] - points[:, second], dim=1)
+    return distance
 
 
 class _NumberKind(TaskKind):
@@ -239,7 +240,7 @@ class PointsKind(_NumberKind):
 
     def predictions(self, task: Task, outputs: Tensor) -> Tensor:
         """Return points (batch, P, 2) as shares of the image's side."""
-        return (task.scaling or UNSCALED).back(outputs).unflatten(1, (-1, 2))
+        return (task.scaling or UNSCALED).back(outputs).reshape(len(outputs), -1, 2)
 
     def constant(self, task: Task, targets: npt.NDArray[Any]) -> Tensor:
         """Return the mean shape, as it is learned."""
@@ -271,4 +272,3 @@ class PointsKind(_NumberKind):
     def _value_of(self, task: Task, targets: npt.NDArray[Any]) -> npt.NDArray[Any]:
         points = torch.from_numpy(np.asarray(targets, dtype=np.float64))
         return np.asarray(normaliser(task, points).numpy())
-

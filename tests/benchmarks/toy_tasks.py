@@ -38,7 +38,7 @@ class ScalarKind(TaskKind):
     def outputs(self, task: Task) -> int:
         return 1
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.l1_loss(outputs.squeeze(1), targets)
 
     def accumulator(self, task: Task) -> Accumulator:
@@ -60,7 +60,7 @@ class PointsKind(ScalarKind):
     def outputs(self, task: Task) -> int:
         return 2
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.l1_loss(outputs, targets)
 
 

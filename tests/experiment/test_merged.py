@@ -24,7 +24,7 @@ from cl_lora.experiment.serving import Workbench
 from cl_lora.merging import prepare
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.bottleneck import Bottleneck
-from cl_lora.models.heads import PrototypeHead, linear_head
+from cl_lora.models.heads import PrototypeHead, head_of
 from cl_lora.support.errors import DivergedError
 
 
@@ -75,7 +75,7 @@ def test_peft_linear_arm_scores_as_peft_itself(
     model.add_weighted_adapter(["a0", "a1", "a2"], [0.5, 0.3, 0.2], "m", combination_type="linear")
     model.set_adapter("m")
     other.network = model.eval()
-    head = linear_head(adapters[2].head)
+    head = head_of(adapters[2].head)
     for j in range(3):
         inputs, targets = samples_of_test(bench, j)
         with torch.no_grad():
@@ -99,7 +99,7 @@ def test_heads_of_their_own_are_merged_with_the_coefficients(benchmark_16, backb
     served = serve(bench, 2, method="cat", coefficients=[0.5, 2.0, -1.0])
     x = torch.randn(4, backbone.features)
     pairs = zip([0.5, 2.0, -1.0], bench.banks["fresh"], strict=True)
-    torch.testing.assert_close(served.head(0)(x), sum(w * linear_head(a.head)(x) for w, a in pairs))
+    torch.testing.assert_close(served.head(0)(x), sum(w * head_of(a.head)(x) for w, a in pairs))
 
 
 @pytest.mark.parametrize("head", ["shared", "frozen"])
@@ -108,7 +108,7 @@ def test_a_head_of_the_stream_is_the_latest(benchmark_16, backbone, head) -> Non
     served = serve(bench, 1, method="cat")
     x = torch.randn(4, backbone.features)
     for j in range(3):
-        expected = linear_head(bench.banks["fresh"][1].head)(x)
+        expected = head_of(bench.banks["fresh"][1].head)(x)
         torch.testing.assert_close(served.head(j)(x), expected)
 
 
@@ -214,7 +214,7 @@ def grid(bench: Workbench, t: int = 2, **more: Any) -> Any:
 def test_grid_chooses_the_lowest_loss_on_the_buffer(bench, t) -> None:
     """Dense sums in float64, one batch, cross-entropy by hand."""
     inputs, targets = support(bench, 2, upto=t)
-    head = linear_head(bench.banks["fresh"][t].head)
+    head = head_of(bench.banks["fresh"][t].head)
     losses = []
     for value in GRID:
         with torch.no_grad():
@@ -236,7 +236,7 @@ def test_grid_chooses_the_lowest_loss_on_the_buffer(bench, t) -> None:
 )
 def test_grid_goes_with_merges_that_have_no_gradient(bench, settings) -> None:
     inputs, targets = support(bench, 2, upto=2)
-    head = linear_head(bench.banks["fresh"][2].head)
+    head = head_of(bench.banks["fresh"][2].head)
     options = {k: v for k, v in settings.items() if k not in ("method", "space")}
     space = settings.get("space", "delta")
     adapters = list(bench.banks["fresh"])

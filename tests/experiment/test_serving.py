@@ -22,12 +22,12 @@ from bench import (
 from cl_lora.adapters.injection import inject
 from cl_lora.benchmarks import Benchmark
 from cl_lora.experiment.banks import FRESH
-from cl_lora.experiment.evaluator import Evaluator, as_scores
+from cl_lora.experiment.evaluator import Evaluator
 from cl_lora.experiment.references import REFERENCES, get_references
 from cl_lora.experiment.serving import Workbench
 from cl_lora.experiment.stages import Outline, get_protocol
 from cl_lora.models.backbones import Backbone
-from cl_lora.models.heads import PrototypeHead, linear_head, new_linear_head
+from cl_lora.models.heads import PrototypeHead, head_of, new_linear_head
 from cl_lora.support.errors import UserError
 
 HEAD = 16 * 3 + 3
@@ -107,7 +107,7 @@ def test_before_training_every_row_is_the_bare_backbone_under_the_initial_head(b
 @pytest.mark.parametrize("t", [0, 1, 2])
 def test_base_is_the_bare_backbone_under_the_newest_head(bench, t) -> None:
     served = row(bench, "base", t)
-    head = linear_head(bench.banks["fresh"][t].head)
+    head = head_of(bench.banks["fresh"][t].head)
     assert all(served.update(j) is None for j in range(3))
     results = Evaluator(bench).score(served, stage(bench, t))
     assert [results[j].scores["accuracy"] for j in range(3)] == [
@@ -215,7 +215,7 @@ def test_what_is_known_holds_for_its_own_adapter_and_bank(bench) -> None:
     """With one evaluator for all rows, each scores as with one of its own."""
     shared = Evaluator(bench)
     for t in range(3):
-        for name in REFERENCES:
+        for name in (n for n, one in REFERENCES.items() if not one.needs_partner):
             served = row(bench, name, t)
             found = shared.score(served, stage(bench, t))
             own = Evaluator(bench).score(served, stage(bench, t))
@@ -246,7 +246,7 @@ def test_hits_are_the_samples_that_count_as_right(bench) -> None:
 
 def test_rows_of_the_table_have_every_metric_of_every_experience(bench) -> None:
     results = Evaluator(bench).score(row(bench, "last", 1), stage(bench, 1))
-    scores = as_scores(bench, "last", stage(bench, 1), results)
+    scores = Evaluator(bench).as_scores("last", stage(bench, 1), results)
     assert [(s.seed, s.arm, s.stage, s.evaluated, s.metric) for s in scores] == [
         (0, "last", 1, j, metric) for j in range(3) for metric in ("accuracy", "f1")
     ]

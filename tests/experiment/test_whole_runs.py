@@ -16,6 +16,7 @@ from whole_runs import MORE_ARMS, content, rows, run, stamps
 
 from cl_lora.adapters import Adapter
 from cl_lora.experiment import pipeline
+from cl_lora.experiment.evaluator import Evaluator
 from cl_lora.models.backbones import Backbone
 from cl_lora.run_folder.hits import read_hits
 from cl_lora.run_folder.layout import hits_file
@@ -141,13 +142,13 @@ def test_only_the_unit_that_lacks_a_row_is_measured(
     lines = path.read_text().splitlines()
     cut = next(i for i, line in enumerate(lines) if line.startswith("0,grid,1,2,f1,"))
     measured: list[tuple[str, int]] = []
-    original = pipeline.as_scores
+    original = Evaluator.as_scores
 
-    def spy(bench, name, stage, results):
+    def spy(self, name, stage, results):
         measured.append((name, stage.index))
-        return original(bench, name, stage, results)
+        return original(self, name, stage, results)
 
-    monkeypatch.setattr(pipeline, "as_scores", spy)
+    monkeypatch.setattr(Evaluator, "as_scores", spy)
     path.write_text("\n".join(line for i, line in enumerate(lines) if i != cut) + "\n")
     run(copied, *MORE_ARMS)
     assert measured == [("grid", 1)]

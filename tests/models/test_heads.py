@@ -5,7 +5,7 @@ import torch
 from sklearn.metrics.pairwise import cosine_similarity
 from torch.nn.functional import normalize
 
-from cl_lora.models.heads import PrototypeHead, linear_head, merge_heads, new_linear_head
+from cl_lora.models.heads import PrototypeHead, head_of, merge_heads, new_linear_head
 
 
 def test_new_head_depends_on_the_seed_alone() -> None:
@@ -21,8 +21,8 @@ def test_merged_heads_are_the_weighted_sum() -> None:
     heads = [new_linear_head(4, 3, seed=s).state_dict() for s in range(3)]
     x = torch.randn(5, 4)
     alpha = torch.tensor([0.5, -1.0, 2.0])
-    merged = linear_head(merge_heads(heads, alpha))
-    expected = sum(a * linear_head(h)(x) for a, h in zip(alpha, heads, strict=True))
+    merged = head_of(merge_heads(heads, alpha))
+    expected = sum(a * head_of(h)(x) for a, h in zip(alpha, heads, strict=True))
     torch.testing.assert_close(merged(x), expected)
     per_module = torch.stack([alpha + 1, alpha - 1])
     again = merge_heads(heads, per_module)

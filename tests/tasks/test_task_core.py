@@ -27,7 +27,7 @@ def scalar_kind(kind_name: str, *kind_metrics: Metric) -> type[TaskKind]:
         def outputs(self, task: Task) -> int:
             return 1
 
-        def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        def loss(self, task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
             return (outputs.squeeze(1) - targets).square().mean()
 
         def accumulator(self, task: Task) -> Accumulator:

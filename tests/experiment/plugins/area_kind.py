@@ -44,7 +44,7 @@ class AreaKind(TaskKind):
     def outputs(self, task: Task) -> int:
         return 1
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.l1_loss(outputs[:, 0], targets)
 
     def accumulator(self, task: Task) -> Errors:

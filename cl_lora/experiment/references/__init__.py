@@ -1,0 +1,14 @@
+"""Reference rows: what the arms are compared with."""
+
+from __future__ import annotations
+
+# Importing a module registers its rows; they are shown in this order.
+from cl_lora.experiment.references import streams, tasks  # noqa: F401
+from cl_lora.experiment.references.core import (
+    REFERENCES,
+    Reference,
+    get_references,
+    register_reference,
+)
+
+__all__ = ["REFERENCES", "Reference", "get_references", "register_reference"]
