@@ -21,7 +21,12 @@ from cl_lora.benchmarks.draw import ALL, Shots, draw_buffer, draw_support
 from cl_lora.benchmarks.sources import class_tree, hub, torchvision_sets, tree  # noqa: F401
 from cl_lora.benchmarks.sources.shapes import benchmark as shapes  # noqa: F401
 from cl_lora.benchmarks.sources.shapes import image_set as shapes_set  # noqa: F401
-from cl_lora.benchmarks.streams import covariate_shift, label_shift, task_shift  # noqa: F401
+from cl_lora.benchmarks.streams import (  # noqa: F401
+    covariate_shift,
+    label_shift,
+    multitask,
+    task_shift,
+)
 from cl_lora.support.errors import UserError
 
 __all__ = [

@@ -120,9 +120,14 @@ def decode_image(file: str | os.PathLike[str] | IO[bytes], size: int, name: obje
     Raises:
         UnreadableImage: the file cannot be opened or decoded.
     """
+    return square_pixels(open_image(file, name), size)
+
+
+def open_image(file: str | os.PathLike[str] | IO[bytes], name: object) -> Image.Image:
+    """Decode an image to RGB; arguments and errors as of :func:`decode_image`."""
     try:
         with Image.open(file) as opened:
-            image = opened.convert("RGB")
+            return opened.convert("RGB")
     # Broken files make Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error,
     # EOFError, ...: whatever it is, the image is unreadable.
     except Exception as error:
@@ -130,7 +135,6 @@ def decode_image(file: str | os.PathLike[str] | IO[bytes], size: int, name: obje
         reason = error.strerror if isinstance(error, OSError) and error.strerror else None
         known = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UnreadableImage(f"{name} ({reason or known})") from error
-    return square_pixels(image, size)
 
 
 def square_pixels(image: Image.Image, size: int) -> Pixels:

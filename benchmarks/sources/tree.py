@@ -215,20 +215,32 @@ def read_split_lists(folder: Path, tree: ImageTree) -> dict[str, Split]:
 
 
 def tree_content(tree: ImageTree) -> str:
-    """Return a digest over path, size and bytes of every image.
+    """Return a digest over path, size and bytes of every image; see :func:`files_content`."""
+    return files_content(tree.root, tree.paths)
 
-    Times are left out: copying or touching a file changes nothing, changing one byte does.
+
+def files_content(root: Path, paths: Sequence[str]) -> str:
+    """Return a digest over path, size and bytes of every file.
+
+    One that is named often is read once. Times are left out: copying or touching a file changes
+    nothing, changing one byte does.
+
+    Args:
+        root: the folder of the files.
+        paths: relative to it, in the order that counts.
     """
 
     def identify(path: str) -> tuple[str, int, str]:
         try:
-            data = (tree.root / path).read_bytes()
+            data = (root / path).read_bytes()
         except OSError:  # decoding fails too, and then names all such files at once
             return path, -1, ""
         return path, len(data), hashlib.blake2b(data, digest_size=16).hexdigest()
 
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-        return digest(list(pool.map(identify, tree.paths)))
+        different = list(dict.fromkeys(paths))
+        known = dict(zip(different, pool.map(identify, different), strict=True))
+    return digest([known[path] for path in paths])
 
 
 def tree_source(tree: ImageTree) -> ImageSource:
