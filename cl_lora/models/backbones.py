@@ -281,14 +281,17 @@ def _embedded_settings() -> dict[str, Any]:
     return settings
 
 
+def embedded_architecture(img_size: int | None = None) -> dict[str, Any]:
+    """Return the arguments of timm's ``VisionTransformer`` that make the embedded backbone."""
+    architecture = {**_embedded_settings()["architecture"], "num_classes": 0}
+    return architecture if img_size is None else {**architecture, "img_size": img_size}
+
+
 def _embedded(config: ModelConfig) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
     from timm.models.vision_transformer import VisionTransformer
 
     settings = _embedded_settings()
-    architecture = dict(settings["architecture"])
-    if config.img_size is not None:
-        architecture["img_size"] = config.img_size
-    vit: nn.Module = VisionTransformer(**{**architecture, "num_classes": 0})
+    vit: nn.Module = VisionTransformer(**embedded_architecture(config.img_size))
     with as_file(files("cl_lora.models") / "embedded" / "backbone.safetensors") as weights:
         load_checkpoint(vit, config.checkpoint or weights)
     return vit, settings["mean"], settings["std"]
