@@ -6,7 +6,7 @@
 """
 
 # Importing a family registers its methods.
-from cl_lora.merging import dare, linear, pruning, spectral, ties
+from cl_lora.merging import balanced, dare, linear, pruning, spectral, ties
 from cl_lora.merging.coefficients import (
     RULES,
     CoefficientRule,
@@ -52,6 +52,7 @@ __all__ = [
     "RuleInfo",
     "Update",
     "coefficient_rows",
+    "balanced",
     "dare",
     "differentiability",
     "get_method",
