@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from cl_lora.experiment.adaptations import BARE
-from cl_lora.experiment.banks import FRESH
+from cl_lora.experiment.banks import FRESH, BankKind
 from cl_lora.experiment.references.core import Reference, register_reference
 from cl_lora.experiment.serving import Part, Served, Workbench
 from cl_lora.experiment.stages import ALONE, Stage, shots_of
@@ -44,6 +44,10 @@ class Single(_OfTasks):
     def serve(self, bench: Workbench, stage: Stage) -> Served:
         """Serve every task its own adapter and head."""
         return Served({j: bench.single(j) for j in stage.evaluated})
+
+    def adapter(self, stage: Stage) -> tuple[BankKind, int] | None:
+        """Return the task's own adapter, at a stage of one task."""
+        return (FRESH, stage.members[0]) if len(stage.members) == 1 else None
 
 
 @register_reference
