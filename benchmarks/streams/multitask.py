@@ -157,10 +157,13 @@ def split_samples(samples: TaskSamples, key: str, settings: SplitSettings) -> Sp
 
 
 def _strata(samples: TaskSamples, given: Split | None) -> tuple[Indices, tuple[str, ...]]:
+    """Return the kind's strata, in each part by itself; one of all where a part lacks one."""
     strata = np.zeros(len(samples.targets), dtype=np.int64)
-    names: tuple[str, ...] = ()
     for part in given or (np.arange(len(strata)),):
-        strata[part], names = samples.task.kind.strata(samples.task, samples.targets[part])
+        found, names = samples.task.kind.strata(samples.task, samples.targets[part])
+        if len(set(found.tolist())) < len(names):
+            return np.zeros_like(strata), ("samples",)
+        strata[part] = found
     return strata, names
 
 

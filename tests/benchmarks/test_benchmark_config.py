@@ -24,12 +24,15 @@ def test_every_config_file_fits_its_kind_and_comments_every_key(file, tmp_path):
     assert all("#" in line for line in file.read_text().splitlines())
     for name in ("root", "path"):
         if name in config:
-            assert config[name] == ("???" if config.get("images") != "shapes" else None)
+            optional = config.get("images") == "shapes" or config["kind"] == "multitask"
+            assert config[name] == (None if optional else "???")
             config[name] = str(tmp_path)
     if config.get("downstream") == "???":
         config["downstream"] = "sketch"
     typed = read_config(config)
-    chosen = {"name", "root", "path", "domains", "images", "options"}
+    chosen = {"name", "root", "path", "domains", "images", "options", "tasks"}
+    if config["kind"] == "multitask":
+        chosen |= {"samples_per_class", "test_samples_per_class"}
     for field in dataclasses.fields(KINDS[config["kind"]]):
         value = getattr(typed, field.name)
         if field.name not in chosen and field.default is not dataclasses.MISSING:
@@ -48,7 +51,8 @@ def test_the_expected_config_files_are_there():
         "task",
     )
     few_shot = {f"few_shot_{name}" for name in streams}
-    assert {file.stem for file in FILES} == domains | few_shot
+    multitask = {"multitask_shapes", "multitask_faces_and_sky"}
+    assert {file.stem for file in FILES} == domains | few_shot | multitask
     order = yaml.safe_load((GROUP / "pacs.yaml").read_text())["domains"]
     assert order == ["photo", "art_painting", "cartoon", "sketch"]
     order = yaml.safe_load((GROUP / "office_home.yaml").read_text())["domains"]

@@ -394,6 +394,7 @@ def test_help_of_run_fits_and_ends_at_once(capfd) -> None:
         ("adaptations", "lora"),
         ("head_starts", "average"),
         ("images", "CIFAR100"),
+        ("sources", "utkface"),
         ("references", "sequential"),
         ("protocols", "prefixes"),
         ("kinds", "class"),

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 # Importing a source's module registers it.
-from cl_lora.benchmarks.sources.tasks import shapes, tree, utkface, wflw  # noqa: F401
+from cl_lora.benchmarks.sources.tasks import (  # noqa: F401
+    expw,
+    fire_risk,
+    galaxy10,
+    shapes,
+    tree,
+    utkface,
+    wflw,
+)
 from cl_lora.benchmarks.sources.tasks.core import (
     TASK_SOURCES,
     DrawnSource,

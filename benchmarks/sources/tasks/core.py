@@ -7,6 +7,7 @@ them, decodes those that are used and scales the targets.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -226,3 +227,9 @@ def require_place(path: Path, where: str, what: str = "a folder") -> Path:
         f"give {where}={'DIR' if what == 'a folder' else 'FILE'}, or {WHERE}.root=DIR if it is "
         "relative"
     )
+
+
+def require_number(name: str, value: float) -> None:
+    """Raise ``UserError`` unless ``value`` is a finite number of at least 0."""
+    if not (math.isfinite(value) and value >= 0):
+        raise UserError(f"Expected {WHERE}.{name} to be a number of at least 0 but got {value!r}")

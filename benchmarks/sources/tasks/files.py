@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,10 @@ class ImageFiles:
         return ImageSource(digest("crops", content, corners.tobytes()), len(paths), cropped)
 
 
+class MalformedError(Exception):
+    """What is wrong with one line of a list file."""
+
+
 def lines_of(file: Path) -> list[tuple[int, list[str]]]:
     """Return number and fields of every line of a list file that is not empty.
 
@@ -62,6 +67,24 @@ def lines_of(file: Path) -> list[tuple[int, list[str]]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read {file}: {error}; replace it") from error
     return [(n, line.split()) for n, line in enumerate(lines, start=1) if line.strip()]
+
+
+def numbers_of(fields: Sequence[str]) -> list[float]:
+    """Return fields as numbers.
+
+    Raises:
+        MalformedError: one is none, or is not finite.
+    """
+    numbers = []
+    for field in fields:
+        try:
+            number = float(field)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise MalformedError(f"{field!r} in place of a number")
+        numbers.append(number)
+    return numbers
 
 
 def require_sound(problems: Sequence[str], file: Path, form: str) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,13 +14,16 @@ from cl_lora.benchmarks.sources.tasks.core import (
     TaskRequest,
     TaskSamples,
     TaskSource,
+    require_number,
     require_place,
     task_source,
 )
 from cl_lora.benchmarks.sources.tasks.files import (
     ImageFiles,
+    MalformedError,
     lines_of,
     missing_files,
+    numbers_of,
     require_sound,
 )
 from cl_lora.configuration.build import required
@@ -53,6 +56,8 @@ class WFLWSource(TaskSource):
         outside: how far a landmark may lie outside the crop, as a share of its side.
     """
 
+    drawing: ClassVar[frozenset[str]] = TaskSource.drawing | {"margin", "outside"}
+
     root: str = required("the folder of WFLW_annotations and WFLW_images", "DIR")
     lists: str = "WFLW_annotations/list_98pt_rect_attr_train_test"
     images: str = "WFLW_images"
@@ -65,12 +70,7 @@ class WFLWSource(TaskSource):
         for name in ("root", "lists", "images"):
             require_text(f"{where}.{name}", getattr(self, name))
         for name in ("margin", "outside"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise UserError(
-                    f"Expected benchmark.{where}.{name} to be a number of at least 0 "
-                    f"but got {value!r}"
-                )
+            require_number(f"{where}.{name}", getattr(self, name))
 
     def places(self) -> tuple[Path, ...]:
         """Return the folders of lists and images."""
@@ -106,27 +106,23 @@ class WFLWSource(TaskSource):
 
     def _read(self, file: Path, images: Path) -> list[Face]:
         require_place(file, "the list of WFLW", "a file")
-        faces, problems = [], []
+        faces: list[tuple[int, Face]] = []
+        problems = []
         for number, fields in lines_of(file):
             try:
-                faces.append(read_face(fields, self.margin, self.outside))
-            except _MalformedError as error:
+                faces.append((number, read_face(fields, self.margin, self.outside)))
+            except MalformedError as error:
                 problems.append(f"line {number}: {error}")
+        missing = missing_files(images, [face.path for _, face in faces])
+        problems += [
+            f"line {number}: no image {face.path!r} in {images}"
+            for number, face in faces
+            if face.path in missing
+        ]
         require_sound(problems, file, _FORM)
         if not faces:
             raise UserError(f"Expected {file} to name faces but it is empty; replace it")
-        missing = missing_files(images, [face.path for face in faces])
-        numbers = [number for number, _ in lines_of(file)]
-        require_sound(
-            [
-                f"line {number}: no image {face.path!r} in {images}"
-                for number, face in zip(numbers, faces, strict=True)
-                if face.path in missing
-            ],
-            file,
-            _FORM,
-        )
-        return faces
+        return [face for _, face in faces]
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,34 +135,25 @@ class Face:
     attributes: tuple[bool, ...]
 
 
-class _MalformedError(Exception):
-    """What is wrong with a line."""
-
-
 def read_face(fields: list[str], margin: float, outside: float) -> Face:
-    """Return the face of a line's fields; raise ``_MalformedError`` if they are none."""
+    """Return the face of a line's fields; raise ``MalformedError`` if they are none."""
     path = " ".join(fields[_NUMBERS:])
     if not path:
-        raise _MalformedError(f"{len(fields)} fields in place of {_NUMBERS + 1}")
-    try:
-        numbers = np.array([float(field) for field in fields[:_NUMBERS]])
-    except ValueError as error:
-        raise _MalformedError(str(error)) from None
-    if not np.isfinite(numbers).all():
-        raise _MalformedError("a number that is not finite")
+        raise MalformedError(f"{len(fields)} fields in place of {_NUMBERS + 1}")
+    numbers = np.array(numbers_of(fields[:_NUMBERS]))
     points, box, flags = np.split(numbers, (2 * POINTS, 2 * POINTS + 4))
     if not np.isin(flags, (0, 1)).all():
-        raise _MalformedError(f"attributes {' '.join(fields[2 * POINTS + 4 : _NUMBERS])}")
+        raise MalformedError(f"attributes {' '.join(fields[2 * POINTS + 4 : _NUMBERS])}")
     left, top, right, bottom = box.tolist()
     if not (right > left and bottom > top):
-        raise _MalformedError(f"a box {left:g} {top:g} {right:g} {bottom:g} without an area")
+        raise MalformedError(f"a box {left:g} {top:g} {right:g} {bottom:g} without an area")
     square = square_around((left, top, right, bottom), margin)
     shares = square.shares(points.reshape(POINTS, 2))
     if (shares[EYE_CORNERS[0]] == shares[EYE_CORNERS[1]]).all():
-        raise _MalformedError(f"points {EYE_CORNERS[0]} and {EYE_CORNERS[1]} of the eyes are one")
+        raise MalformedError(f"points {EYE_CORNERS[0]} and {EYE_CORNERS[1]} of the eyes are one")
     far = ((shares < -outside) | (shares > 1 + outside)).any(axis=1)
     if far.any():
-        raise _MalformedError(
+        raise MalformedError(
             f"point {int(far.argmax())} lies more than {outside:g} of the crop's side outside it"
         )
     return Face(path, square, shares, tuple((flags == 1).tolist()))
