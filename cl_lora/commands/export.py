@@ -89,7 +89,7 @@ def _said(exported: Exported, seed_by_default: bool) -> list[str]:
     ]
     if exported.other_head:
         lines.append(
-            f"Note:    the head that was scored is not stored ({exported.other_head}); its scores "
+            f"Note:    the head that was scored is not here ({exported.other_head}); its scores "
             "are left out of the card"
         )
     if update.dense and update.rank is None:

@@ -239,7 +239,7 @@ def _tasks(record: Record) -> Iterator[str]:
             else "There is no head here: train one on the features"
         )
         yield (
-            f"The head that was scored is not in the run folder ({record['other_head']}). "
+            f"The head that was scored is not here ({record['other_head']}). "
             f"{instead}; scores of the other one are left out."
         )
     if record["heads"]:

@@ -60,16 +60,25 @@ def base_of(run: RunFolder, with_base: bool) -> Base:
     unnamed = name == EMBEDDED
     random = checkpoint is None and not model.get("pretrained", True)
     size = int(backbone["img_size"])
+    weights = WITH if with_base or unnamed or random else HUB if checkpoint is None else FILE
     return Base(
-        name=name,
+        name=_tagged(name) if weights == HUB else name,
         img_size=size,
         mean=tuple(backbone["mean"]),
         std=tuple(backbone["std"]),
         fingerprint=str(backbone["fingerprint"]),
-        weights=WITH if with_base or unnamed or random else HUB if checkpoint is None else FILE,
+        weights=weights,
         file=None if checkpoint is None else Path(str(checkpoint)).name,
         architecture=embedded_architecture(size) if unnamed else None,
     )
+
+
+def _tagged(name: str) -> str:
+    """Return a name of timm with its weights' tag, so that it means the same in later versions."""
+    import timm
+
+    found = None if "." in name else timm.get_pretrained_cfg(name)
+    return f"{name}.{found.tag}" if found is not None and found.tag else name
 
 
 def base_weights(run: RunFolder, base: Base) -> dict[str, Tensor] | None:

@@ -232,17 +232,18 @@ def _heads(
 ) -> tuple[tuple[ServedHead, ...], str]:
     """Return the heads, and in words why they are not those that were scored; empty if they are."""
     states = [adapter.head for adapter in adapters]
-    if instead == NONE:
-        return (), why or "it was left out as asked"
+    stored: tuple[ServedHead, ...] = ()
     if not why:
         try:
             stored = _stored_heads(choice, policy, states, members, alpha)
         except _NotStoredError:
             why = "it is made of samples each time it serves"
-        else:
-            if instead is not None:
-                _refuse(choice, "has its head in the run folder", f"leave --head {instead} out")
-            return stored, ""
+    if instead == NONE:
+        return (), why or "it was left out as asked"
+    if stored and instead is None:
+        return stored, ""
+    if stored:
+        _refuse(choice, "has its head in the run folder", f"leave --head {instead} out")
     if instead is None:
         _refuse(
             choice,
