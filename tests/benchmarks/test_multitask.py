@@ -167,7 +167,7 @@ def test_five_targets_of_the_same_shapes():
     number = int(np.flatnonzero((objects.targets == 1) & (styles.targets == 1))[2])
     sample = render_sample(spec, "sketch", label=1, index=2)
     np.testing.assert_array_equal(objects.inputs[number], sample.image)
-    np.testing.assert_allclose(areas.targets[number], sample.area, rtol=1e-5)
+    np.testing.assert_allclose(areas.targets[number], 100 * sample.area, rtol=1e-5)
     np.testing.assert_allclose(angles.targets[number], sample.orientation, rtol=1e-6)
     np.testing.assert_allclose(outlines.targets[number], sample.keypoints / 32, rtol=1e-4)
 

@@ -59,7 +59,7 @@ def _style(drawn: _Drawn) -> tuple[Task, Targets]:
 
 
 def _area(drawn: _Drawn) -> tuple[Task, Targets]:
-    areas = np.array([note.area for note in drawn.notes], dtype=np.float32)
+    areas = np.array([100 * note.area for note in drawn.notes], dtype=np.float32)
     return Task("", get_kind("scalar")), areas
 
 
@@ -82,7 +82,7 @@ TARGETS: dict[str, Callable[[_Drawn], tuple[Task, Targets]]] = {
     "orientation": _orientation,
     "outline": _outline,
 }
-"""By name: class of the outline, class of the style, share of the image that the outline covers,
+"""By name: class of the outline, class of the style, percent of the image that the outline covers,
 radians that it is turned, and points on it as shares of the image's side."""
 
 
