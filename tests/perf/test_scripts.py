@@ -1,16 +1,20 @@
 """The measurements run on what the package is now, and compare what they say they compare."""
 
+import copy
 import pkgutil
 import sys
 from importlib import import_module
 
 import pytest
 import torch
+from torch import nn
 
 import perf
-from cl_lora.models.backbones import ModelConfig
+from cl_lora.adapters.injection import applied, split_qkv
+from cl_lora.merging import merge
+from cl_lora.models.backbones import ModelConfig, load_backbone
 from cl_lora.strategies.config import TrainingConfig
-from perf import common, composition, learning, training
+from perf import common, composition, learning, serving, training
 from perf.coefficient_step import step
 from tools import pretrain_backbone
 
@@ -88,6 +92,21 @@ def test_either_warm_up_trains_the_same_head(monkeypatch):
     )
     plain, cached = (run().state_dict() for run in composition.warming_up().values())
     torch.testing.assert_close(plain, cached, rtol=1e-3, atol=1e-5)
+
+
+def test_one_backbone_with_the_heads_of_two_tasks_is_their_merged_model():
+    backbone = load_backbone(ModelConfig("embedded"))
+    split = copy.deepcopy(backbone)
+    split_qkv(split.network)
+    adapters = common.random_adapters(2, 2, common.shapes_of(split.network, ("k", "v")))
+    heads = [nn.Linear(backbone.features, 3) for _ in adapters]
+    images = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
+    one, each = (run() for run in serving.cases(backbone, adapters, heads, images).values())
+    for t, adapter in enumerate(adapters):
+        both, alone = merge(adapters, "cat", [1.0, 1.0]), merge([adapter])
+        for found, update in ((one[t], both), (each[t], alone)):
+            with applied(split.network, update), torch.no_grad():
+                torch.testing.assert_close(found, heads[t](split(images)), rtol=1e-4, atol=1e-4)
 
 
 def test_pretraining_the_embedded_backbone_goes_through(tmp_path, monkeypatch, capsys):
