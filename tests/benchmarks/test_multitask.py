@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from published import face_points, wflw_line, write_utkface, write_wflw
+from published import face_points, wflw_line, write_image, write_utkface, write_wflw
 
 from cl_lora.benchmarks import found, make_benchmark, validate_benchmark_config
 from cl_lora.benchmarks.sources.shapes import (
@@ -361,3 +362,19 @@ def test_the_papers_six_tasks_need_their_data_only():
     assert found({**config, "root": "/nowhere"}) is None
     with pytest.raises(UserError, match=r"benchmark.tasks.fire.root .*/nowhere/FireRisk'"):
         validate_benchmark_config({**config, "root": "/nowhere"})
+
+
+def test_the_source_that_the_documentation_shows(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "multitask_data.md").read_text()
+    (tmp_path / "brightness.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("brightness")
+    try:
+        for number in range(30):
+            write_image(tmp_path / "data" / f"{number}.png", number=number)
+        task = {"source": "brightness", "root": str(tmp_path / "data")}
+        (e,) = make_benchmark({"kind": "multitask", "tasks": {"it": task}}, 8).experiences
+    finally:
+        TASK_SOURCES.pop("brightness", None)
+    assert len(e.test) == 5
+    np.testing.assert_array_equal(e.inputs[:, 0, 0, 0], e.targets)
