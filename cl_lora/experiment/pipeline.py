@@ -25,6 +25,7 @@ from cl_lora.experiment.evaluator import Evaluator
 from cl_lora.experiment.few_shot import check_few_shot, outline
 from cl_lora.experiment.ledger import Ledger, open_ledger
 from cl_lora.experiment.merged import serve_arm
+from cl_lora.experiment.relations import facts, relations
 from cl_lora.experiment.serving import Served, Workbench
 from cl_lora.experiment.settings import (
     RunOptions,
@@ -51,7 +52,7 @@ from cl_lora.run_folder.lock import locked, require_run_folder
 from cl_lora.run_folder.reader import read_stream
 from cl_lora.run_folder.records import ExperienceRecord, Similarity, StreamRecord, TaskRecord
 from cl_lora.run_folder.results import Results
-from cl_lora.run_folder.rows import SIMILARITIES
+from cl_lora.run_folder.rows import FACTS, RELATIONS, SIMILARITIES
 from cl_lora.support import files, progress
 from cl_lora.support.errors import DivergedError, UserError, unknown_name
 from cl_lora.tasks import Task
@@ -160,6 +161,13 @@ def _check_tasks(settings: Settings, benchmark: Benchmark) -> None:
                 f"{benchmark.name!r} has several: {names}; set strategy.head=own, or choose "
                 "another benchmark"
             )
+        for arm in settings.arms:
+            if not arm.policy.apart:
+                raise UserError(
+                    f"Arm {arm.name!r}: head={arm.policy.name} serves all experiences by one head "
+                    f"but those of {benchmark.name!r} have different tasks: {names}; leave head "
+                    "out, or give head=refit"
+                )
         for row in settings.references:
             alien = [kind.name for kind in row.banks if kind is not FRESH]
             if alien:
@@ -282,6 +290,7 @@ class _Run:
             partners=self._partners(seed),
         )
         self._compare_features(bench)
+        self._relate_adapters(bench)
         rows = [(row, set(row.stages)) for row in self._rows()]
         units = [
             (row, stage)
@@ -333,6 +342,22 @@ class _Run:
         new = {(s.seed, s.evaluated, s.adapter) for s in found}
         kept = [s for s in there if (s.seed, s.evaluated, s.adapter) not in new]
         files.write_text(path, SIMILARITIES.text([*kept, *found]))
+
+    def _relate_adapters(self, bench: Workbench) -> None:
+        """Write how alike any two adapters are, and what each is like, where subsets are merged."""
+        if not any(stage.group for stage in self.stages):
+            return
+        seed, count = bench.seed, len(bench.banks[FRESH.name])
+        path = self.folder / layout.FACTS_FILE
+        told = FACTS.read(path) if path.exists() else []
+        if seed not in {fact.seed for fact in told}:
+            files.write_text(path, FACTS.text([*told, *facts(bench)]))
+        path = self.folder / layout.RELATIONS_FILE
+        there = RELATIONS.read(path) if path.exists() else []
+        if seed not in {relation.seed for relation in there}:
+            with progress.meter(f"seed {seed}: comparing adapters", count) as advance:
+                found = relations(bench, advance)
+            files.write_text(path, RELATIONS.text([*there, *found]))
 
     def _score(self, bench: Workbench, units: Sequence[tuple[_Row, Stage]]) -> list[DivergedError]:
         failed: list[DivergedError] = []

@@ -14,6 +14,8 @@ SCORES_FILE = "scores.csv"
 COEFFICIENTS_FILE = "coefficients.csv"
 ACCOUNTS_FILE = "accounts.csv"
 SIMILARITY_FILE = "similarity.csv"
+RELATIONS_FILE = "relations.csv"
+FACTS_FILE = "adapter_facts.csv"
 REPORT_FILE = "report.html"
 LOG_FILE = "log.txt"
 LOCK_FILE = ".lock"
@@ -30,7 +32,7 @@ FRESH = "fresh"
 LEFTOVERS = (
     *(f".{name}.*" for name in (CONFIG_FILE, ENVIRONMENT_FILE, STREAM_FILE)),
     *(f".{name}.*" for name in (SCORES_FILE, COEFFICIENTS_FILE, ACCOUNTS_FILE, SIMILARITY_FILE)),
-    f".{REPORT_FILE}.*",
+    *(f".{name}.*" for name in (RELATIONS_FILE, FACTS_FILE, REPORT_FILE)),
     *(f".{name}.*" for name in (FIGURES, TENSORBOARD)),
     *(f"{name}/.*" for name in (f"{ADAPTERS}/*", BUFFERS, f"{HITS}/*", FIGURES, TENSORBOARD)),
 )

@@ -23,7 +23,14 @@ from cl_lora.run_folder.layout import (
     STREAM_FILE,
 )
 from cl_lora.run_folder.records import StreamRecord
-from cl_lora.run_folder.rows import ACCOUNTS, COEFFICIENTS, SIMILARITIES, RowFile
+from cl_lora.run_folder.rows import (
+    ACCOUNTS,
+    COEFFICIENTS,
+    FACTS,
+    RELATIONS,
+    SIMILARITIES,
+    RowFile,
+)
 from cl_lora.support.errors import UserError
 
 _TRAINING_FILE = "training.json"
@@ -69,6 +76,8 @@ class RunFolder:
         coefficients: contents of ``coefficients.csv``: seed, arm, stage, group, adapter, value.
         accounts: contents of ``accounts.csv``: seed, arm, stage, quantity, value.
         similarity: contents of ``similarity.csv``: seed, evaluated, group, adapter, value.
+        relations: contents of ``relations.csv``: seed, measure, first, second, value.
+        adapter_facts: contents of ``adapter_facts.csv``: seed, adapter, quantity, value.
         curves: training curves of every adapter, by seed, bank and experience.
     """
 
@@ -80,6 +89,8 @@ class RunFolder:
     coefficients: pd.DataFrame
     accounts: pd.DataFrame
     similarity: pd.DataFrame
+    relations: pd.DataFrame
+    adapter_facts: pd.DataFrame
     curves: tuple[TrainingCurve, ...]
 
     @property
@@ -195,8 +206,9 @@ class RunFolder:
         # What was scored of an arm that was stopped stays in the file, and out of every report.
         rows = {*config["arms"], *config["references"]}
         scores = ScoreTable(score for score in scores if score.arm in rows)
-        coefficients, accounts, similarity = (
-            _frame(path, file, stream, rows) for file in (COEFFICIENTS, ACCOUNTS, SIMILARITIES)
+        coefficients, accounts, similarity, relations, adapter_facts = (
+            _frame(path, file, stream, rows)
+            for file in (COEFFICIENTS, ACCOUNTS, SIMILARITIES, RELATIONS, FACTS)
         )
         environment = path / ENVIRONMENT_FILE
         run = cls(
@@ -208,6 +220,8 @@ class RunFolder:
             coefficients=coefficients,
             accounts=accounts,
             similarity=similarity,
+            relations=relations,
+            adapter_facts=adapter_facts,
             curves=_read_curves(path / ADAPTERS),
         )
         if not allow_unfinished:
@@ -289,7 +303,7 @@ def _frame(path: Path, file: RowFile[Any], stream: StreamRecord, arms: Set[str])
         }
     )
     limits = {"stage": len(stream.trained_stages), "adapter": len(stream.names)}
-    limits["evaluated"] = limits["adapter"]
+    limits |= dict.fromkeys(("evaluated", "first", "second"), limits["adapter"])
     for column in limits.keys() & set(frame.columns):
         if not frame[column].isin(range(limits[column])).all():
             raise _damaged(

@@ -55,6 +55,36 @@ class Similarity:
 
 
 @dataclass(frozen=True)
+class Relation:
+    """One row of ``relations.csv``: how alike the adapters of two experiences are.
+
+    Measures: ``cosine`` of the updates, ``subspace`` (overlap of their top singular subspaces) and
+    ``cka`` of the features under each. ``first`` and ``second`` are indices of experiences, the
+    smaller first.
+    """
+
+    seed: int
+    measure: str
+    first: int
+    second: int
+    value: float
+
+
+@dataclass(frozen=True)
+class AdapterFact:
+    """One row of ``adapter_facts.csv``: a quantity of one adapter.
+
+    Quantities: ``norm`` of the update, ``stable_rank``, ``share_<projection>`` of the squared norm,
+    and ``feature_variance_share``, which is near 0 where features have collapsed.
+    """
+
+    seed: int
+    adapter: int
+    quantity: str
+    value: float
+
+
+@dataclass(frozen=True)
 class TaskRecord:
     """A task, as far as its outputs and scores must be understood without its data.
 

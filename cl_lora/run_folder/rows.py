@@ -15,10 +15,12 @@ from typing import Any, Generic, TypeVar
 from cl_lora.run_folder.layout import (
     ACCOUNTS_FILE,
     COEFFICIENTS_FILE,
+    FACTS_FILE,
+    RELATIONS_FILE,
     SCORES_FILE,
     SIMILARITY_FILE,
 )
-from cl_lora.run_folder.records import Account, Coefficient, Similarity
+from cl_lora.run_folder.records import Account, AdapterFact, Coefficient, Relation, Similarity
 from cl_lora.support.errors import UserError
 
 Row = TypeVar("Row")
@@ -123,9 +125,13 @@ COEFFICIENTS = RowFile(COEFFICIENTS_FILE, Coefficient, _BOTH)
 ACCOUNTS = RowFile(ACCOUNTS_FILE, Account, _BOTH)
 """What adapting cost."""
 
-SIMILARITIES = RowFile(
-    SIMILARITY_FILE,
-    Similarity,
-    "delete it and run the command again: it is computed from the adapters",
-)
+_ITSELF = "delete it and run the command again: it is computed from the adapters"
+
+SIMILARITIES = RowFile(SIMILARITY_FILE, Similarity, _ITSELF)
 """How alike upstream and downstream adapters make features."""
+
+RELATIONS = RowFile(RELATIONS_FILE, Relation, _ITSELF)
+"""How alike any two adapters of a bank are."""
+
+FACTS = RowFile(FACTS_FILE, AdapterFact, _ITSELF)
+"""How large each adapter is, and what it does to features."""
