@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -329,8 +330,6 @@ def test_wflw_lists_that_are_missing_or_empty(wflw):
 
 
 # -- Galaxy10
-
-h5py = pytest.importorskip("h5py")
 
 
 def write_galaxies(file: Path, answers, **change: Any) -> Path:
