@@ -123,13 +123,13 @@ class Linear(nn.Module):
 @pytest.mark.parametrize("make", [avalanche_benchmark, joint_benchmark])
 def test_a_strategy_of_avalanche_learns_a_scalar_task(make):
     data = scalars()
-    kind = data.tasks[0].kind
+    (task,) = data.tasks
     torch.manual_seed(0)  # Avalanche shuffles with the global generator
     model = Linear()
     naive = Naive(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.05),
-        criterion=kind.loss,
+        criterion=task.loss,
         train_mb_size=6,
         train_epochs=30,
         evaluator=EvaluationPlugin(loggers=[]),
@@ -140,7 +140,7 @@ def test_a_strategy_of_avalanche_learns_a_scalar_task(make):
     # absolute error is their median.
     targets = np.concatenate([e.targets[e.train] for e in data.experiences])
     constant = float(np.abs(targets - np.median(targets)).mean())
-    counts = kind.accumulator(data.tasks[0])
+    counts = task.accumulator()
     for e in data.experiences:
         inputs = Backbone.encode(e.inputs[e.train])
         counts.update(model(inputs).detach(), torch.from_numpy(e.targets[e.train]))

@@ -30,9 +30,12 @@ CONFIGS = config_names("arms")
 def test_what_is_recorded_makes_the_same_arm_under_any_default(name):
     """Through YAML, as config.yaml holds it."""
     config = compose_config([f"arms={name}"])
-    for arm in make_arms(config["arms"], ArmDefaults(spc=5, buffer_batch_size=32)):
+    # A head of its own for one arm needs heads of their own in the run.
+    apart = any(HEAD_POLICIES[arm.get("head") or "shared"].apart for arm in config["arms"].values())
+    head = "own" if apart else "shared"
+    for arm in make_arms(config["arms"], ArmDefaults(5, 32, head)):
         recorded = yaml.safe_load(yaml.safe_dump(arm.variant))
-        again = make_arm(arm.name, settings_of(recorded), ArmDefaults(spc=3, buffer_batch_size=7))
+        again = make_arm(arm.name, settings_of(recorded), ArmDefaults(3, 7, head))
         assert again.variant == arm.variant
 
 
@@ -99,7 +102,7 @@ def test_a_name_that_a_reference_row_has(name):
 def test_a_trained_head_needs_a_policy_that_serves_one():
     """Whether the policy is the run's or the arm's own."""
     settings = {"method": "ties", "coefficients": LEARNED, "tune_head": True}
-    assert NO_TRAINED_HEAD == ["prototypes", "own"]
+    assert NO_TRAINED_HEAD == ["prototypes", "own", "refit"]
     for policy in HEAD_POLICIES:
         if policy not in NO_TRAINED_HEAD:
             assert make_arm("x", settings, ArmDefaults(head=policy)).tune_head

@@ -241,11 +241,12 @@ def refused(tmp_path: Path, *more: str, experiment: str = "few_shot_shapes") -> 
         (["adaptation.grid=[1.0,3.0]", "adaptation.select_on=val"], r"benchmark\.val_fraction"),
         (["adaptation.step=3"], r"adaptation"),
         (["references=[base]"], r"reference row 'base' is scored at no stage"),
-        (["+arms.a={method: ties, head: prototypes}"], r"Arm 'a' .* makes its head on a buffer"),
+        (["+arms.a={method: ties, head: prototypes}"],
+         r"Arm 'a': head=prototypes serves all experiences by one head .* give head=refit"),
         (["+arms.a={adapt: head, adaptation: {grid: [1.0, 3.0]}}"], r"grids of one size"),
         (["+arms.a={method: cat, coefficients: best, adapt: head}", "adaptation.warmup_steps=0"],
          r"chosen by the loss of a head that is warmed up"),
-        (["protocol=prefixes", "arms=none"], r"serves every experience by its own head"),
+        (["protocol=prefixes"], r"shots and draws are for few-shot protocols"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_before_training(tmp_path: Path, more, said) -> None:

@@ -30,8 +30,8 @@ def test_loss_is_the_mean_negative_log_likelihood():
     outputs, targets = batch()
     z = outputs.double()
     dense = (z.exp().sum(1).log() - z[torch.arange(40), targets]).mean()
-    assert CLASS.loss(outputs, targets).item() == pytest.approx(dense.item(), rel=1e-6)
-    assert torch.equal(CLASS.loss(outputs, targets), nn.CrossEntropyLoss()(outputs, targets))
+    assert CLASS.loss(TASK, outputs, targets).item() == pytest.approx(dense.item(), rel=1e-6)
+    assert torch.equal(TASK.loss(outputs, targets), nn.CrossEntropyLoss()(outputs, targets))
 
 
 def test_scores_of_batches_are_those_of_scikit_learn():
