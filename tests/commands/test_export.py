@@ -398,6 +398,25 @@ def test_a_folder_that_exists_is_never_touched(stream: Path, tmp_path: Path, cap
     assert "is no run folder" in capsys.readouterr().err
 
 
+def test_what_is_missing_of_a_run_is_named(stream: Path, tmp_path: Path, capsys) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(stream, copied)
+    given = ["export", str(copied), "--out", str(tmp_path / "out"), "--arm"]
+    shutil.rmtree(copied / "adapters" / "seed-0" / "01-cartoon")
+    assert main([*given, "half"]) == 2
+    assert "01-cartoon is missing or damaged; run the same command again" in capsys.readouterr().err
+    assert main([*given, "half", "--seed", "1"]) == 0
+    lines = (copied / "coefficients.csv").read_text().splitlines(keepends=True)
+    (copied / "coefficients.csv").write_text("".join(x for x in lines if ",linear," not in x))
+    given[3] = str(tmp_path / "second")
+    assert main([*given, "linear", "--seed", "1"]) == 2
+    assert "lacks coefficients of 'linear', seed 1" in capsys.readouterr().err
+    lines = (copied / "scores.csv").read_text().splitlines(keepends=True)
+    (copied / "scores.csv").write_text("".join(x for x in lines if ",grid," not in x))
+    assert main([*given, "grid"]) == 2
+    assert "'grid' of seed 0 has no scores" in capsys.readouterr().err
+
+
 def test_an_interrupted_export_leaves_nothing(stream: Path, tmp_path: Path, monkeypatch) -> None:
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
