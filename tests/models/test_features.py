@@ -149,3 +149,58 @@ def test_what_cannot_be_cached_is_refused(backbone):
 def test_bad_input_of_training_a_head(features, lr, message):
     with pytest.raises(UserError, match=message):
         fit_head(new_head(), features, samples()[1], steps(2), F.cross_entropy, lr=lr)
+
+
+# Stopping early ------------------------------------------------------------------------------
+
+
+def judged(losses: list[float], every: int, patience: int, count: int) -> tuple[object, list[int]]:
+    """Train on random features with a judge that says ``losses``; also when it was asked."""
+    features, targets = (
+        torch.randn(12, 16, generator=torch.Generator().manual_seed(0)),
+        samples()[1],
+    )
+    order = steps(count)
+    states: list[dict[str, Tensor]] = []
+
+    def judge(head: nn.Module) -> float:
+        assert not head.training
+        states.append({k: v.clone() for k, v in head.state_dict().items()})
+        return losses[len(states) - 1]
+
+    fitted = fit_head(
+        new_head(), features, targets, order, F.cross_entropy,
+        lr=0.1, judge=judge, every=every, patience=patience,
+    )  # fmt: skip
+    lowest = min(range(len(states)), key=lambda i: losses[i])
+    assert all(torch.equal(fitted.head.state_dict()[k], v) for k, v in states[lowest].items())
+    return fitted, [len(states), lowest]
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "asked", "kept", "taken"),
+    [
+        ([3, 2, 1, 2, 3, 0], 2, 5, 2, 15),  # stops after two without a lower one
+        ([3, 2, 1, 1, 1, 0], 2, 5, 2, 15),  # as low is not lower
+        ([1, 2, 3, 4, 5, 6], 1, 2, 0, 6),
+        ([6, 5, 4, 3, 2, 1], 1, 6, 5, 17),  # the last judgement is at the end
+        ([3, 2, 1, 2, 3, 0], 9, 6, 5, 17),
+    ],
+)
+def test_the_head_of_the_lowest_judgement_is_kept(losses, patience, asked, kept, taken) -> None:
+    fitted, found = judged([float(v) for v in losses], every=3, patience=patience, count=17)
+    assert found == [asked, kept]
+    assert len(fitted.losses) == taken
+    assert not fitted.head.training
+
+
+def test_without_a_judge_the_last_head_is_kept() -> None:
+    """And a judge that is never asked before the end changes nothing."""
+    features, targets = (
+        torch.randn(12, 16, generator=torch.Generator().manual_seed(0)),
+        samples()[1],
+    )
+    plain = fit_head(new_head(), features, targets, steps(5), F.cross_entropy, lr=0.1)
+    same, _ = judged([1.0], every=9, patience=1, count=5)
+    assert plain.losses == same.losses
+    assert torch.equal(plain.head.weight, same.head.weight)
