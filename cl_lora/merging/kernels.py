@@ -55,7 +55,7 @@ class LowRankSum:
 
     def materialise(self) -> MaterialisedSum:
         """Return the sum with its factors stacked once and for all."""
-        ones = torch.ones(self.sources.n)
+        ones = torch.ones(self.sources.n, dtype=torch.float64)  # no rounding of the scalings
         return MaterialisedSum(
             {module: self.combine(module, ones) for module in self.sources.modules},
             {m: torch.tensor([f.rank for f in fs]) for m, fs in self.sources.modules.items()},
