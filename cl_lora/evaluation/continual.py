@@ -118,14 +118,36 @@ def forgetting(R: FloatArray, higher_is_better: bool = True) -> float:
         >>> forgetting(np.array([[0.75, 0.0], [0.5, 0.9]]))
         0.25
     """
+    lost = forgetting_by_experience(R, higher_is_better)
+    return float(lost.mean()) if len(lost) else NAN
+
+
+def forgetting_by_experience(R: FloatArray, higher_is_better: bool = True) -> FloatArray:
+    """Return ``max_{l<T} R[l, j] - R[T, j]`` for every j < T, whose mean is :func:`forgetting`.
+
+    Args:
+        R: (T, T) scores; experiences of other metrics may be missing.
+        higher_is_better: False for an error.
+
+    Returns:
+        (T - 1,) losses; NaN where an entry that is needed is missing.
+
+    Raises:
+        ValueError: if R is not square with T >= 1.
+
+    Example:
+        >>> forgetting_by_experience(np.array([[0.75, 0.0], [0.5, 0.9]])).tolist()
+        [0.25]
+    """
     R = _oriented(R, higher_is_better)
     if len(R) == 1:
-        return NAN
+        return np.empty(0)
     before = R[:-1, :-1]
     unseen = np.triu(np.ones_like(before, dtype=bool), k=1)
     # Unscored future experiences are left out of the maximum; other gaps stay NaN and show.
     best = np.where(unseen & np.isnan(before), -np.inf, before).max(axis=0)
-    return float((best - R[-1, :-1]).mean())
+    lost: FloatArray = best - R[-1, :-1]
+    return lost
 
 
 def backward_transfer(R: FloatArray, higher_is_better: bool = True) -> float:
@@ -149,8 +171,30 @@ def backward_transfer(R: FloatArray, higher_is_better: bool = True) -> float:
         >>> backward_transfer(np.array([[0.75, 0.0], [0.5, 0.9]]))
         -0.25
     """
+    gained = backward_transfer_by_experience(R, higher_is_better)
+    return float(gained.mean()) if len(gained) else NAN
+
+
+def backward_transfer_by_experience(R: FloatArray, higher_is_better: bool = True) -> FloatArray:
+    """Return ``R[T, j] - R[j, j]`` for every j < T, whose mean is :func:`backward_transfer`.
+
+    Args:
+        R: (T, T) scores; experiences of other metrics may be missing.
+        higher_is_better: False for an error.
+
+    Returns:
+        (T - 1,) gains; NaN where an entry that is needed is missing.
+
+    Raises:
+        ValueError: if R is not square with T >= 1.
+
+    Example:
+        >>> backward_transfer_by_experience(np.array([[0.75, 0.0], [0.5, 0.9]])).tolist()
+        [-0.25]
+    """
     R = _oriented(R, higher_is_better)
-    return float((R[-1, :-1] - R.diagonal()[:-1]).mean()) if len(R) > 1 else NAN
+    gained: FloatArray = R[-1, :-1] - R.diagonal()[:-1]
+    return gained
 
 
 def forward_transfer(
@@ -176,13 +220,41 @@ def forward_transfer(
         >>> forward_transfer(np.array([[0.9, 0.5], [0.7, 0.8]]), np.array([0.25, 0.25]))
         0.25
     """
-    R = _oriented(R, higher_is_better)
     if baseline is None:
+        _square(R)
         return NAN
+    gained = forward_transfer_by_experience(R, baseline, higher_is_better)
+    return float(gained.mean()) if len(gained) else NAN
+
+
+def forward_transfer_by_experience(
+    R: FloatArray, baseline: FloatArray, higher_is_better: bool = True
+) -> FloatArray:
+    """Return ``R[j-1, j] - b_j`` for every j >= 2, whose mean is :func:`forward_transfer`.
+
+    Args:
+        R: (T, T) scores; experiences of other metrics may be missing.
+        baseline: (T,) scores before any training.
+        higher_is_better: False for an error.
+
+    Returns:
+        (T - 1,) gains, that of the second experience first; NaN where an entry that is needed is
+        missing.
+
+    Raises:
+        ValueError: if R is not square with T >= 1 or the baseline does not have T entries.
+
+    Example:
+        >>> R, b = np.array([[0.9, 0.5], [0.7, 0.8]]), np.array([0.25, 0.25])
+        >>> forward_transfer_by_experience(R, b).tolist()
+        [0.25]
+    """
+    R = _oriented(R, higher_is_better)
     if baseline.shape != (len(R),):
         raise ValueError(f"Expected a baseline of shape ({len(R)},) but got {baseline.shape}")
     b = baseline if higher_is_better else -baseline
-    return float((R.diagonal(1) - b[1:]).mean()) if len(R) > 1 else NAN
+    gained: FloatArray = R.diagonal(1) - b[1:]
+    return gained
 
 
 @dataclass(frozen=True, eq=False)

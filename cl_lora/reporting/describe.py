@@ -122,7 +122,10 @@ def at_the_end(run: RunFolder) -> str:
     if run.stream.ordered:
         several = len({e.task for e in run.stream.experiences}) > 1
         return f"after the last {'task' if several else 'domain'}"
-    return f"at stage {run.stream.trained_stages[-1].name}"
+    last = run.stream.trained_stages[-1]
+    if last.group:
+        return f"in {last.group}, mean over partners"
+    return f"at stage {last.name}"
 
 
 def in_unit(metric: Metric) -> str:

@@ -1,9 +1,11 @@
-"""The faces of a run: what it says by K, and what it says in time, each as a run of its own.
+"""The faces of a run: what it says by K, in time or by group, each as a run of its own.
 
 A few-shot run has a stage for every downstream experience, K and support draw. Tables and figures
 want one stage for every K instead: :func:`by_shots` returns the run with the draws averaged within
 a seed. A stream of few-shot tasks has stages in time beside them: :func:`in_time` returns the run
-with these alone. A run without few-shot stages has a single face, itself.
+with these alone. A run that merges subsets of its bank has a stage for every subset:
+:func:`by_group` returns the run with a single stage for all pairs, or for all triples. Any other
+run has a single face, itself.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from cl_lora.evaluation.scores import Score, ScoreTable
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.run_folder.records import StageRecord
 
-Kind: TypeAlias = Literal["whole", "shots", "time"]
+Kind: TypeAlias = Literal["whole", "shots", "time", "group"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +28,8 @@ class Face:
     """One way to look at a run.
 
     Attributes:
-        kind: ``whole`` for a run without few-shot stages; ``shots``, by K; or ``time``.
+        kind: ``whole`` for a run that has no other; ``shots``, by K; ``time``; or ``group``, a mean
+            over subsets of one size.
         run: the run as it looks from there.
         stages: for each of its stages after training the indices of the stages of the folder.
     """
@@ -37,7 +40,14 @@ class Face:
 
 
 def faces(run: RunFolder) -> tuple[Face, ...]:
-    """Return the faces of a run: itself; or by K, and then in time if it has scores in time."""
+    """Return the faces of a run: itself; by K, and then in time if it has scores in time; or one
+    for each group of subsets that were merged, pairs first.
+    """
+    if merged_groups(run):
+        return tuple(
+            Face("group", by_group(run, name), (tuple(s.index for s in stages),))
+            for name, stages in merged_groups(run).items()
+        )
     if not few_shot_stages(run):
         return (Face("whole", run, tuple((s.index,) for s in run.stream.trained_stages)),)
     groups = tuple(tuple(s.index for s in group) for group in _groups(few_shot_stages(run)))
@@ -125,6 +135,64 @@ def in_time(run: RunFolder) -> RunFolder:
         replace(s, stage=numbers[s.stage]) for s in run.scores if s.stage in numbers
     )
     return _face(run, stages, run.stream.ordered, scores, numbers)
+
+
+def merged_groups(run: RunFolder) -> dict[str, tuple[StageRecord, ...]]:
+    """Return the stages that merge several adapters by their group: pairs, triples, ..."""
+    found: dict[str, tuple[StageRecord, ...]] = {}
+    for stage in run.stream.trained_stages:
+        if stage.group and len(stage.members) > 1:
+            found[stage.group] = (*found.get(stage.group, ()), stage)
+    return found
+
+
+def alone_stages(run: RunFolder) -> dict[int, StageRecord]:
+    """Return the stages of one adapter alone, by the index of its experience."""
+    stages = (s for s in run.stream.trained_stages if s.group and len(s.members) == 1)
+    return {s.members[0]: s for s in stages}
+
+
+def merges_subsets(run: RunFolder) -> bool:
+    """Return whether the run merges subsets of its bank, in no order."""
+    return bool(merged_groups(run))
+
+
+def by_group(run: RunFolder, group: str) -> RunFolder:
+    """Return a run with a single stage, the subsets of one group.
+
+    The score on a task is the mean over the subsets that it is part of, within a seed; an arm that
+    lacks one has none. Rows that are scored on each task alone (single task, baselines, controls)
+    stand beside them as they are.
+
+    Args:
+        run: the run.
+        group: one of :func:`merged_groups`.
+    """
+    stages = merged_groups(run)[group]
+    alone = {s.index for s in alone_stages(run).values()}
+    evaluated = tuple(sorted({j for s in stages for j in s.evaluated}))
+    wanted = {j: sum(j in s.evaluated for s in stages) for j in evaluated}
+    indices = {s.index for s in stages}
+    values: dict[tuple[int, str, int, str], list[float]] = {}
+    by_itself: dict[tuple[int, str, int, str], float] = {}
+    for s in run.scores:
+        if s.evaluated not in wanted:
+            continue
+        key = (s.seed, s.arm, s.evaluated, s.metric)
+        if s.stage in indices:
+            values.setdefault(key, []).append(s.value)
+        elif s.stage in alone:
+            by_itself[key] = s.value
+    merged = {arm for _, arm, _, _ in values}
+    means = {k: sum(v) / len(v) for k, v in values.items() if len(v) == wanted[k[2]]}
+    means |= {k: v for k, v in by_itself.items() if k[1] not in merged}
+    scores = ScoreTable(
+        Score(seed, arm, 0, j, metric, value, run.scores.higher_is_better(metric))
+        for (seed, arm, j, metric), value in means.items()
+    )
+    members = tuple(sorted({m for s in stages for m in s.members}))
+    together = StageRecord(0, group, members, evaluated, members, group=group)
+    return _face(run, (together,), False, scores, dict.fromkeys(indices, 0))
 
 
 def samples_per_class(stage: StageRecord) -> str:

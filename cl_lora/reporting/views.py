@@ -21,7 +21,8 @@ class View:
     Attributes:
         whole: the run.
         face: how it is seen.
-        prefix: what its tags begin with: nothing, or ``in_time/`` beside the face by K.
+        prefix: what its tags begin with: nothing, ``in_time/`` beside the face by K, or the name of
+            a group of subsets, such as ``pairs/``.
     """
 
     whole: RunFolder
@@ -94,4 +95,10 @@ class View:
 def views_of(run: RunFolder) -> tuple[View, ...]:
     """Return a view of each face of a run."""
     found = faces(run)
-    return tuple(View(run, face, "in_time/" if i else "") for i, face in enumerate(found))
+    return tuple(View(run, face, _prefix(face, i)) for i, face in enumerate(found))
+
+
+def _prefix(face: Face, i: int) -> str:
+    if face.kind == "group":
+        return f"{face.run.stream.trained_stages[0].name}/"
+    return "in_time/" if i else ""

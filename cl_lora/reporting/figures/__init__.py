@@ -9,6 +9,12 @@ from cl_lora.reporting.figures.drawing import draw_figures, write_figures
 from cl_lora.reporting.figures.final import final_scores
 from cl_lora.reporting.figures.forgetting import forgetting_against_score
 from cl_lora.reporting.figures.gain import gain_over_classifier
+from cl_lora.reporting.figures.interference import (
+    harm_and_similarity,
+    harm_figure,
+    interference,
+    similarity_figure,
+)
 from cl_lora.reporting.figures.matrices import draw_matrix, matrix_figure, score_matrices
 from cl_lora.reporting.figures.numbers import mean_matrix
 from cl_lora.reporting.figures.over_time import score_over_time
@@ -33,6 +39,9 @@ __all__ = [
     "final_scores",
     "forgetting_against_score",
     "gain_over_classifier",
+    "harm_and_similarity",
+    "harm_figure",
+    "interference",
     "matrix_figure",
     "mean_matrix",
     "render",
@@ -42,6 +51,7 @@ __all__ = [
     "score_by_shots_and_data",
     "score_matrices",
     "score_over_time",
+    "similarity_figure",
     "transfer_over_tasks",
     "weights_and_similarity",
     "weights_figure",

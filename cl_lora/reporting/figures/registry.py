@@ -51,6 +51,8 @@ class FigureInfo:
             time, else by K, draws averaged (:mod:`cl_lora.reporting.faces`); ``only``: it needs
             few-shot stages, and is drawn from the run as it is; ``never``: not by K.
         position: figures stand in the report by position, then in the order of registration.
+        whole: whether it is drawn from the run as it is, whatever its faces.
+        section: of the report it stands in; the figures', if empty.
     """
 
     name: str
@@ -60,15 +62,20 @@ class FigureInfo:
     ordered: bool
     few_shot: FewShot
     position: int
+    whole: bool = False
+    section: str = ""
 
     def of(self, run: RunFolder, metric: Metric) -> Figure | None:
         """Return the figure of ``run``; None where the run has nothing to draw in it."""
+        if self.whole:
+            return self.draw(run, metric)
         found = faces(run)
         if self.few_shot == "only":
             if found[0].kind != "shots" or (self.ordered and not run.stream.ordered):
                 return None
             return self.draw(run, metric)
-        face = found[-1]  # in time, where there is time
+        # In time, where there is time; of subsets the pairs.
+        face = found[0] if found[0].kind == "group" else found[-1]
         if (self.ordered and not face.run.stream.ordered) or (
             self.few_shot == "never" and face.kind == "shots"
         ):
@@ -89,6 +96,8 @@ def figure(
     ordered: bool = False,
     few_shot: FewShot = "too",
     position: int = 100,
+    whole: bool = False,
+    section: str = "",
 ) -> Callable[[Draw], Draw]:
     """Register the decorated function as the figure ``name``.
 
@@ -98,7 +107,9 @@ def figure(
         caption: what is seen, in sentences.
         ordered: whether it needs stages that follow one another in time.
         few_shot: whether it shows few-shot runs by K ``too``, ``only``, or ``never``.
-        position: place in the report, the smallest first; this project's own take 4 to 60.
+        position: place in the report, the smallest first; this project's own take 4 to 72.
+        whole: whether it is drawn from the run as it is, whatever its faces.
+        section: of the report it stands in; the figures', if empty.
 
     Raises:
         UserError: if the name is another function's already, or cannot name a file.
@@ -112,7 +123,9 @@ def figure(
     def register(draw: Draw) -> Draw:
         taken = FIGURES.get(name)
         check_free("figure", name, taken.draw if taken else None, draw)
-        FIGURES[name] = FigureInfo(name, title, caption, draw, ordered, few_shot, position)
+        FIGURES[name] = FigureInfo(
+            name, title, caption, draw, ordered, few_shot, position, whole, section
+        )
         return draw
 
     return register

@@ -27,6 +27,8 @@ def differences(run: RunFolder, metric: Metric) -> Iterator[dict[str, Any]]:
             found = differences_to(source, others, source, reference, metric)
             shots = face.kind == "shots"
             over, about = (f" {where}", "data sets") if shots else ("", "domains")
+            if face.kind == "group":
+                over, about = f" {where}", "tasks"
             yield {
                 "heading": f"Differences to {reference}" + (f", {where}" if where else ""),
                 "reference": reference,
@@ -41,6 +43,8 @@ def _sources(run: RunFolder, face: Face, metric: Metric) -> Iterator[tuple[str, 
         shape = face.run.stream.shape(metric.name)
         found = averages(face.run.scores, metric.name, shape)
         where = "in time" if face.kind == "time" else ""
+        if face.kind == "group":
+            where = f"in {face.run.stream.trained_stages[0].name}"
         yield where, Source((face.run,), found, face.stages[-1][-1])
         return
     # Draws of one query set are no draws of new images: one seed has no interval.

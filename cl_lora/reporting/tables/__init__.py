@@ -1,6 +1,7 @@
 """Tables of results, rendered for the terminal, Markdown, LaTeX and CSV."""
 
 from cl_lora.reporting.tables.by_shots import main_tables, shots_table, tables_by_experience
+from cl_lora.reporting.tables.by_task import partner_tables, tables_by_task
 from cl_lora.reporting.tables.column import MISSING, Column, N
 from cl_lora.reporting.tables.names import shorten
 from cl_lora.reporting.tables.of_run import result_table, run_table
@@ -13,9 +14,11 @@ __all__ = [
     "N",
     "ResultTable",
     "main_tables",
+    "partner_tables",
     "result_table",
     "run_table",
     "shorten",
     "shots_table",
     "tables_by_experience",
+    "tables_by_task",
 ]

@@ -1,9 +1,10 @@
-"""The tables of a few-shot run: a row per arm, a column per K, and what adapting costs."""
+"""The tables that lead, and those of a few-shot run: a column per K, and what adapting costs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from cl_lora.evaluation.aggregate import Estimate
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.describe import in_unit
 from cl_lora.reporting.faces import by_shots, downstream, draws, faces
+from cl_lora.reporting.multitask import failed_sentence
 from cl_lora.reporting.shots import cost_of, scores_by_shots
 from cl_lora.reporting.tables.column import Column, N
 from cl_lora.reporting.tables.of_run import run_table
@@ -31,16 +33,18 @@ _NOTHING = Estimate(math.nan, math.nan, 0, True)
 
 
 def main_tables(run: RunFolder, metric: Metric) -> list[ResultTable]:
-    """Return the tables that lead: of a few-shot run by K and then in time, else the one there is.
+    """Return the tables that lead: of a few-shot run by K and then in time, of one that merges
+    subsets for each group, else the one there is.
 
-    Faces without a score of the metric have no table.
+    Faces without a score of the metric have no table. A single task that failed is named below.
     """
-    tables = []
+    tables: list[ResultTable] = []
     for face in faces(run):
         if metric.name in face.run.scores.metrics:
             shots = face.kind == "shots"
             tables.append(shots_table(run, metric) if shots else run_table(face.run, metric))
-    return tables
+    failed = failed_sentence(run)
+    return [replace(t, notes=(*t.notes, failed)) for t in tables] if failed else tables
 
 
 def tables_by_experience(run: RunFolder, metric: Metric) -> list[ResultTable]:
