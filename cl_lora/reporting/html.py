@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,23 @@ from matplotlib.figure import Figure
 
 from cl_lora.evaluation.continual import MEASURES
 from cl_lora.evaluation.metrics import Metric
-from cl_lora.reporting.faces import is_few_shot
+from cl_lora.reporting.faces import is_few_shot, merges_subsets
 from cl_lora.reporting.figures import FIGURES, draw_figures, render
+from cl_lora.reporting.multitask import is_multitask
 from cl_lora.reporting.page.cells import Cell, sortable
 from cl_lora.reporting.page.costs import costs
 from cl_lora.reporting.page.differences import differences
+from cl_lora.reporting.page.interference import interference
 from cl_lora.reporting.page.lead import facts, lead
 from cl_lora.reporting.page.numbers import coefficients, scores
 from cl_lora.reporting.page.training import training
-from cl_lora.reporting.tables import ResultTable, main_tables, tables_by_experience
+from cl_lora.reporting.tables import (
+    ResultTable,
+    main_tables,
+    partner_tables,
+    tables_by_experience,
+    tables_by_task,
+)
 from cl_lora.run_folder.layout import REPORT_FILE
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support import files
@@ -50,8 +58,8 @@ def render_html(run: RunFolder) -> str:
     run.check_finished()
     metrics = [m for name, m in run.stream.metrics.items() if name in run.scores.metrics]
     metric = metrics[0]
-    tables = [table for m in metrics for table in main_tables(run, m)]
-    tables += tables_by_experience(run, metric)
+    tables, folded = _results(run, metrics)
+    figures = list(_figures(run, metric))
     environment = Environment(
         loader=PackageLoader("cl_lora.reporting"),
         autoescape=True,
@@ -64,8 +72,12 @@ def render_html(run: RunFolder) -> str:
         few_shot=is_few_shot(run),
         lead=lead(run, metric),
         facts=facts(run),
+        multitask=is_multitask(run),
+        subsets=merges_subsets(run),
         tables=[_table(t) for t in tables],
-        figures=list(_figures(run, metric)),
+        folded=[(title, [_table(t) for t in parts]) for title, parts in folded],
+        figures=[f for f in figures if not f["section"]],
+        interference=_interference(run, figures),
         differences=list(differences(run, metric)),
         costs=[_table(t) for t in costs(run)],
         arms=[
@@ -84,6 +96,33 @@ def render_html(run: RunFolder) -> str:
     )
 
 
+def _results(
+    run: RunFolder, metrics: Sequence[Metric]
+) -> tuple[list[ResultTable], list[tuple[str, list[ResultTable]]]]:
+    """Return the tables that are open, and those that are folded under a title.
+
+    Of unlike tasks the shares of single task are open, and each task by its own metric; every other
+    metric is folded, and so is every task with its partners.
+    """
+    if not is_multitask(run):
+        tables = [table for m in metrics for table in main_tables(run, m)]
+        return [*tables, *tables_by_experience(run, metrics[0])], []
+    tables = [*main_tables(run, metrics[0]), *tables_by_task(run)]
+    folded = [(f"{name}: merged with each partner", t) for name, t in partner_tables(run)]
+    others = [table for m in metrics[1:] for table in main_tables(run, m)]
+    if others:
+        folded.append(("Every metric, over the tasks that have it", others))
+    return tables, folded
+
+
+def _interference(run: RunFolder, figures: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    found = interference(run)
+    if found is None:
+        return None
+    drawn = [f for f in figures if f["section"] == "interference"]
+    return {**found, "tables": [_table(t) for t in found["tables"]], "figures": drawn}
+
+
 def _table(table: ResultTable) -> dict[str, Any]:
     first = len(table.rows) - table.references
     rows = []
@@ -98,6 +137,7 @@ def _table(table: ResultTable) -> dict[str, Any]:
         rows.append({"name": name, "kind": kind, "cells": cells})
     return {
         "title": table.title,
+        "row_title": table.row_title,
         "columns": table.columns,
         "rows": rows,
         "notes": table.notes,
@@ -107,6 +147,7 @@ def _table(table: ResultTable) -> dict[str, Any]:
 def _figures(run: RunFolder, metric: Metric) -> Iterator[dict[str, Any]]:
     for name, figure in draw_figures(run, metric.name).items():
         yield {
+            "section": FIGURES[name].section,
             "title": FIGURES[name].title,
             "caption": FIGURES[name].caption,
             "source": _source(figure),

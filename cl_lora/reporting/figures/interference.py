@@ -51,12 +51,13 @@ def interference(run: RunFolder, metric: Metric) -> Figure | None:
         return None
     n = len(found.names)
     side = max(1.9, 0.33 * n + 0.9)
-    rows = -(-len(found.arms) // _ACROSS)
+    across = min(_ACROSS, len(found.arms))
+    rows = -(-len(found.arms) // across)
     heights = [rows * (side + 0.25) + 0.3] + [side + 0.45] * bool(found.similarity)
     columns = min(_ACROSS, max(len(found.arms), len(found.similarity)))
     fig = Figure(figsize=(columns * (side + 0.15) + 1.2, sum(heights)), layout="constrained")
     parts = fig.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
-    axes = parts[0].subplots(rows, columns, squeeze=False).ravel()
+    axes = parts[0].subplots(rows, across, squeeze=False).ravel()
     limit = _limit([i.healthy for i in found.arms.values()])
     image = None
     for k, ax in enumerate(axes):
@@ -64,7 +65,7 @@ def interference(run: RunFolder, metric: Metric) -> Figure | None:
             ax.set_visible(False)
             continue
         arm = list(found.arms)[k]
-        labels = (k % columns == 0, k + columns >= len(found.arms))
+        labels = (k % across == 0, k + across >= len(found.arms))
         image = draw_harm(ax, found, arm, limit, labels)
         ax.set_title(shorten(list(found.arms), 26)[k], fontsize=7.5, weight="normal")
     bar = parts[0].colorbar(image, ax=list(axes), shrink=0.8, aspect=25, pad=0.01)
@@ -167,6 +168,11 @@ def draw_harm(ax: Axes, found: Analysis, arm: str, limit: float, labels: tuple[b
     return image
 
 
+def p_in_words(p: float) -> str:
+    """Return a p value in three digits."""
+    return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
+
+
 def correlation_in_words(found: Relatedness) -> str:
     """Return rho, the p value of the permutation test and the interval over seeds.
 
@@ -176,7 +182,7 @@ def correlation_in_words(found: Relatedness) -> str:
     """
     if math.isnan(found.rho):
         return "ρ not defined"
-    text = f"ρ = {found.rho:.2f}, p = {found.p:.3f}"
+    text = f"ρ = {found.rho:.2f}, {p_in_words(found.p)}"
     if not math.isnan(found.low):
         text += f"\nper seed {found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
     return text.replace("-", "−")
@@ -207,7 +213,7 @@ def _heat(
     for spine in ax.spines.values():
         spine.set_visible(False)
     if len(names) <= 10:
-        shades = image.cmap(image.norm(values))  # (n, n, 4)
+        shades: Any = image.cmap(image.norm(values))  # (n, n, 4)
         for i, j in np.ndindex(values.shape):
             value = values.item(i, j)
             if math.isfinite(value):
@@ -228,7 +234,7 @@ def _heat(
 def _draw_pairs(ax: Axes, found: Analysis, arm: str, measure: str) -> None:
     harm = found.arms[arm].healthy
     both, alike = (harm + harm.T) / 2, found.similarity[measure].mean(axis=0)
-    names = _names(found, 5)
+    names = _abbreviations(found.names)
     rows, columns = np.triu_indices(len(names), 1)
     few = len(rows) <= 15
     ax.axhline(0, color="#999999", lw=0.7, zorder=1)
@@ -241,7 +247,7 @@ def _draw_pairs(ax: Axes, found: Analysis, arm: str, measure: str) -> None:
                 at,
                 (2.5, 2.5),
                 textcoords="offset points",
-                fontsize=5,
+                fontsize=5.5,
                 color="#555555",
             )
     ax.margins(x=0.18, y=0.12)
@@ -249,6 +255,17 @@ def _draw_pairs(ax: Axes, found: Analysis, arm: str, measure: str) -> None:
 
 def _names(found: Analysis, width: int = 8) -> tuple[str, ...]:
     return shorten(found.names, width)
+
+
+def _abbreviations(names: Sequence[str]) -> list[str]:
+    """Return the shortest starts, of three letters or more, that tell names apart."""
+    found = []
+    for name in names:
+        lengths = range(3, len(name) + 1)
+        others = [other for other in names if other != name]
+        alone = (n for n in lengths if not any(o.startswith(name[:n]) for o in others))
+        found.append(name[: next(alone, len(name))])
+    return found
 
 
 def _limit(harms: Sequence[FloatArray]) -> float:

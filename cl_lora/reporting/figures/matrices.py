@@ -30,8 +30,14 @@ _EVALUATED = "evaluated on"
     few_shot="never",
     position=60,
 )
-def score_matrices(run: RunFolder, metric: Metric) -> Figure:
-    """Draw R (S, T) of every arm, mean over seeds: a row per stage, a column per experience."""
+def score_matrices(run: RunFolder, metric: Metric) -> Figure | None:
+    """Draw R (S, T) of every arm, mean over seeds: a row per stage, a column per experience.
+
+    Returns:
+        The figure; None for means over a group of subsets, which have no stages.
+    """
+    if run.stream.trained_stages[-1].group:
+        return None
     arms = scored_arms(run)
     columns = min(5, len(arms))
     rows = -(-len(arms) // columns)
