@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from cl_lora.support.errors import UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
 
 
 def run(given: Sequence[str]) -> int:
@@ -77,6 +80,7 @@ def execute(config: Mapping[str, Any]) -> Path:
     from cl_lora.experiment import pipeline
 
     folder = pipeline.execute(config)
+    say_failed(folder)
     if config["report"] and _is_older(folder / "report.html", folder / "scores.csv"):
         print("writing report, figures and TensorBoard files", file=sys.stderr)
         write_reports(folder)
@@ -91,20 +95,40 @@ def _is_older(made: Path, source: Path) -> bool:
     return not made.exists() or made.stat().st_mtime_ns < source.stat().st_mtime_ns
 
 
+def say_failed(folder: Path) -> None:
+    """Log which single tasks failed, at the terminal and in the run's log."""
+    from cl_lora.experiment.pipeline import logging_to
+    from cl_lora.reporting.multitask import failed_sentence
+    from cl_lora.run_folder import layout
+    from cl_lora.run_folder.reader import RunFolder
+
+    sentence = failed_sentence(RunFolder.read(folder))
+    if sentence:
+        with logging_to(folder / layout.LOG_FILE):
+            log.warning("%s", sentence)
+
+
 def print_table(folder: Path) -> None:
     """Print the comparison of all arms of a run, by the primary metric of every kind of task.
 
-    Of a few-shot run by K, and then in time where it has stages in time.
+    Of a few-shot run by K, and then in time where it has stages in time; of one that merges subsets
+    by their size. Unlike tasks follow each by its own metric.
     """
     from rich.console import Console
 
-    from cl_lora.reporting.tables import main_tables
+    from cl_lora.reporting.faces import merges_subsets
+    from cl_lora.reporting.tables import main_tables, tables_by_task
     from cl_lora.run_folder.reader import RunFolder
 
     finished = RunFolder.read(folder)
     console = Console()
+    tables = []
     for metric in {
         task.metrics[0].name: task.metrics[0] for task in finished.stream.tasks
     }.values():
-        for table in main_tables(finished, metric):
-            print(table.text(console.width, color=console.is_terminal))
+        tables += main_tables(finished, metric)
+    by_task = tables_by_task(finished)
+    # Of subsets the pairs; the others are in the report.
+    tables += by_task[:1] if merges_subsets(finished) else by_task
+    for table in tables:
+        print(table.text(console.width, color=console.is_terminal))

@@ -17,6 +17,7 @@ from cl_lora.evaluation.aggregate import estimate
 from cl_lora.evaluation.continual import forgetting
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.faces import downstream
+from cl_lora.reporting.figures.interference import harm_figure, similarity_figure
 from cl_lora.reporting.figures.matrices import matrix_figure
 from cl_lora.reporting.figures.numbers import (
     score_matrix,
@@ -27,6 +28,7 @@ from cl_lora.reporting.figures.numbers import (
 from cl_lora.reporting.figures.style import STYLE, render
 from cl_lora.reporting.figures.weights import arms_by_layer, weights_figure
 from cl_lora.reporting.hparams import add_hparams, domains_of, hparams_of
+from cl_lora.reporting.multitask import Analysis, analysis_of
 from cl_lora.reporting.views import View, views_of
 from cl_lora.run_folder import layout
 from cl_lora.run_folder.reader import RunFolder
@@ -60,6 +62,9 @@ def write_tensorboard(run: RunFolder) -> tuple[Path, ...]:
     - ``accounts/<quantity>``: what adapting cost, of a few-shot run.
     - ``weights/<experience>``: learned weights by layer beside linear CKA, as an image.
     - HPARAMS: the settings of the arm beside ``result/<measure>``, to sort the arms by result.
+    - ``interference/...``: of a run that merges pairs, an image of the harm, what each task
+      suffers, does to others, and from each partner; the similarities of adapters stand in
+      ``training``. All else is under the group of subsets: ``pairs/...``, ``triples/...``.
     - ``in_time/...``: of a stream of few-shot tasks the same in time, beside that by K.
     - ``training/seed-<s>/<bank>/<adapter>``: ``training/loss`` and ``training/<metric>``, steps
       are epochs.
@@ -76,19 +81,19 @@ def write_tensorboard(run: RunFolder) -> tuple[Path, ...]:
     root = run.path / layout.TENSORBOARD
     written = []
     domains = domains_of(run)
-    views = views_of(run)
+    views, analysis = views_of(run), analysis_of(run)
     results = {tag: of_arm for view in views for tag, of_arm in view.results.items()}
     for arm in progress.track(scored_arms(run), "writing TensorBoard files"):
         with files.whole_folder(root / arm, replace=True) as folder:
-            _write_arm(run, views, arm, folder, domains, list(results))
+            _write_arm(run, views, arm, folder, domains, list(results), analysis)
         written.append(root / arm)
-    if run.curves:
+    if run.curves or analysis is not None:
         # An arm may be called 'training' as well.
         name = TRAINING
         while name in run.scores.arms:
             name += "_"
         with files.whole_folder(root / name, replace=True) as folder:
-            _write_training(run, folder)
+            _write_training(run, folder, analysis)
         written.append(root / name)
     return tuple(written)
 
@@ -100,6 +105,7 @@ def _write_arm(
     folder: Path,
     hparam_domains: Mapping[str, list[Any]],
     results: Sequence[str],
+    analysis: Analysis | None,
 ) -> None:
     views = [view for view in views if view.scored(arm)]
     of_seed = {
@@ -117,13 +123,16 @@ def _write_arm(
             last = view.steps[-1]
             found = view.results.items()
             _add(writer, {(tag, last): of_arm[arm] for tag, of_arm in found if arm in of_arm})
-            for metric in _metrics(view.run):
+            # A group of subsets has no stages.
+            for metric in [] if view.face.kind == "group" else _metrics(view.run):
                 _add_matrix(writer, view, arm, metric, last)
             for step, values in _by_group(view, arm):
                 # Not through torch, whose histograms fail on few distinct values.
                 writer.add_histogram(f"{view.prefix}coefficients", values, step, bins="auto")
             if view.face.kind == "shots":
                 _add_weights(writer, run, arm, last)
+        if analysis is not None and arm in analysis.arms:
+            _add_interference(writer, analysis, arm)
         add_hparams(writer, arm, hparams_of(run, arm), results, hparam_domains)
     if len(of_seed) > 1:
         for seed, scalars in of_seed.items():
@@ -131,7 +140,13 @@ def _write_arm(
                 _add(writer, scalars)
 
 
-def _write_training(run: RunFolder, folder: Path) -> None:
+def _write_training(run: RunFolder, folder: Path, analysis: Analysis | None) -> None:
+    if analysis is not None and analysis.similarity:
+        with _writer(folder) as writer:
+            for measure in analysis.similarity:
+                with mpl.rc_context(dict(STYLE)):
+                    figure = similarity_figure(analysis, measure)
+                _add_image(writer, f"similarity/{measure}", figure, 1)
     for curve in run.curves:
         adapter = f"{curve.experience:02d}-{curve.name}"
         with _writer(folder / f"seed-{curve.seed}" / curve.bank / adapter) as writer:
@@ -206,6 +221,20 @@ def _add_weights(writer: SummaryWriter, run: RunFolder, arm: str, step: int) -> 
             figure = weights_figure(run, arm, [j])
         if figure is not None:
             _add_image(writer, f"weights/{run.experiences[j]}", figure, step)
+
+
+def _add_interference(writer: SummaryWriter, analysis: Analysis, arm: str) -> None:
+    """Add the harm of an arm's pairs as an image, and its numbers."""
+    found = analysis.arms[arm]
+    with mpl.rc_context(dict(STYLE)):
+        figure = harm_figure(analysis, arm)
+    _add_image(writer, "interference/harm", figure, 1)
+    parts = {"suffered": found.suffered, "done": found.done}
+    for j, name in enumerate(analysis.names):
+        for part, values in parts.items():
+            _add(writer, {(f"interference/{part}/{name}", 1): float(values[j])})
+        for i, partner in enumerate(analysis.names):
+            _add(writer, {(f"interference/{name}/with {partner}", 1): float(found.harm[j, i])})
 
 
 def _add_image(writer: SummaryWriter, tag: str, figure: Figure, step: int) -> None:

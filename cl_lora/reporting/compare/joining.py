@@ -12,7 +12,14 @@ from cl_lora.evaluation.aggregate import ALL_EXPERIENCES, AVERAGE, Estimate, ave
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.evaluation.scores import Score, ScoreTable
 from cl_lora.evaluation.shape import Shape
-from cl_lora.reporting.faces import by_shots, few_shot_stages, is_few_shot
+from cl_lora.reporting.describe import at_the_end
+from cl_lora.reporting.faces import (
+    by_group,
+    by_shots,
+    few_shot_stages,
+    is_few_shot,
+    merged_groups,
+)
 from cl_lora.reporting.shots import ByShots, scores_by_shots
 from cl_lora.run_folder.identity import differences
 from cl_lora.run_folder.reader import RunFolder
@@ -48,8 +55,7 @@ class Condition:
     @cached_property
     def arms(self) -> frozenset[str]:
         """Every arm and reference row with scores; of few-shot runs with scores by K."""
-        scores = self._by_shots.scores if self.few_shot else self.scores
-        return frozenset(scores.arms)
+        return frozenset(self._face.scores.arms)
 
     @cached_property
     def few_shot(self) -> bool:
@@ -63,21 +69,41 @@ class Condition:
 
     def shape(self, metric: Metric) -> Shape:
         """Return which scores of a metric there are."""
-        return self.runs[0].stream.shape(metric.name)
+        return self._face.stream.shape(metric.name)
+
+    @cached_property
+    def group(self) -> str:
+        """The subsets that are compared, of runs that merge some: the smallest, pairs."""
+        return next(iter(merged_groups(self.runs[0])), "")
+
+    @property
+    def when(self) -> str:
+        """When the scores that are compared were measured, in words."""
+        return "from K samples per class" if self.few_shot else at_the_end(self._face)
 
     def by_shots(self, metric: Metric) -> ByShots:
         """Return the scores of few-shot runs by K."""
-        return scores_by_shots(self._by_shots, metric)
+        return scores_by_shots(self._face, metric)
 
     @cached_property
-    def _by_shots(self) -> RunFolder:
-        return by_shots(replace(self.runs[0], scores=self.scores))
+    def _face(self) -> RunFolder:
+        """The run as it is compared: by K, by its smallest group of subsets, or as it is."""
+        run = replace(self.runs[0], scores=self.scores)
+        if self.few_shot:
+            return by_shots(run)
+        return by_group(self._with_all_rows(run), self.group) if self.group else run
+
+    def _with_all_rows(self, run: RunFolder) -> RunFolder:
+        """Return the run with the arms and reference rows of all runs."""
+        arms = {a: settings for r in self.runs for a, settings in r.config["arms"].items()}
+        references = dict.fromkeys(row for r in self.runs for row in r.references)
+        return replace(run, config={**run.config, "arms": arms, "references": list(references)})
 
     def averages(self, metric: Metric) -> dict[str, dict[int, float]]:
         """Return what differences are taken of: arm -> seed -> average, over K if few-shot."""
         if self.few_shot:
             return self.by_shots(metric).average()
-        return averages(self.scores, metric.name, self.shape(metric))
+        return averages(self._face.scores, metric.name, self.shape(metric))
 
     def results(self, metric: Metric) -> dict[str, dict[str, Estimate]]:
         """Return arm -> measure -> mean and deviation over seeds; if few-shot each K is one."""
@@ -89,7 +115,7 @@ class Condition:
                 for arm, e in shots.estimates(values).items():
                     found.setdefault(arm, {})[name] = e
             return found
-        every = estimates(self.scores, metric.name, self.shape(metric))
+        every = estimates(self._face.scores, metric.name, self.shape(metric))
         for (arm, measure, j), e in every.items():
             if j == ALL_EXPERIENCES:
                 found.setdefault(arm, {})[measure] = e

@@ -13,9 +13,15 @@ from cl_lora.evaluation.aggregate import Difference, Estimate
 from cl_lora.evaluation.continual import MEASURES
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.compare.joining import Condition, changes, conditions_of, why_apart
-from cl_lora.reporting.describe import at_the_end
 from cl_lora.reporting.differences import CONFIDENCE, Differences, Source, differences_to
-from cl_lora.reporting.faces import downstream, faces, is_few_shot, samples_per_class, upstream
+from cl_lora.reporting.faces import (
+    downstream,
+    faces,
+    is_few_shot,
+    merged_groups,
+    samples_per_class,
+    upstream,
+)
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support.errors import UserError, unknown_name
 
@@ -144,9 +150,7 @@ def compare_runs(
     present = {arm for _, arm in results}
     references = [a for a in apart if a in present]
     found = _differences(conditions, chosen, reference, confidence) if reference else {}
-    whens = dict.fromkeys(
-        "from K samples per class" if c.few_shot else at_the_end(c.runs[0]) for c in conditions
-    )
+    whens = dict.fromkeys(c.when for c in conditions)
     return Comparison(
         conditions=conditions,
         metric=chosen,
@@ -203,8 +207,9 @@ def _differences(
             continue  # a condition without the reference has no differences, and shows dashes
         _require_pairs(source, c, reference)
         mine, other = (
-            # Draws of one query set are no draws of new images: one seed has no interval.
-            Source(() if x.few_shot else x.runs, x.averages(metric))
+            # Draws of one query set, or merges with several partners, are no draws of new images:
+            # one seed has no interval.
+            Source(() if x.few_shot or x.group else x.runs, x.averages(metric))
             for x in (c, source)
         )
         arms = [name for name in mine.averages if (source, arm) != (c, name)]
@@ -243,8 +248,11 @@ def _notes(conditions: Sequence[Condition]) -> Iterator[str]:
     for letter, c in list(zip(letters(), conditions, strict=False))[1:]:
         why = why_apart(conditions[0].runs[0], c.runs[0], ("A", letter))
         yield f"{letter} is not averaged with A: {why}."
-    if any(len(faces(run)) > 1 for c in conditions for run in c.runs):
+    several = [run for c in conditions for run in c.runs if len(faces(run)) > 1]
+    if any(is_few_shot(run) for run in several):
         yield "By K: the scores in time stand in the report of each run."
+    if not all(is_few_shot(run) for run in several):
+        yield "Subsets of other sizes stand in the report of each run."
     yield from _other_arms(conditions)
 
 
@@ -271,6 +279,8 @@ def _explained(
     for letter, c in zip(letters(), conditions, strict=False):
         if c.label in found and reference:
             over, about = (" over K", "data sets") if c.few_shot else ("", "domains")
+            if c.group:
+                over, about = f" in {c.group}", "tasks"
             text = found[c.label].explained(reference, over, about)
             texts.setdefault(text, []).append(letter)
     for text, of_letters in texts.items():
@@ -279,7 +289,9 @@ def _explained(
 
 def _counted(c: Condition) -> str:
     if not c.few_shot:
-        return f"{len(c.domains)} domains"
+        several = len(c.runs[0].stream.tasks) > 1
+        merged = f", {len(merged_groups(c.runs[0])[c.group])} {c.group}" if c.group else ""
+        return f"{len(c.domains)} {'tasks' if several else 'domains'}{merged}"
     run = c.runs[0]
     names = ", ".join(run.experiences[j] for j in downstream(run))
     asked = ", ".join(samples_per_class(s) for s in faces(run)[0].run.stream.trained_stages)

@@ -43,8 +43,9 @@ def _sources(run: RunFolder, face: Face, metric: Metric) -> Iterator[tuple[str, 
         shape = face.run.stream.shape(metric.name)
         found = averages(face.run.scores, metric.name, shape)
         where = "in time" if face.kind == "time" else ""
-        if face.kind == "group":
-            where = f"in {face.run.stream.trained_stages[0].name}"
+        if face.kind == "group":  # of one seed no interval: partners are no draws of new images
+            yield f"in {face.run.stream.trained_stages[0].name}", Source((), found)
+            return
         yield where, Source((face.run,), found, face.stages[-1][-1])
         return
     # Draws of one query set are no draws of new images: one seed has no interval.

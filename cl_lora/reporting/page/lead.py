@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from cl_lora.evaluation.metrics import Metric
-from cl_lora.reporting.faces import Face, downstream, draws, faces, is_few_shot, upstream
+from cl_lora.reporting.faces import (
+    Face,
+    downstream,
+    draws,
+    faces,
+    is_few_shot,
+    merged_groups,
+    merges_subsets,
+    upstream,
+)
+from cl_lora.reporting.multitask import failed_sentence
 from cl_lora.reporting.shots import ByShots, best_at, groups_of, lora_from_scratch, scores_by_shots
 from cl_lora.reporting.tables import MISSING, Column, ResultTable, run_table
 from cl_lora.run_folder.reader import RunFolder
@@ -16,8 +27,10 @@ from cl_lora.run_folder.records import TaskRecord
 def lead(run: RunFolder, metric: Metric) -> str:
     """Return the sentences that say which arms lead."""
     told = []
+    if merges_subsets(run):
+        told.append(_of_groups(run, metric))
     for face in faces(run):
-        if metric.name not in face.run.scores.metrics:
+        if face.kind == "group" or metric.name not in face.run.scores.metrics:
             continue
         seeds = len(face.run.scores.seeds)
         if face.kind == "shots":
@@ -25,6 +38,8 @@ def lead(run: RunFolder, metric: Metric) -> str:
         else:
             start = "In time: " if face.kind == "time" else ""
             told.append(start + _of_table(run_table(face.run, metric), metric, seeds))
+    if failed_sentence(run):
+        told.append(failed_sentence(run))
     if is_few_shot(run) and len(run.scores.seeds) == 1:
         told.append("There is one seed: how much of this is noise of training is unknown.")
     return " ".join(told)
@@ -51,6 +66,56 @@ def _of_table(table: ResultTable, metric: Metric, seeds: int) -> str:
     if seeds > 1:
         parts.append(f"Mean ± deviation over {seeds} seeds.")
     return " ".join(parts)
+
+
+def _of_groups(run: RunFolder, metric: Metric) -> str:
+    """Say which arm is best in each group of subsets, and whom merging costs most by it."""
+    unit = f"\N{NO-BREAK SPACE}{metric.unit}" if metric.unit else ""
+    parts = []
+    for k, face in enumerate(faces(run)):
+        if metric.name not in face.run.scores.metrics or not face.run.arms:
+            continue
+        table = run_table(face.run, metric)
+        j = next(i for i, c in enumerate(table.columns) if c.key == "average")
+        ranked = len(table.rows) - table.references
+        best = [i for i in range(ranked) if ranked == 1 or table.is_best(i, j)]
+        if not best:
+            continue
+        which = " and ".join(table.rows[i] for i in best)
+        among = f"best of {ranked} arms " if ranked > 1 else ""
+        group = face.run.stream.trained_stages[0].name
+        value = " ".join(part for part in table.cell(best[0], j) if part)
+        parts.append(f"{metric.title}, merged in {group}: {among}{which}, {value}{unit}.")
+        if k == 0:
+            parts += _extremes(table, best[0], unit)
+            rows = [
+                f"{row} {' '.join(part for part in table.cell(i, j) if part)}{unit}"
+                for i, row in enumerate(table.rows)
+                if run.roles.get(row) in ("head_only", "trivial")
+            ]
+            parts += [f"Not merged: {', '.join(rows)}."] if rows else []
+    if len(run.scores.seeds) > 1:
+        parts.append(f"Mean ± deviation over {len(run.scores.seeds)} seeds.")
+    else:
+        parts.append("There is one seed: how much of this is noise of training is unknown.")
+    return " ".join(parts)
+
+
+def _extremes(table: ResultTable, row: int, unit: str) -> list[str]:
+    """Say which task keeps least and which most in one row."""
+    values = {
+        j: float(table.mean[row, j]) for j, column in enumerate(table.columns) if column.detail
+    }
+    tasks = [j for j, value in values.items() if not math.isnan(value)]
+    if len(tasks) < 2:
+        return []
+    up = table.columns[tasks[0]].higher_is_better
+    ordered = sorted(tasks, key=lambda j: values[j], reverse=bool(up))
+    most, least = (
+        f"{table.columns[j].title.removesuffix(' ↓')} ({table.cell(row, j)[0]}{unit})"
+        for j in (ordered[0], ordered[-1])
+    )
+    return [f"There {least} keeps least and {most} most."]
 
 
 def _by_shots(face: Face, metric: Metric) -> str:
@@ -135,8 +200,12 @@ def _task(task: TaskRecord) -> str:
 def _experiences(run: RunFolder) -> list[tuple[str, str]]:
     every = run.stream.experiences
     words = [f"{e.name} ({e.train} train, {e.test} test)" for e in every]
+    if merges_subsets(run):
+        merged = [f"{len(stages)} {name}" for name, stages in merged_groups(run).items()]
+        return [("Samples", ", ".join(words)), ("Merged", ", ".join(merged))]
     if not is_few_shot(run):
-        return [("Domains in order", ", ".join(words))]
+        several = len(run.stream.tasks) > 1
+        return [("Tasks in order" if several else "Domains in order", ", ".join(words))]
     parts = (upstream(run), downstream(run))
     if set(parts[0]) & set(parts[1]):  # in rounds, or one after another
         told = [("Tasks in order" if run.stream.ordered else "Held out in turn", ", ".join(words))]
