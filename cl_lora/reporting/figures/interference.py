@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 from cl_lora.evaluation.continual import FloatArray
 from cl_lora.evaluation.interference import Relatedness
 from cl_lora.evaluation.metrics import Metric
+from cl_lora.reporting.figures.labels import label_points
 from cl_lora.reporting.figures.registry import figure
 from cl_lora.reporting.figures.style import OKABE_ITO
 from cl_lora.reporting.multitask import MEASURES, Analysis, analysis_of
@@ -70,6 +71,8 @@ def interference(run: RunFolder, metric: Metric) -> Figure | None:
         ax.set_title(shorten(list(found.arms), 26)[k], fontsize=7.5, weight="normal")
     bar = parts[0].colorbar(image, ax=list(axes), shrink=0.8, aspect=25, pad=0.01)
     bar.set_label("change (below 0 is worse)", fontsize=7.5)
+    if found.failed:
+        parts[0].suptitle(f"hatched, failed: {', '.join(found.failed)}", fontsize=7.5)
     parts[0].supylabel("task", fontsize=8.5)
     parts[0].supxlabel("merged with", fontsize=8.5)
     if found.similarity:
@@ -87,8 +90,8 @@ def interference(run: RunFolder, metric: Metric) -> Figure | None:
 @figure(
     "harm_and_similarity",
     "Harm against similarity",
-    "A point is a pair: the mean change of its two tasks against how alike their adapters are, "
-    "means over seeds, failed tasks left out. ρ: Spearman's rank correlation, below 0 where alike "
+    "A point is a pair, named where there is room: the mean change of its two tasks against how "
+    "alike their adapters are, means over seeds, failed tasks left out. ρ: Spearman's rank correlation, below 0 where alike "
     "adapters hurt each other more; p: relabelling the adapters, as pairs share them; in brackets "
     f"the interval over seeds of each seed's own ρ. The first {_MOST_ARMS} arms; all are in the "
     "table.",
@@ -110,16 +113,19 @@ def harm_and_similarity(run: RunFolder, metric: Metric) -> Figure | None:
     shape = (len(arms), len(found.similarity))
     fig = Figure(figsize=(2.9 * shape[1] + 0.4, 2.4 * shape[0] + 0.3), layout="constrained")
     axes = fig.subplots(*shape, squeeze=False, sharex="col", sharey="row")
+    points: dict[Axes, dict[str, tuple[float, float]]] = {}
     for i, arm in enumerate(arms):
         for k, measure in enumerate(found.similarity):
             ax = axes[i, k]
-            _draw_pairs(ax, found, arm, measure)
+            points[ax] = _draw_pairs(ax, found, arm, measure)
             ax.set_title(correlation_in_words(found.related(arm, measure)), fontsize=7)
             if k == 0:
                 ax.set_ylabel(shorten(arms, 26)[i], fontsize=8)
             if i == len(arms) - 1:
                 ax.set_xlabel(MEASURES.get(measure, measure), fontsize=8)
     fig.supylabel("change of both tasks, mean (below 0 is worse)", fontsize=8.5)
+    for ax, named in points.items():
+        label_points(fig, ax, named, list(named.values()), set(), margin=False)
     return fig
 
 
@@ -231,26 +237,22 @@ def _heat(
     return image
 
 
-def _draw_pairs(ax: Axes, found: Analysis, arm: str, measure: str) -> None:
+def _draw_pairs(
+    ax: Axes, found: Analysis, arm: str, measure: str
+) -> dict[str, tuple[float, float]]:
+    """Draw a point for each pair, and return them by name."""
     harm = found.arms[arm].healthy
     both, alike = (harm + harm.T) / 2, found.similarity[measure].mean(axis=0)
     names = _abbreviations(found.names)
     rows, columns = np.triu_indices(len(names), 1)
-    few = len(rows) <= 15
     ax.axhline(0, color="#999999", lw=0.7, zorder=1)
     ax.plot(alike[rows, columns], both[rows, columns], "o", color=OKABE_ITO[0], ms=4, zorder=3)
-    for i, j in zip(rows, columns, strict=True):
-        if few and np.isfinite([alike[i, j], both[i, j]]).all():
-            at = (alike[i, j], both[i, j])
-            ax.annotate(
-                f"{names[i]}+{names[j]}",
-                at,
-                (2.5, 2.5),
-                textcoords="offset points",
-                fontsize=5.5,
-                color="#555555",
-            )
     ax.margins(x=0.18, y=0.12)
+    points = {
+        f"{names[i]}+{names[j]}": (float(alike[i, j]), float(both[i, j]))
+        for i, j in zip(rows, columns, strict=True)
+    }
+    return {name: point for name, point in points.items() if np.isfinite(point).all()}
 
 
 def _names(found: Analysis, width: int = 8) -> tuple[str, ...]:

@@ -19,11 +19,13 @@ def label_points(
     labels: Mapping[str, tuple[float, float]],
     obstacles: Sequence[tuple[float, float]],
     muted: set[str],
+    margin: bool = True,
 ) -> None:
     """Name points: beside them where that covers no point and no name, else in the right margin.
 
     Names in the margin stand below one another in the order of their points, so that the lines
-    that lead to them hardly cross.
+    that lead to them hardly cross. Without a ``margin``, as where panels stand abreast, names that
+    find no place are left out.
     """
     fig.draw_without_rendering()  # settles the layout, so that sizes in pixels are final
     pixels = fig.dpi / 72
@@ -63,6 +65,8 @@ def label_points(
             )
             break
         else:
+            if not margin:
+                continue
             widest = max(widest, size.width)
             crowded.append(((y - frame.y0) / frame.height, x, name))
     # The margin is added to the figure, so that the points and their names stay where they are.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from cl_lora.evaluation.metrics import Metric
@@ -17,7 +17,7 @@ from cl_lora.reporting.faces import (
     merges_subsets,
     upstream,
 )
-from cl_lora.reporting.multitask import failed_sentence
+from cl_lora.reporting.multitask import failed_sentence, failed_tasks
 from cl_lora.reporting.shots import ByShots, best_at, groups_of, lora_from_scratch, scores_by_shots
 from cl_lora.reporting.tables import MISSING, Column, ResultTable, run_table
 from cl_lora.run_folder.reader import RunFolder
@@ -87,7 +87,7 @@ def _of_groups(run: RunFolder, metric: Metric) -> str:
         value = " ".join(part for part in table.cell(best[0], j) if part)
         parts.append(f"{metric.title}, merged in {group}: {among}{which}, {value}{unit}.")
         if k == 0:
-            parts += _extremes(table, best[0], unit)
+            parts += _extremes(table, best[0], unit, failed_tasks(run))
             rows = [
                 f"{row} {' '.join(part for part in table.cell(i, j) if part)}{unit}"
                 for i, row in enumerate(table.rows)
@@ -101,10 +101,12 @@ def _of_groups(run: RunFolder, metric: Metric) -> str:
     return " ".join(parts)
 
 
-def _extremes(table: ResultTable, row: int, unit: str) -> list[str]:
-    """Say which task keeps least and which most in one row."""
+def _extremes(table: ResultTable, row: int, unit: str, left_out: Collection[str]) -> list[str]:
+    """Say which task keeps least and which most in one row, failed ones left out."""
     values = {
-        j: float(table.mean[row, j]) for j, column in enumerate(table.columns) if column.detail
+        j: float(table.mean[row, j])
+        for j, column in enumerate(table.columns)
+        if column.detail and column.title not in left_out
     }
     tasks = [j for j, value in values.items() if not math.isnan(value)]
     if len(tasks) < 2:

@@ -77,7 +77,9 @@ def _render(table: TableData, layout: _Layout) -> Table:
     )
     for j in layout.columns:
         column = table.columns[j]
-        heading = tiny.get(j, column.short) if layout.short else column.title
+        heading = column.short if layout.short else column.title
+        if layout.short and j in tiny and len(heading.removesuffix(" ↓")) > layout.detail_width:
+            heading = tiny[j]
         drawn.add_column(Text(heading), justify="right", no_wrap=True)
         with_spread = layout.spread and (layout.detail_spread or not column.detail)
         cells.append(_texts(table, j, with_spread))
