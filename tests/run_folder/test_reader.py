@@ -9,8 +9,8 @@ from fabricate import ARMS, DOMAINS, REFERENCES, fabricate_run
 from cl_lora.evaluation.scores import ScoreTable
 from cl_lora.run_folder.layout import FORMAT
 from cl_lora.run_folder.reader import RunFolder
-from cl_lora.run_folder.records import StreamRecord
-from cl_lora.run_folder.rows import COEFFICIENTS
+from cl_lora.run_folder.records import AdapterFact, Relation, StreamRecord
+from cl_lora.run_folder.rows import COEFFICIENTS, FACTS, RELATIONS
 from cl_lora.support.errors import UserError
 
 
@@ -229,3 +229,19 @@ def test_arms_that_the_configuration_does_not_name_are_left_out(run_path):
     assert "ta_adaptive_b3" not in run.scores.arms
     assert "ta_adaptive_b3" not in set(run.coefficients["arm"])
     assert run.scores.arms == ("ta_w1", "ties_w1", *run.references)
+
+
+def test_relations_and_facts_of_adapters(run_path):
+    run = RunFolder.read(run_path)
+    assert run.relations.empty
+    assert tuple(run.relations.columns) == RELATIONS.columns
+    assert tuple(run.adapter_facts.columns) == FACTS.columns
+    (run_path / "relations.csv").write_text(RELATIONS.text([Relation(0, "cka", 0, 3, 0.5)]))
+    (run_path / "adapter_facts.csv").write_text(FACTS.text([AdapterFact(0, 3, "norm", 2.0)]))
+    run = RunFolder.read(run_path)
+    assert run.relations.to_dict("records") == [
+        {"seed": 0, "measure": "cka", "first": 0, "second": 3, "value": 0.5}
+    ]
+    assert run.adapter_facts["value"].tolist() == [2.0]
+    (run_path / "relations.csv").write_text(RELATIONS.text([Relation(0, "cka", 0, 4, 0.5)]))
+    assert "relations.csv is damaged: it has rows of other experiences" in message(run_path)

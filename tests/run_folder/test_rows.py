@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cl_lora.run_folder.records import Account, Similarity
+from cl_lora.run_folder.records import Account, AdapterFact, Relation, Similarity
 from cl_lora.run_folder.results import Results
-from cl_lora.run_folder.rows import ACCOUNTS, SIMILARITIES
+from cl_lora.run_folder.rows import ACCOUNTS, FACTS, RELATIONS, SIMILARITIES
 from cl_lora.support.errors import UserError
 
 NUMBERS = st.integers(0, 10**6)
@@ -74,3 +74,13 @@ def test_units_may_wait_but_are_written_whatever_happens(tmp_path: Path, monkeyp
 def test_a_row_of_similarity(tmp_path: Path) -> None:
     row = Similarity(0, 2, "blocks.0.attn.qkv", 1, 0.25)
     assert SIMILARITIES.text([row]).splitlines()[1] == "0,2,blocks.0.attn.qkv,1,0.25"
+
+
+def test_rows_of_relations_and_facts(tmp_path: Path) -> None:
+    relation, fact = Relation(0, "cka", 1, 2, 0.25), AdapterFact(1, 3, "norm", 2.5)
+    assert RELATIONS.text([relation]) == "seed,measure,first,second,value\n0,cka,1,2,0.25\n"
+    assert FACTS.text([fact]) == "seed,adapter,quantity,value\n1,3,norm,2.5\n"
+    path = tmp_path / RELATIONS.name
+    path.write_text(RELATIONS.text([relation]).replace("0.25", "inf"))
+    with pytest.raises(UserError, match="line 2: expected a finite value but got 'inf'"):
+        RELATIONS.read(path)

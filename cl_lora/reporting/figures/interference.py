@@ -91,10 +91,10 @@ def interference(run: RunFolder, metric: Metric) -> Figure | None:
     "harm_and_similarity",
     "Harm against similarity",
     "A point is a pair, named where there is room: the mean change of its two tasks against how "
-    "alike their adapters are, means over seeds, failed tasks left out. ρ: Spearman's rank correlation, below 0 where alike "
-    "adapters hurt each other more; p: relabelling the adapters, as pairs share them; in brackets "
-    f"the interval over seeds of each seed's own ρ. The first {_MOST_ARMS} arms; all are in the "
-    "table.",
+    "alike their adapters are, means over seeds, failed tasks left out. ρ: Spearman's rank "
+    "correlation, below 0 where alike adapters hurt each other more; p: relabelling the adapters, "
+    "as pairs share them; in brackets the interval over seeds of each seed's own ρ. The first "
+    f"{_MOST_ARMS} arms; all are in the table.",
     position=72,
     whole=True,
     section=SECTION,
