@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from avalanche.benchmarks import CLScenario, benchmark_from_datasets
+from avalanche.benchmarks import CLScenario, benchmark_from_datasets, with_task_labels
 from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, as_classification_dataset
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -64,10 +64,12 @@ def avalanche_benchmark(benchmark: Benchmark, encode: Encode) -> CLScenario:
     tasks = benchmark.tasks
     labels = [tasks.index(e.task) if len(tasks) > 1 else None for e in benchmark.experiences]
     pairs = list(zip(benchmark.experiences, labels, strict=True))
-    return benchmark_from_datasets(
+    streams = benchmark_from_datasets(
         train=[_dataset([(e, e.train)], encode, label) for e, label in pairs],
         test=[_dataset([(e, e.test)], encode, label) for e, label in pairs],
     )
+    # Labels of samples are not enough: metrics go by those of experiences.
+    return with_task_labels(streams) if len(tasks) > 1 else streams
 
 
 def joint_benchmark(benchmark: Benchmark, encode: Encode) -> CLScenario:

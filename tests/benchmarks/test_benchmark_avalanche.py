@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from avalanche.benchmarks import with_classes_timeline
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.models import MultiHeadClassifier, MultiTaskModule
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
 from benchmark_views import held_out_of, images_of, labels_of, train_of
@@ -21,7 +24,7 @@ from cl_lora.benchmarks import Benchmark, make_benchmark
 from cl_lora.benchmarks.avalanche import avalanche_benchmark, joint_benchmark
 from cl_lora.models.backbones import Backbone
 from cl_lora.support.errors import UserError
-from cl_lora.tasks import Task
+from cl_lora.tasks import CLASS, Task
 
 
 @pytest.fixture
@@ -146,6 +149,90 @@ def test_a_strategy_of_avalanche_learns_a_scalar_task(make):
         counts.update(model(inputs).detach(), torch.from_numpy(e.targets[e.train]))
     assert counts.scores()["toy_mae"] < np.abs(targets).mean() - 0.1
     assert counts.scores()["toy_mae"] < constant + 0.03
+
+
+def classes_and_a_number() -> Benchmark:
+    """Two classes by colour, a number, three classes by another colour, the first task again."""
+    draw = np.random.default_rng(0)
+
+    def labelled(name: str, task: Task, channel: int):
+        experience = make_experience(name, task, draw.permutation(24) % len(task.labels))
+        experience.inputs[..., 0] = 0
+        experience.inputs[..., channel] = (90 * experience.targets)[:, None, None]
+        return experience
+
+    two, three = (Task(name, CLASS, tuple("abc"[:n])) for name, n in (("two", 2), ("three", 3)))
+    return Benchmark(
+        "unlike",
+        (
+            labelled("p", two, 0),
+            make_experience("q", Task("size", ScalarKind()), draw.uniform(size=20)),
+            labelled("r", three, 2),
+            labelled("s", two, 0),
+        ),
+        "x",
+    )
+
+
+def test_every_sample_says_its_task_where_there_are_several():
+    data = classes_and_a_number()
+    streams = avalanche_benchmark(data, Backbone.encode)
+    for stream, part in ((streams.train_stream, "train"), (streams.test_stream, "test")):
+        for experience, own, label in zip(stream, data.experiences, (0, 1, 2, 0), strict=True):
+            assert experience.task_labels == [label]
+            assert list(experience.dataset.targets_task_labels) == [label] * len(getattr(own, part))
+            image, target, said = experience.dataset[0]
+            assert said == label
+            assert float(target) == pytest.approx(own.targets[getattr(own, part)][0])
+            assert torch.equal(image, Backbone.encode(own.inputs[getattr(own, part)[0]]))
+    images, targets, labels = next(iter(DataLoader(streams.train_stream[2].dataset, batch_size=3)))
+    assert (images.shape, labels.tolist()) == ((3, 3, 2, 2), [2, 2, 2])
+    assert targets.dtype == torch.int64
+
+
+def test_experiences_of_one_task_have_no_labels():
+    one, _ = scalars().experiences
+    for data in (scalars(), Benchmark("one", (one,), "x")):
+        for experience in avalanche_benchmark(data, Backbone.encode).train_stream:
+            assert not hasattr(experience.dataset, "targets_task_labels")
+            assert len(experience.dataset[0]) == 2
+
+
+class Heads(MultiTaskModule):
+    """A head for each task label on the mean colour."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = MultiHeadClassifier(3, initial_out_features=3, masking=False)
+
+    def forward(self, x: torch.Tensor, task_labels: torch.Tensor) -> torch.Tensor:
+        return self.classifier(x.float().mean(dim=(2, 3)) / 255, task_labels)
+
+
+def test_avalanches_own_strategy_and_metrics_keep_tasks_apart():
+    data = classes_and_a_number()
+    several = Benchmark("several", tuple(data.experiences[i] for i in (0, 2)), "x")
+    # Avalanche's heads ask each experience for its classes.
+    streams = with_classes_timeline(avalanche_benchmark(several, Backbone.encode))
+    torch.manual_seed(0)
+    model = Heads()
+    naive = Naive(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters(), lr=0.05),
+        train_mb_size=8,
+        train_epochs=60,
+        evaluator=EvaluationPlugin(accuracy_metrics(experience=True, stream=True), loggers=[]),
+    )
+    for experience in streams.train_stream:
+        naive.train(experience, num_workers=0)
+    found = naive.eval(streams.test_stream, num_workers=0)
+    for label, own in enumerate(several.experiences):
+        key = f"Top1_Acc_Exp/eval_phase/test_stream/Task{label:03}/Exp{label:03}"
+        images, targets = Backbone.encode(own.inputs[own.test]), own.targets[own.test]
+        with torch.no_grad():
+            said = model(images, torch.full((len(targets),), label)).argmax(1).numpy()
+        assert found[key] == pytest.approx((said == targets).mean())
+        assert found[key] == 1.0  # the second has not spoilt the first: a head for each
 
 
 def test_benchmarks_do_not_import_avalanche_or_datasets():
