@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from itertools import combinations
 
@@ -79,7 +80,11 @@ def facts(bench: Workbench) -> list[AdapterFact]:
             values["stable_rank"] = geometry.stable_rank(adapter.factors)
             shares = geometry.shares(adapter.factors)
             values |= {f"share_{part}": share for part, share in shares.items()}
-        found += [AdapterFact(bench.seed, j, name, value) for name, value in values.items()]
+        found += [
+            AdapterFact(bench.seed, j, name, value)
+            for name, value in values.items()
+            if math.isfinite(value)  # features may overflow in half precision
+        ]
     return found
 
 

@@ -224,6 +224,11 @@ def test_figures_are_drawn_and_no_two_texts_overlap(run, broken, monkeypatch):
     assert low == -high
 
 
+def test_the_same_run_gives_the_same_bytes(run):
+    first, second = ({n: render(f, "svg") for n, f in draw_figures(run).items()} for _ in range(2))
+    assert first == second
+
+
 def test_the_scatter_says_rho_p_and_interval(run):
     ax = draw_figures(run)["harm_and_similarity"].axes[0]
     related = analysis_of(run).related("cat", "cosine")

@@ -46,8 +46,9 @@ def interference(run: RunFolder) -> dict[str, Any] | None:
         "correlations_note": (
             "Spearman's rank correlation of each pair's mean change with the similarity of its "
             "adapters, failed tasks left out; below 0: alike adapters hurt each other more. p: "
-            "two-sided permutation test over adapters (Mantel 1967), as pairs share them. Per "
-            "seed: mean of each seed's own correlation, with Student's 95 % interval over seeds."
+            "two-sided permutation test over adapters (Mantel 1967), as pairs share them, not "
+            "corrected for the number of arms and measures. Per seed: mean of each seed's own "
+            "correlation, with Student's 95 % interval over seeds."
         ),
     }
 
