@@ -426,8 +426,8 @@ def refused(folder: Path, *more: str, experiment: str = "multitask_shapes") -> s
     [
         (["strategy.head=shared", "strategy.head_shape=linear"],
          r"protocol 'subsets' needs a head of its own .* set strategy\.head=own"),
-        (["protocol=prefixes", "subsets.all_subsets=3"], r"subsets says what the protocol subsets merges but "
-         r"protocol=prefixes; leave it out, or set protocol=subsets"),
+        (["protocol=prefixes", "subsets.all_subsets=3"], r"subsets says what the protocol subsets "
+         r"merges but protocol=prefixes; leave it out, or set protocol=subsets"),
         (["references=[other_seed]"], r"'other_seed' needs the adapters of a second seed but "
          r"seeds=\[0\]; give two, like seeds=\[0,1\]"),
         (["references=[joint]"], r"reference row 'joint' trains one head on all experiences"),
