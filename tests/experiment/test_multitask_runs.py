@@ -526,3 +526,34 @@ def test_on_the_command_line_one_sentence_and_exit_code_2(tmp_path: Path, more, 
     assert "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith(said)
     assert not (tmp_path / "run" / "adapters").exists()
+
+
+def test_relations_of_every_pair_and_facts_of_every_adapter_are_recorded(finished: Path) -> None:
+    found = RunFolder.read(finished)
+    pairs = list(combinations(range(4), 2))
+    relations = found.relations.set_index(["seed", "measure", "first", "second"])["value"]
+    for seed in (0, 1):
+        bank = adapters(finished, seed)
+        whole = [torch.cat([f.delta().double().ravel() for f in a.factors.values()]) for a in bank]
+        for a, b in pairs:
+            cosine = torch.nn.functional.cosine_similarity(whole[a], whole[b], dim=0)
+            assert relations[seed, "cosine", a, b] == pytest.approx(float(cosine), abs=1e-6)
+            assert 0 <= relations[seed, "subspace", a, b] <= 1
+            assert 0 <= relations[seed, "cka", a, b] <= 1 + 1e-9
+        facts = found.adapter_facts.query("quantity == 'norm' and seed == @seed")["value"]
+        np.testing.assert_allclose(facts, [float(w.norm()) for w in whole], rtol=1e-5)
+    assert len(relations) == 2 * 3 * len(pairs)
+
+
+def test_a_lost_file_of_relations_is_made_again_the_same(tmp_path: Path, finished: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    before = (folder / "relations.csv").read_bytes(), (folder / "scores.csv").read_bytes()
+    (folder / "relations.csv").unlink()
+    run(folder, *ARMS, f"references=[{ROWS}]", "seeds=[0,1]")
+    assert ((folder / "relations.csv").read_bytes(), (folder / "scores.csv").read_bytes()) == before
+
+
+def test_a_run_in_time_compares_no_adapters(stream: Path) -> None:
+    assert not (stream / "relations.csv").exists()
+    assert RunFolder.read(stream).relations.empty
