@@ -10,7 +10,7 @@ from typing import Any
 from cl_lora.experiment.arms import Arm, make_arm, settings_of
 from cl_lora.experiment.banks import FRESH
 from cl_lora.experiment.describe import describe_arm, describe_reference
-from cl_lora.experiment.references import Reference, get_references
+from cl_lora.experiment.references import CONTROL, Reference, get_references
 from cl_lora.experiment.settings import Settings, strategy_defaults
 from cl_lora.experiment.stages import Stage
 from cl_lora.run_folder.config_file import ConfigRecord
@@ -77,6 +77,14 @@ class Ledger:
             return None
         return max(self.references, key=lambda row: row.yardstick).name
 
+    @property
+    def _roles(self) -> dict[str, str]:
+        """What rows, and arms that are controls, stand for in the analysis of a run."""
+        controls = [a for a in self.arms if a.head is not None and a.policy.control]
+        return {row.name: row.role for row in self.references if row.role} | {
+            arm.name: CONTROL for arm in controls
+        }
+
     def record(
         self, settings: Settings, identity: Mapping[str, Any], stages: Sequence[Stage] = ()
     ) -> ConfigRecord:
@@ -96,7 +104,7 @@ class Ledger:
             seeds=self.seeds,
             stopped=self.stopped,
             last_stages=self.last_stages(stages),
-            roles={row.name: row.role for row in self.references if row.role},
+            roles=self._roles,
             settings={**raw, "run_dir": None, "runs_root": None},
         )
 

@@ -46,6 +46,7 @@ class HeadPolicy(ABC):
         needs_classes: whether it works for tasks with class labels only.
         tunable: whether a head that was trained with the coefficients can take its place.
         sums_heads: whether heads are joined by a weighted sum.
+        control: whether an arm that asks for it is a control, not a merge to be chosen.
         apart: whether every experience is served by a head of its own, so that tasks may differ;
             which experience an input belongs to must be known then.
     """
@@ -58,6 +59,7 @@ class HeadPolicy(ABC):
     needs_classes: ClassVar[bool] = False
     tunable: ClassVar[bool] = True
     sums_heads: ClassVar[bool] = False
+    control: ClassVar[bool] = False
     apart: ClassVar[bool] = False
 
     def trains(self, first: bool) -> bool:
@@ -184,6 +186,7 @@ class Refit(HeadPolicy):
     restarts = True
     for_one_arm = True
     tunable = False
+    control = True
     apart = True
 
     def serve(self, sources: HeadSources) -> nn.Module:

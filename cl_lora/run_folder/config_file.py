@@ -53,8 +53,8 @@ class ConfigRecord:
         stopped: arms that diverged, with variant and reason; no report shows them.
         last_stages: name of an arm or a reference row -> the last stage at which it is scored,
             where that is not the last of the run.
-        roles: name of a reference row -> what it stands for, such as ``single`` or ``trivial``,
-            where the analysis of a run asks for it.
+        roles: name of a reference row, or of an arm that is a control -> what it stands for, such
+            as ``single`` or ``trivial``, where the analysis of a run asks for it.
         settings: the rest of the configuration, as the last command had it.
     """
 

@@ -127,7 +127,7 @@ class RunFolder:
 
     @property
     def roles(self) -> Mapping[str, str]:
-        """What reference rows stand for, by their name: ``single``, ``trivial``, ..."""
+        """What rows stand for, by name: ``single``, ``trivial``, or ``control`` (arms too)."""
         roles: Mapping[str, str] = self.config.get("roles") or {}
         return roles
 

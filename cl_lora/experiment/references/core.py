@@ -50,6 +50,9 @@ class Reference(ABC):
         return None
 
 
+CONTROL = "control"
+"""The role of rows and arms that only tell why a merge does what it does."""
+
 REFERENCES: dict[str, Reference] = {}
 """Every registered reference row by name, in the order in which they are shown."""
 

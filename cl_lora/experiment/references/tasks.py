@@ -13,13 +13,13 @@ import torch
 
 from cl_lora.experiment.adaptations import BARE
 from cl_lora.experiment.banks import FRESH, BankKind
-from cl_lora.experiment.references.core import Reference, register_reference
+from cl_lora.experiment.references.core import CONTROL, Reference, register_reference
 from cl_lora.experiment.serving import Part, Served, Workbench
 from cl_lora.experiment.stages import ALONE, Stage, shots_of
 from cl_lora.merging import prepare
 from cl_lora.models.heads import ConstantHead, freeze
 
-SINGLE, TRIVIAL, HEAD_ONLY, CONTROL = "single", "trivial", "head_only", "control"
+SINGLE, TRIVIAL, HEAD_ONLY = "single", "trivial", "head_only"
 """What the rows stand for in the analysis of a run."""
 
 

@@ -17,7 +17,7 @@ from cl_lora.reporting.faces import (
     merges_subsets,
     upstream,
 )
-from cl_lora.reporting.multitask import failed_sentence, failed_tasks
+from cl_lora.reporting.multitask import CONTROL, failed_sentence, failed_tasks
 from cl_lora.reporting.shots import ByShots, best_at, groups_of, lora_from_scratch, scores_by_shots
 from cl_lora.reporting.tables import MISSING, Column, ResultTable, run_table
 from cl_lora.run_folder.reader import RunFolder
@@ -78,9 +78,11 @@ def _of_groups(run: RunFolder, metric: Metric) -> str:
         table = run_table(face.run, metric)
         j = next(i for i, c in enumerate(table.columns) if c.key == "average")
         ranked = len(table.rows) - table.references
-        best = [i for i in range(ranked) if ranked == 1 or table.is_best(i, j)]
+        chosen = [i for i in range(ranked) if run.roles.get(table.rows[i]) != CONTROL]
+        best = _leading(table, chosen, j)
         if not best:
             continue
+        ranked = len(chosen)
         which = " and ".join(table.rows[i] for i in best)
         among = f"best of {ranked} arms " if ranked > 1 else ""
         group = face.run.stream.trained_stages[0].name
@@ -99,6 +101,15 @@ def _of_groups(run: RunFolder, metric: Metric) -> str:
     else:
         parts.append("There is one seed: how much of this is noise of training is unknown.")
     return " ".join(parts)
+
+
+def _leading(table: ResultTable, rows: Sequence[int], j: int) -> list[int]:
+    """Return the rows that are best in a column, among some of them that are complete."""
+    whole = table.complete
+    known = [i for i in rows if not math.isnan(table.mean[i, j]) and (whole is None or whole[i, j])]
+    sign = 1.0 if table.columns[j].higher_is_better else -1.0
+    top = max((sign * float(table.mean[i, j]) for i in known), default=math.nan)
+    return [i for i in known if sign * float(table.mean[i, j]) == top]
 
 
 def _extremes(table: ResultTable, row: int, unit: str, left_out: Collection[str]) -> list[str]:
