@@ -1,4 +1,4 @@
-"""Reference rows of a stream: bare backbone, last adapter, oracle, sequential and joint training."""
+"""Reference rows of a stream: bare backbone, last adapter, oracle, sequential, joint training."""
 
 from __future__ import annotations
 
