@@ -23,6 +23,7 @@ from task_bench import (
     score_by_hand,
     with_noise_as_test,
 )
+from tiny_run import overrides
 from whole_runs import content, rows, stamps
 
 from cl_lora.adapters import Adapter
@@ -473,6 +474,16 @@ def test_unlike_tasks_need_heads_of_their_own_under_prefixes_too(tmp_path: Path)
     )
 
 
+def test_class_means_need_classes(tmp_path: Path) -> None:
+    one = [f"~benchmark.tasks.{t}" for t in TASKS if t != "area"]
+    small = [o for o in SMALL if not any(f".{t}." in o for t in TASKS if t != "area")]
+    more = ("strategy.head=prototypes", "strategy.head_shape=linear", "references=[]", *one)
+    config = ["experiment=multitask_stream_shapes", f"run_dir={tmp_path}/run", *small, *more]
+    said = r"head policy 'prototypes' needs classes but task 'area' .* is of kind 'scalar'; choose"
+    with pytest.raises(UserError, match=said):
+        execute(compose_config(config))
+
+
 def test_subsets_are_for_the_protocol_of_that_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leave it out, or set protocol=subsets"):
         check(compose_config([f"run_dir={tmp_path}", "subsets.all_subsets=3"]))
@@ -557,3 +568,49 @@ def test_a_lost_file_of_relations_is_made_again_the_same(tmp_path: Path, finishe
 def test_a_run_in_time_compares_no_adapters(stream: Path) -> None:
     assert not (stream / "relations.csv").exists()
     assert RunFolder.read(stream).relations.empty
+
+
+# Stopping early where tasks share a head -------------------------------------------------------
+
+
+def test_domains_stop_early_by_the_validation_samples_of_what_each_adapter_learns(
+    tmp_path: Path,
+) -> None:
+    """The joint adapter by those of all domains together."""
+    folder = run_domains(
+        tmp_path / "run", "benchmark.val_fraction=0.34", "strategy.patience=1", "strategy.epochs=3"
+    )
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    data = make_benchmark(config["benchmark"], 16)
+    bare = prepare_backbone(
+        ModelConfig("embedded", img_size=16),
+        LoRAConfig(rank=2, targets=tuple(config["identity"]["strategy"]["targets"])),
+        torch.device("cpu"),
+        False,
+    )[0]
+    paths = sorted((folder / "adapters").glob("seed-0*/*"))
+    assert len(paths) == 3 + 3 + 1
+    for path in paths:
+        record = json.loads((path / "training.json").read_text())
+        losses = [epoch["val_loss"] for epoch in record["loss"]]
+        assert record["best_epoch"] == int(np.argmin(losses)) + 1
+        adapter = Adapter.load(path)
+        own = dense_backbone(bare, [adapter], [1.0])
+        joint = "joint" in path.parent.name
+        learned = data.experiences if joint else data.experiences[int(path.name[:2]) :][:1]
+        each = [(outputs_of(own, adapter.head, e, e.val), e.targets[e.val]) for e in learned]
+        outputs, targets = (np.concatenate(column) for column in zip(*each, strict=True))
+        assert len(targets) == 6 * len(learned)
+        found = float(loss_by_hand(data.tasks[0], torch.from_numpy(outputs), targets))
+        assert found == pytest.approx(min(losses), rel=1e-4), path
+
+
+def run_domains(folder: Path, *more: str) -> Path:
+    small = ("model.img_size=16", "precision=fp32", "device=cpu", "references=[sequential,joint]")
+    return execute(compose_config(overrides(folder, *small, *more)))
+
+
+def test_a_patience_needs_a_validation_part_in_domains_too(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"that of 'photo' is empty; set benchmark\.val_fraction"):
+        run_domains(tmp_path / "run", "strategy.patience=1")
+    assert not (tmp_path / "run" / "adapters").exists()
