@@ -117,13 +117,6 @@ def check(raw: Mapping[str, Any]) -> Settings:
             f"subsets says what the protocol subsets merges but protocol={protocol.name}; leave it "
             "out, or set protocol=subsets"
         )
-    lonely = [row.name for row in settings.references if row.needs_partner]
-    if lonely and len(settings.seeds) < 2:
-        raise UserError(
-            f"The reference row {lonely[0]!r} needs the adapters of a second seed but "
-            f"seeds={list(settings.seeds)}; give two, like seeds=[0,1], or leave it out of "
-            "references"
-        )
     if not protocol.few_shot and (settings.options.shots, settings.options.draws) != (
         RunOptions.shots,
         RunOptions.draws,
@@ -231,6 +224,7 @@ class _Run:
             require_same(folder, recorded.identity, identity, strategy_defaults())
         self.stages = self._all_stages()
         self.ledger: Ledger = open_ledger(folder, recorded, settings)
+        self._check_partners()
         few_shot = settings.protocol.few_shot
         check_protocol(self.ledger.arms, self.ledger.references, few_shot, self.stages)
         check_weights(self.ledger.arms, len(benchmark.experiences))
@@ -438,6 +432,16 @@ class _Run:
                     raise UserError(
                         f"Arm {arm.name!r}, adapters in {bank.folder}: {error}"
                     ) from error
+
+    def _check_partners(self) -> None:
+        """Refuse a row that looks at the adapters of another seed where there is none."""
+        lonely = [row.name for row in self.ledger.references if row.needs_partner]
+        if lonely and len(self.ledger.seeds) < 2:
+            raise UserError(
+                f"The reference row {lonely[0]!r} needs the adapters of a second seed but "
+                f"seeds={list(self.ledger.seeds)}; give two, like seeds=[0,1], or leave it out of "
+                "references"
+            )
 
     def _supports(self, seed: int) -> dict[str, dict[str, list[int]]]:
         """Draw every support set, so that one that cannot be drawn is known before training."""
