@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from cl_lora.adapters import LoRAFactors
+from cl_lora.merging.geometry import norm
 from cl_lora.merging.kernels import LowRankSum, MaterialisedSum
 from cl_lora.merging.registry import ALWAYS, Kernel, register
 from cl_lora.merging.spaces import DeltaSpace, Sources
@@ -30,12 +31,6 @@ class BalancedSum:
         return self.rescaled.materialise()
 
 
-def squared_norm(factors: LoRAFactors) -> float:
-    """Return ``|s B A|_F^2 = s^2 tr(B^T B A A^T)`` in float64, without the product of B and A."""
-    A, B = factors.A.double(), factors.B.double()
-    return float(factors.scaling**2 * ((B.T @ B) * (A @ A.T)).sum())
-
-
 @register(
     "norm_balanced",
     summary="sum of the updates, each scaled to the mean of their Frobenius norms over all modules",
@@ -50,15 +45,17 @@ def _balanced(sources: Sources, space: str, options: Mapping[str, Any]) -> Kerne
     Raises:
         UserError: if an adapter changes nothing.
     """
-    by_adapter = zip(*sources.modules.values(), strict=True)
-    norms = [sum(map(squared_norm, factors)) ** 0.5 for factors in by_adapter]
-    if not all(norm > 0 for norm in norms):
+    norms = [
+        norm({module: factors[i] for module, factors in sources.modules.items()})
+        for i in range(sources.n)
+    ]
+    if not all(size > 0 for size in norms):
         raise UserError(
             f"Expected adapters that change the model but number {norms.index(0.0)} of "
             f"{len(norms)} has an update of norm 0, which cannot be scaled; leave it out"
         )
     mean = sum(norms) / len(norms)
-    shares = [mean / norm for norm in norms]
+    shares = [mean / size for size in norms]
     modules = {
         module: tuple(
             replace(f, scaling=f.scaling * share) for f, share in zip(factors, shares, strict=True)
