@@ -42,8 +42,8 @@ class SingleTasks:
         single: (S, n) primary score by the own adapter and head.
         trivial: (S, n) that of the trivial predictor.
         higher_is_better: (n,) the direction of each task's metric.
-        variance_share: (n,) share of the variance of the adapter's features, mean over seeds; NaN
-            where it was not measured.
+        variance_share: (n,) share of the variance of the adapter's features, the smallest of the
+            seeds; NaN where it was not measured.
     """
 
     single: FloatArray
@@ -69,12 +69,18 @@ class SingleTasks:
 
     @property
     def failed(self) -> BoolArray:
-        """(n,) whether training a task failed: not above the trivial predictor, or collapsed.
+        """(n,) whether training a task failed on some seed: not above trivial, or collapsed.
 
-        What a merge does to such a task, or it to others, says nothing about merging.
+        What a merge does to such a task, or it to others, says nothing about merging, and one seed
+        of them is enough to spoil a mean.
         """
-        beaten = np.nan_to_num(self.gained, nan=math.inf) <= 0
-        return beaten | self.collapsed
+        return self.beaten | self.collapsed
+
+    @property
+    def beaten(self) -> BoolArray:
+        """(n,) whether the trivial predictor is as good on some seed."""
+        gained = self.direction * (self.single - self.trivial)
+        return np.asarray((np.nan_to_num(gained, nan=math.inf) <= 0).any(axis=0))
 
     def change(self, values: FloatArray) -> FloatArray:
         """Return ``v - v_single``, in the unit of each task's metric.

@@ -126,7 +126,7 @@ def single_tasks(run: RunFolder) -> SingleTasks | None:
         return None
     facts = run.adapter_facts
     facts = facts[facts["quantity"] == "feature_variance_share"]
-    shares = facts.groupby("adapter")["value"].mean()
+    shares = facts.groupby("adapter")["value"].min()
     n = len(run.experiences)
     return SingleTasks(
         single=by_itself(run, single),
@@ -154,8 +154,9 @@ def failures(names: tuple[str, ...], tasks: SingleTasks) -> dict[str, str]:
     found = {}
     for j, name in enumerate(names):
         if tasks.failed[j]:
-            reasons = ["its features have collapsed"] * bool(tasks.collapsed[j])
-            reasons += ["it does not beat the trivial predictor"] * bool(tasks.gained[j] <= 0)
+            where = " on some seed" if len(tasks.single) > 1 else ""
+            reasons = [f"its features have collapsed{where}"] * bool(tasks.collapsed[j])
+            reasons += [f"it does not beat the trivial predictor{where}"] * bool(tasks.beaten[j])
             found[name] = " and ".join(reasons)
     return found
 
