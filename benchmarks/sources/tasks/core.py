@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from cl_lora.benchmarks.cache import ImageSource
 from cl_lora.benchmarks.config import WHERE
-from cl_lora.benchmarks.sources.settings import require_least
+from cl_lora.benchmarks.sources.settings import require_least, require_text
 from cl_lora.benchmarks.splits import Indices, Split, SplitSettings
 from cl_lora.configuration.build import MISSING, build
 from cl_lora.support.errors import UserError
@@ -83,6 +83,10 @@ class TaskSource:
     summary: ClassVar[str]
     drawing: ClassVar[frozenset[str]] = frozenset({"samples_per_class", "test_samples_per_class"})
     """Settings that choose samples of a task but make no other task."""
+    paths: ClassVar[tuple[str, ...]] = ()
+    """Settings that say where data lies: the first a folder or file, the others relative to it."""
+    numbers: ClassVar[tuple[str, ...]] = ()
+    """Settings that are finite numbers of at least 0."""
 
     samples_per_class: int | None = None
     test_samples_per_class: int | None = None
@@ -98,6 +102,10 @@ class TaskSource:
         """
         require_least(f"{where}.samples_per_class", self.samples_per_class, 1)
         require_least(f"{where}.test_samples_per_class", self.test_samples_per_class, 1)
+        for name in self.paths:
+            require_text(f"{where}.{name}", getattr(self, name))
+        for name in self.numbers:
+            require_number(f"{where}.{name}", getattr(self, name))
 
     def splitting(self, shared: SplitSettings) -> SplitSettings:
         """Return how this task is split: as all are, with its own caps."""
@@ -109,7 +117,8 @@ class TaskSource:
 
     def places(self) -> tuple[Path, ...]:
         """Return the folders and files that must be there."""
-        return ()
+        first = [Path(getattr(self, name)) for name in self.paths[:1]]
+        return (*first, *(first[0] / getattr(self, name) for name in self.paths[1:]))
 
     def listed(self, request: TaskRequest) -> TaskSamples:
         """Find and list the samples; read no image.

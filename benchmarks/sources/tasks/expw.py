@@ -9,12 +9,10 @@ from typing import ClassVar
 import numpy as np
 
 from cl_lora.benchmarks.sources.crop import Square, square_around
-from cl_lora.benchmarks.sources.settings import require_text
 from cl_lora.benchmarks.sources.tasks.core import (
     DrawnSource,
     TaskRequest,
     TaskSamples,
-    require_number,
     require_place,
     task_source,
 )
@@ -54,25 +52,14 @@ class ExpWSource(DrawnSource):
     """
 
     drawing: ClassVar[frozenset[str]] = DrawnSource.drawing | {"margin", "least_confidence"}
+    paths: ClassVar[tuple[str, ...]] = ("root", "labels", "images")
+    numbers: ClassVar[tuple[str, ...]] = ("margin", "least_confidence")
 
     root: str = required("the folder of label.lst and of the images", "DIR")
     labels: str = "label.lst"
     images: str = "origin"
     margin: float = 0.2
     least_confidence: float = 0.0
-
-    def validate(self, where: str) -> None:
-        """Check folders and numbers too."""
-        super().validate(where)
-        for name in ("root", "labels", "images"):
-            require_text(f"{where}.{name}", getattr(self, name))
-        for name in ("margin", "least_confidence"):
-            require_number(f"{where}.{name}", getattr(self, name))
-
-    def places(self) -> tuple[Path, ...]:
-        """Return the list and the folder of the images."""
-        root = Path(self.root)
-        return root, root / self.labels, root / self.images
 
     def listed(self, request: TaskRequest) -> TaskSamples:
         """Read the list.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from cl_lora.benchmarks.sources.settings import require_text
 from cl_lora.benchmarks.sources.tasks.core import (
     TaskRequest,
     TaskSamples,
@@ -47,16 +47,9 @@ class FireRiskSource(TaskSource):
         root: the folder that holds ``train`` and ``val``.
     """
 
+    paths: ClassVar[tuple[str, ...]] = ("root",)
+
     root: str = required("the folder that holds train and val", "DIR")
-
-    def validate(self, where: str) -> None:
-        """Check that a folder is named."""
-        super().validate(where)
-        require_text(f"{where}.root", self.root)
-
-    def places(self) -> tuple[Path, ...]:
-        """Return the folder."""
-        return (Path(self.root),)
 
     def listed(self, request: TaskRequest) -> TaskSamples:
         """List the folders; blanks, ``-`` and ``_`` in their names are the same.

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
 from cl_lora.benchmarks.cache import ImageSource, Pixels, UnreadableImage, square_pixels
-from cl_lora.benchmarks.sources.settings import require_text
 from cl_lora.benchmarks.sources.tasks.core import (
     DrawnSource,
     TaskRequest,
@@ -56,16 +55,9 @@ class Galaxy10Source(DrawnSource):
         root: the HDF5 file, with ``images`` uint8 (N, H, W, 3) and ``ans`` (N,).
     """
 
+    paths: ClassVar[tuple[str, ...]] = ("root",)
+
     root: str = required("the HDF5 file of Galaxy10 DECals", "FILE")
-
-    def validate(self, where: str) -> None:
-        """Check that a file is named."""
-        super().validate(where)
-        require_text(f"{where}.root", self.root)
-
-    def places(self) -> tuple[Path, ...]:
-        """Return the file."""
-        return (Path(self.root),)
 
     def listed(self, request: TaskRequest) -> TaskSamples:
         """Read the classes.

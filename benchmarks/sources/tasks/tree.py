@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from cl_lora.benchmarks.sources.settings import require_text
 from cl_lora.benchmarks.sources.tasks.core import (
     TaskRequest,
     TaskSamples,
@@ -33,16 +33,9 @@ class TreeSource(TaskSource):
         root: the folder that holds ``train`` and ``test``.
     """
 
+    paths: ClassVar[tuple[str, ...]] = ("root",)
+
     root: str = required("the folder that holds train and test", "DIR")
-
-    def validate(self, where: str) -> None:
-        """Check that a folder is named."""
-        super().validate(where)
-        require_text(f"{where}.root", self.root)
-
-    def places(self) -> tuple[Path, ...]:
-        """Return the folder."""
-        return (Path(self.root),)
 
     def listed(self, request: TaskRequest) -> TaskSamples:
         """List the tree.

@@ -6,11 +6,11 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from cl_lora.benchmarks.cache import shortened
-from cl_lora.benchmarks.sources.settings import require_text
 from cl_lora.benchmarks.sources.tasks.core import (
     DrawnSource,
     TaskRequest,
@@ -48,19 +48,16 @@ class UTKFaceSource(DrawnSource):
         target: ``age_class``, one of six bins, or ``age`` in years.
     """
 
+    paths: ClassVar[tuple[str, ...]] = ("root",)
+
     root: str = required("the folder of the images", "DIR")
     target: str = required("what is predicted, age_class or age", "age_class")
 
     def validate(self, where: str) -> None:
-        """Check folder and target too."""
+        """Check the target too."""
         super().validate(where)
-        require_text(f"{where}.root", self.root)
         if self.target not in TARGETS:
             raise unknown_name(f"benchmark.{where}.target", self.target, TARGETS)
-
-    def places(self) -> tuple[Path, ...]:
-        """Return the folder."""
-        return (Path(self.root),)
 
     def listed(self, request: TaskRequest) -> TaskSamples:
         """List the images by name.

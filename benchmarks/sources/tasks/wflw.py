@@ -9,12 +9,10 @@ from typing import ClassVar
 import numpy as np
 
 from cl_lora.benchmarks.sources.crop import Floats, Square, square_around
-from cl_lora.benchmarks.sources.settings import require_text
 from cl_lora.benchmarks.sources.tasks.core import (
     TaskRequest,
     TaskSamples,
     TaskSource,
-    require_number,
     require_place,
     task_source,
 )
@@ -57,25 +55,14 @@ class WFLWSource(TaskSource):
     """
 
     drawing: ClassVar[frozenset[str]] = TaskSource.drawing | {"margin", "outside"}
+    paths: ClassVar[tuple[str, ...]] = ("root", "lists", "images")
+    numbers: ClassVar[tuple[str, ...]] = ("margin", "outside")
 
     root: str = required("the folder of WFLW_annotations and WFLW_images", "DIR")
     lists: str = "WFLW_annotations/list_98pt_rect_attr_train_test"
     images: str = "WFLW_images"
     margin: float = 0.2
     outside: float = 0.5
-
-    def validate(self, where: str) -> None:
-        """Check folders and shares too."""
-        super().validate(where)
-        for name in ("root", "lists", "images"):
-            require_text(f"{where}.{name}", getattr(self, name))
-        for name in ("margin", "outside"):
-            require_number(f"{where}.{name}", getattr(self, name))
-
-    def places(self) -> tuple[Path, ...]:
-        """Return the folders of lists and images."""
-        root = Path(self.root)
-        return root, root / self.lists, root / self.images
 
     def listed(self, request: TaskRequest) -> TaskSamples:
         """Read the lists.
