@@ -67,12 +67,30 @@ def concatenate(factors: Sequence[LoRAFactors], weights: Tensor) -> LoRAFactors:
     return LoRAFactors(A, B, 1.0)
 
 
-def truncate(factors: LoRAFactors, rank: int) -> LoRAFactors:
-    """Return the best approximation of ``dW`` of at most ``rank`` (Eckart-Young).
+def decompose(factors: LoRAFactors, rank: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the largest singular triples of ``dW = U diag(S) Vh``.
 
     With ``B = Q_b R_b`` and ``A^T = Q_a R_a`` the singular values of ``dW`` are those of the small
     matrix ``s R_b R_a^T``, (r, r) or less where d_out or d_in is below r, so no (d_out, d_in)
-    matrix is ever decomposed. The singular values are split evenly over the two factors.
+    matrix is ever decomposed.
+
+    Args:
+        factors: an update of one weight.
+        rank: how many triples; None for all that the factors have.
+
+    Returns:
+        U (d_out, k), S (k,) descending and Vh (k, d_in), k the lesser of ``rank`` and r.
+    """
+    q_b, r_b = torch.linalg.qr(factors.B)
+    q_a, r_a = torch.linalg.qr(factors.A.T)
+    u, s, vh = torch.linalg.svd(factors.scaling * (r_b @ r_a.T), full_matrices=False)
+    return q_b @ u[:, :rank], s[:rank].clone(), vh[:rank] @ q_a.T
+
+
+def truncate(factors: LoRAFactors, rank: int) -> LoRAFactors:
+    """Return the best approximation of ``dW`` of at most ``rank`` (Eckart-Young).
+
+    See :func:`decompose`; the singular values are split evenly over the two factors.
 
     Raises:
         UserError: if ``rank`` is below 1.
@@ -81,8 +99,6 @@ def truncate(factors: LoRAFactors, rank: int) -> LoRAFactors:
         raise UserError(f"Expected a truncation rank of at least 1 but got {rank}; raise it")
     if rank >= factors.rank:
         return factors
-    q_b, r_b = torch.linalg.qr(factors.B)
-    q_a, r_a = torch.linalg.qr(factors.A.T)
-    u, s, vh = torch.linalg.svd(factors.scaling * (r_b @ r_a.T), full_matrices=False)
-    root = s[:rank].sqrt()
-    return LoRAFactors(root[:, None] * (vh[:rank] @ q_a.T), (q_b @ u[:, :rank]) * root, 1.0)
+    u, s, vh = decompose(factors, rank)
+    root = s.sqrt()
+    return LoRAFactors(root[:, None] * vh, u * root, 1.0)

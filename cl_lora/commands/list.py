@@ -56,6 +56,12 @@ def _coefficients() -> Rows:
     return rules_table()
 
 
+def _residuals() -> Rows:
+    from cl_lora.merging.residuals import residuals_table
+
+    return residuals_table()
+
+
 def _metrics() -> Rows:
     from cl_lora.evaluation.metrics import METRICS
 
@@ -83,6 +89,7 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
     "models": lambda: _comment("model"),
     "methods": _methods,
     "coefficients": _coefficients,
+    "residuals": _residuals,
     "arms": _arms,
     "experiments": lambda: _comment("experiment", line=1),
     "heads": _registry("cl_lora.models.head_policies", "HEAD_POLICIES"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,13 +23,22 @@ TRIM = choice(
 _DIGITS = {torch.float32: (torch.int32, 2), torch.float64: (torch.int64, 4)}
 _BASE = 2**16
 
+Place = TypeVar("Place")
+
 
 def top_mask(tensor: Tensor, density: float) -> Tensor:
     """Return the bool mask of the ``int(density * numel)`` entries largest in magnitude.
 
     Among entries equal in magnitude the first ones are kept.
     """
-    k = int(density * tensor.numel())
+    return largest_mask(tensor, int(density * tensor.numel()))
+
+
+def largest_mask(tensor: Tensor, k: int) -> Tensor:
+    """Return the bool mask of the ``k`` entries largest in magnitude.
+
+    Among entries equal in magnitude the first ones are kept.
+    """
     magnitudes = tensor.abs().flatten()
     if k == 0:
         return torch.zeros_like(tensor, dtype=torch.bool)
@@ -89,34 +98,66 @@ def trimming(space: Space, options: Mapping[str, Any]) -> Sparsify:
 def global_thresholds(space: Space, density: float) -> Tensor:
     """Return for each adapter (n,) the magnitude of its k-th largest entry, k = int(density * all).
 
-    A radix selection: counting 16 bits of the magnitudes at a time finds the exact value in two
-    passes over the modules (four for float64) with one module's stack in memory, where sorting
-    would need all dense deltas of an adapter at once. Infinite where k is 0.
+    Infinite where k is 0.
     """
-    integer, digits = _DIGITS[space.sources.dtype]
-    n = space.sources.n
+    thresholds, _ = select_largest(
+        lambda site: space.stack(*site).abs_(),
+        list(sites(space)),
+        n=space.sources.n,
+        dtype=space.sources.dtype,
+        kept=lambda total: int(density * total),
+    )
+    return thresholds
+
+
+def select_largest(
+    read: Callable[[Place], Tensor],
+    places: Sequence[Place],
+    *,
+    n: int,
+    dtype: torch.dtype,
+    kept: Callable[[int], int],
+) -> tuple[Tensor, Tensor]:
+    """Find the k-th largest magnitude over all places, exactly and without sorting.
+
+    A radix selection: counting 16 bits of the magnitudes at a time finds the value in two passes
+    over the places (four for float64) with one of them in memory, where sorting would need all
+    dense deltas of an adapter at once.
+
+    Args:
+        read: returns the magnitudes (n, ...) at a place, contiguous and of ``dtype``.
+        places: where there are magnitudes, such as the modules of an adapter.
+        n: how many selections are made side by side, such as one for each adapter.
+        dtype: float32 or float64.
+        kept: the number of all entries of one selection -> k.
+
+    Returns:
+        The k-th largest magnitudes (n,) of ``dtype``, infinite where k is 0; and int64 (n,), how
+        many of the entries equal to it are among the k largest.
+    """
+    integer, digits = _DIGITS[dtype]
     prefix = torch.zeros(n, dtype=torch.int64)
     wanted = torch.zeros(n, dtype=torch.int64)
-    for place in reversed(range(digits)):
+    for digit in reversed(range(digits)):
         counts = torch.zeros(n, _BASE, dtype=torch.int64)
-        for site in sites(space):
-            # A call, so that no loop variable keeps one module's stack alive beside the next.
-            counts += _count_digits(space.stack(*site).abs_().view(integer), place, prefix)
-        if place == digits - 1:
-            wanted += int(density * int(counts[0].sum()))
+        for place in places:
+            # A call, so that no loop variable keeps the magnitudes of one place beside the next.
+            counts += _count_digits(read(place).view(integer), digit, prefix)
+        if digit == digits - 1:
+            wanted += kept(int(counts[0].sum()))
         from_top = counts.flip(1).cumsum(1)
         above = (from_top < wanted[:, None]).sum(1, keepdim=True)
         wanted -= (from_top - counts.flip(1)).gather(1, above.clamp(max=_BASE - 1)).squeeze(1)
         prefix = prefix * _BASE + (_BASE - 1 - above.squeeze(1))
-    found = prefix.to(integer).view(space.sources.dtype)
-    return torch.where(wanted > 0, found, torch.inf)
+    found = prefix.to(integer).view(dtype)
+    return torch.where(wanted > 0, found, torch.inf), wanted
 
 
-def _count_digits(magnitudes: Tensor, place: int, prefix: Tensor) -> Tensor:
-    """Count (n, 65536) each digit at ``place`` among the entries whose higher digits are prefix."""
+def _count_digits(magnitudes: Tensor, digit: int, prefix: Tensor) -> Tensor:
+    """Count (n, 65536) each digit at ``digit`` among the entries whose higher digits are prefix."""
     counts = []
     for tensor, above in zip(magnitudes, prefix.tolist(), strict=True):
-        bits = tensor.flatten() >> 16 * place
+        bits = tensor.flatten() >> 16 * digit
         # Shifted once more: the higher digits, none at the top place.
         inside = bits[bits >> 16 == above] & (_BASE - 1)
         counts.append(inside.bincount(minlength=_BASE).cpu())
