@@ -8,11 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from cl_lora.adapters import Adapter
+from cl_lora.adapters import Adapter, entry_delta
 from cl_lora.adapters.injection import module_weight, split_qkv
 from cl_lora.export.fusing import fused
 from cl_lora.merging import Update, merge
-from cl_lora.merging.update import entry_delta
 from cl_lora.models.backbones import Backbone, ModelConfig, load_backbone
 from cl_lora.models.heads import new_head
 from perf.common import interleaved, random_adapters, report, shapes_of

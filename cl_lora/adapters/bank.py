@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 from cl_lora.adapters.adapter import Adapter
+from cl_lora.adapters.model_folder import (
+    DELTA_FILE,
+    is_model_folder,
+    is_whole_model,
+    write_statistic,
+)
 from cl_lora.adapters.peft_folder import CONFIG_FILE, WEIGHTS_FILE, is_whole
 from cl_lora.support import files
 from cl_lora.support.errors import UserError
@@ -32,7 +40,7 @@ class AdapterBank:
 
     def has(self, experience: int, name: str) -> bool:
         """Return whether the adapter of ``experience`` is whole; no tensor is loaded."""
-        return is_whole(self.path(experience, name))
+        return _is_whole(self.path(experience, name))
 
     def save(self, experience: int, name: str, adapter: Adapter) -> None:
         """Write the adapter of ``experience``, whole or not at all."""
@@ -41,6 +49,12 @@ class AdapterBank:
     def load(self, experience: int, name: str) -> Adapter:
         """Read the adapter of ``experience``."""
         return Adapter.load(self.path(experience, name))
+
+    def add_statistic(
+        self, experience: int, name: str, statistic: str, tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Write a statistic beside the adapter of ``experience``, whole or not at all."""
+        write_statistic(self.path(experience, name), statistic, tensors)
 
     def paths(self) -> tuple[Path, ...]:
         """Return the folders of all adapters, in order of experience.
@@ -59,11 +73,11 @@ class AdapterBank:
             (int(match[1]), path)
             for path in self.folder.iterdir()
             if (match := _NAME.match(path.name))
-            and any((path / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE))
+            and any((path / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE, DELTA_FILE))
         )
         paths = tuple(path for _, path in sorted(found))
         for path in paths:
-            if not is_whole(path):
+            if not _is_whole(path):
                 raise UserError(
                     f"The adapter in {path} is damaged: a file of it is missing or cannot be "
                     "read; delete the folder and train it again"
@@ -75,3 +89,7 @@ class AdapterBank:
 
     def __iter__(self) -> Iterator[Adapter]:
         return (Adapter.load(path) for path in self.paths())
+
+
+def _is_whole(folder: Path) -> bool:
+    return is_whole_model(folder) if is_model_folder(folder) else is_whole(folder)

@@ -22,6 +22,7 @@ from torch import Tensor
 from cl_lora.adapters.base_model import BaseModel
 from cl_lora.adapters.factors import LoRAFactors
 from cl_lora.adapters.lora_config import LoRASettings, make_lora_config, parse_lora_config
+from cl_lora.adapters.model_folder import STATISTICS
 from cl_lora.support import files
 from cl_lora.support.errors import UserError
 
@@ -30,7 +31,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 HEAD_FILE = "head.safetensors"
 TRAINING_FILE = "training.json"
 
-_FILES = frozenset({CONFIG_FILE, WEIGHTS_FILE, HEAD_FILE, TRAINING_FILE})
+_FILES = frozenset({CONFIG_FILE, WEIGHTS_FILE, HEAD_FILE, TRAINING_FILE, STATISTICS})
 _LISTED = "files"  # in training.json: what else belongs to the adapter
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.[^.]+)?\.weight")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cl_lora.adapters import LoRAFactors, truncate
-from cl_lora.merging.update import Entry, entry_delta, truncate_entry
+from cl_lora.adapters import Entry, LoRAFactors, entry_delta, truncate
+from cl_lora.merging.update import exact_factors, truncate_entry
 from cl_lora.support.errors import UserError
 
 _PART = re.compile(r"(?P<fused>.+\.qkv)\.(?P<part>[qkv])")
@@ -116,7 +116,7 @@ def low_rank(entries: Mapping[str, Entry], rank: int | None, dense: bool) -> Low
         f = (
             truncate(precise, rank or most)
             if isinstance(precise, LoRAFactors)
-            else truncate_entry(precise, rank or most)
+            else exact_factors(truncate_entry(precise, rank or most))
         )
         factors[module] = LoRAFactors(f.A.float(), (f.scaling * f.B).float())
         if rank is not None:

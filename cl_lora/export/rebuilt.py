@@ -9,7 +9,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from cl_lora.adapters import Adapter, AdapterBank, BaseModel
+from cl_lora.adapters import Adapter, AdapterBank, BaseModel, Entry
 from cl_lora.experiment.arms import Arm, ArmDefaults, make_arm, settings_of
 from cl_lora.experiment.banks import FRESH, BankKind
 from cl_lora.experiment.references import get_references
@@ -17,7 +17,6 @@ from cl_lora.experiment.stages import shots_of
 from cl_lora.export.choice import Choice
 from cl_lora.merging import CoefficientRule, coefficient_rows, prepare
 from cl_lora.merging.coefficients.groups import ALL
-from cl_lora.merging.update import Entry
 from cl_lora.models.head_policies import HeadPolicy, HeadSources, get_head_policy
 from cl_lora.models.heads import HeadState
 from cl_lora.run_folder import layout

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from cl_lora.adapters import LoRAFactors
-from cl_lora.merging.geometry import norm
-from cl_lora.merging.kernels import LowRankSum, MaterialisedSum
+from cl_lora.adapters import Entry
+from cl_lora.merging.geometry import inner
+from cl_lora.merging.kernels import LowRankSum
 from cl_lora.merging.registry import ALWAYS, Kernel, register
 from cl_lora.merging.spaces import DeltaSpace, Sources
 from cl_lora.support.errors import UserError
@@ -18,17 +19,23 @@ from cl_lora.support.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class BalancedSum:
-    """The exact sum of rescaled updates; no plain sum of the adapters, which keep their size."""
+    """The exact sum of rescaled updates; no plain sum of the adapters, which keep their size.
 
-    rescaled: LowRankSum
+    Attributes:
+        sum: of the updates as they are.
+        shares: float64 (n,), what each is scaled by.
+    """
 
-    def combine(self, module: str, alpha: Tensor) -> LoRAFactors:
-        """Return the stacked factors of the module."""
-        return self.rescaled.combine(module, alpha)
+    sum: Kernel
+    shares: Tensor
 
-    def materialise(self) -> MaterialisedSum:
-        """Return the sum with its factors stacked once and for all."""
-        return self.rescaled.materialise()
+    def combine(self, module: str, alpha: Tensor) -> Entry:
+        """Return the sum of the rescaled updates of the module."""
+        return self.sum.combine(module, alpha * self.shares.to(alpha))
+
+    def materialise(self) -> BalancedSum:
+        """Return the sum with all in memory."""
+        return replace(self, sum=self.sum.materialise())
 
 
 @register(
@@ -45,21 +52,15 @@ def _balanced(sources: Sources, space: str, options: Mapping[str, Any]) -> Kerne
     Raises:
         UserError: if an adapter changes nothing.
     """
-    norms = [
-        norm({module: factors[i] for module, factors in sources.modules.items()})
-        for i in range(sources.n)
-    ]
+    squares = torch.zeros(sources.n, dtype=torch.float64)
+    for entries in sources.modules.values():
+        squares += torch.tensor([inner(e, e) for e in entries], dtype=torch.float64)
+    norms = squares.clamp(min=0).sqrt().tolist()  # rounding may leave a square just below zero
     if not all(size > 0 for size in norms):
         raise UserError(
             f"Expected adapters that change the model but number {norms.index(0.0)} of "
             f"{len(norms)} has an update of norm 0, which cannot be scaled; leave it out"
         )
     mean = sum(norms) / len(norms)
-    shares = [mean / size for size in norms]
-    modules = {
-        module: tuple(
-            replace(f, scaling=f.scaling * share) for f, share in zip(factors, shares, strict=True)
-        )
-        for module, factors in sources.modules.items()
-    }
-    return BalancedSum(LowRankSum(replace(sources, modules=modules)))
+    shares = torch.tensor([mean / size for size in norms], dtype=torch.float64)
+    return BalancedSum(LowRankSum(sources), shares)

@@ -1,15 +1,18 @@
-"""How large updates are and how alike, from their factors: no (d_out, d_in) matrix is ever made."""
+"""How large updates are and how alike; of low-rank ones no (d_out, d_in) matrix is ever made."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from cl_lora.adapters.factors import LoRAFactors
+from cl_lora.adapters.entries import Entry, entry_delta, entry_shape
+from cl_lora.adapters.factors import LoRAFactors, decompose
 from cl_lora.support.errors import UserError
+
+Entries = Mapping[str, Entry]
+"""Name of a module -> its update."""
 
 Factors = Mapping[str, LoRAFactors]
 """Name of a module -> the factors of its update."""
@@ -21,32 +24,34 @@ _SMALLEST = 1e-7
 """Of the largest singular value: what is below counts as zero (factors are float32)."""
 
 
-def inner(a: LoRAFactors, b: LoRAFactors) -> float:
-    """Return ``<dW_a, dW_b>_F = s_a s_b sum((B_a^T B_b) * (A_a A_b^T))`` in float64.
+def inner(a: Entry, b: Entry) -> float:
+    """Return ``<dW_a, dW_b>_F`` in float64: of factors ``s_a s_b sum((B_a^T B_b) * (A_a A_b^T))``.
 
     Args:
-        a: one update of a weight (d_out, d_in), of rank r_a.
-        b: another of the same weight, of rank r_b.
+        a: one update of a parameter, such as a weight (d_out, d_in).
+        b: another of the same parameter.
 
     Raises:
         UserError: if they are updates of weights of other shapes.
     """
-    if a.shape != b.shape:
+    if entry_shape(a) != entry_shape(b):
         raise UserError(
-            f"Expected two updates of one weight but got shapes {a.shape} and {b.shape}; give "
-            "adapters of one backbone"
+            f"Expected two updates of one weight but got shapes {entry_shape(a)} and "
+            f"{entry_shape(b)}; give adapters of one backbone"
         )
+    if not (isinstance(a, LoRAFactors) and isinstance(b, LoRAFactors)):
+        return float((entry_delta(a).double() * entry_delta(b).double()).sum())
     left, right = a.B.double().T @ b.B.double(), a.A.double() @ b.A.double().T
     return float(a.scaling * b.scaling * (left * right).sum())
 
 
-def norm(factors: Factors) -> float:
+def norm(entries: Entries) -> float:
     """Return the Frobenius norm of an adapter's update, over all modules together."""
     # Rounding may leave a square just below zero.
-    return math.sqrt(max(0.0, sum(inner(f, f) for f in factors.values())))
+    return math.sqrt(max(0.0, sum(inner(e, e) for e in entries.values())))
 
 
-def cosine(a: Factors, b: Factors) -> float:
+def cosine(a: Entries, b: Entries) -> float:
     """Return the cosine of two adapters' updates, each taken as one long vector.
 
     ``sum_m <dW_a,m, dW_b,m>_F / (|dW_a|_F |dW_b|_F)``; a module that one of them does not adapt
@@ -137,9 +142,9 @@ def shares(factors: Factors) -> dict[str, float]:
     return found
 
 
-def _moving(factors: Factors) -> float:
+def _moving(entries: Entries) -> float:
     """Return the norm of an update that is not zero."""
-    length = norm(factors)
+    length = norm(entries)
     if length == 0:
         raise UserError(
             "Expected an adapter that changes the model but its update is zero; train it, or leave "
@@ -150,8 +155,6 @@ def _moving(factors: Factors) -> float:
 
 def _svd(factors: LoRAFactors) -> tuple[Tensor, Tensor, Tensor]:
     """Return U (d_out, r), S (r,) descending and V (d_in, r) in float64; r: rank of the update."""
-    q_b, r_b = torch.linalg.qr(factors.B.double())
-    q_a, r_a = torch.linalg.qr(factors.A.double().T)
-    u, s, vh = torch.linalg.svd(factors.scaling * (r_b @ r_a.T), full_matrices=False)
+    u, s, vh = decompose(LoRAFactors(factors.A.double(), factors.B.double(), factors.scaling))
     rank = int((s > _SMALLEST * s[0]).sum()) if len(s) else 0
-    return q_b @ u[:, :rank], s[:rank], q_a @ vh[:rank].T
+    return u[:, :rank], s[:rank], vh[:rank].T

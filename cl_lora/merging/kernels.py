@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from cl_lora.adapters import LoRAFactors, concatenate
+from cl_lora.adapters import Entry, LoRAFactors, concatenate, entry_delta
 from cl_lora.merging.registry import Kernel
 from cl_lora.merging.spaces import KeptStacks, Sources, Space, sites
-from cl_lora.merging.update import Entry
 
 Sparsify: TypeAlias = Callable[[Tensor, str, str], Tensor]
-"""(stack (n, rows, columns), module, side) -> the stack with entries set to zero; may overwrite."""
+"""(stack (n, ...), module, side) -> the stack with entries set to zero; may overwrite."""
 
 Spread: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(stack, weights (n,)) -> the basis (n, rows, columns) with merged = sum_i weights_i basis_i.
+"""(stack, weights (n,)) -> the basis (n, ...) with merged = sum_i weights_i basis_i.
 
 May overwrite the stack. A gradient that the basis carries flows to the weights.
 """
@@ -39,27 +38,59 @@ def plain_sum(stack: Tensor, weights: Tensor) -> Tensor:
 
 
 def weighted_sum(weights: Tensor, basis: Tensor) -> Tensor:
-    """Return ``sum_i weights_i basis_i`` for weights (n,) and a basis (n, rows, columns)."""
+    """Return ``sum_i weights_i basis_i`` for weights (n,) and a basis (n, ...)."""
     return (weights @ basis.flatten(1)).view(basis.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
 class LowRankSum:
-    """The exact sum ``sum_i alpha_i s_i B_i A_i``, kept as factors of rank ``sum r_i``."""
+    """The exact sum ``sum_i alpha_i dW_i``: of LoRA as factors of rank ``sum r_i``, else dense."""
 
     sources: Sources
 
-    def combine(self, module: str, alpha: Tensor) -> LoRAFactors:
-        """Return the stacked factors of the module, the coefficients on B."""
-        return concatenate(self.sources.modules[module], alpha)
+    @property
+    def apart(self) -> bool:
+        """Whether every entry is low-rank, so that adapters may stay apart in a forward pass."""
+        return all(self.sources.factors(module) is not None for module in self.sources.modules)
 
-    def materialise(self) -> MaterialisedSum:
+    def combine(self, module: str, alpha: Tensor) -> Entry:
+        """Return the stacked factors of the module, the coefficients on B, or the dense sum."""
+        factors = self.sources.factors(module)
+        if factors is not None:
+            return concatenate(factors, alpha)
+        entries = self.sources.modules[module]
+        return torch.stack(
+            [a.to(self.sources.dtype) * entry_delta(e) for a, e in zip(alpha, entries, strict=True)]
+        ).sum(0)
+
+    def materialise(self) -> Kernel:
         """Return the sum with its factors stacked once and for all."""
+        modules = self.sources.modules
+        factors = {module: self.sources.factors(module) for module in modules}
+        if any(found is None for found in factors.values()):
+            return KeptSum(dict(modules.items()))
         ones = torch.ones(self.sources.n, dtype=torch.float64)  # no rounding of the scalings
+        low_rank = {module: found for module, found in factors.items() if found is not None}
         return MaterialisedSum(
-            {module: self.combine(module, ones) for module in self.sources.modules},
-            {m: torch.tensor([f.rank for f in fs]) for m, fs in self.sources.modules.items()},
+            {module: concatenate(found, ones) for module, found in low_rank.items()},
+            {m: torch.tensor([f.rank for f in fs]) for m, fs in low_rank.items()},
         )
+
+
+@dataclass(frozen=True, eq=False)
+class KeptSum:
+    """The dense sum of entries that are held in memory."""
+
+    modules: Mapping[str, Sequence[Entry]]
+
+    def combine(self, module: str, alpha: Tensor) -> Tensor:
+        """Return the sum of the module's deltas."""
+        deltas = torch.stack([entry_delta(entry) for entry in self.modules[module]])
+        return weighted_sum(alpha.to(deltas), deltas)
+
+    def materialise(self) -> KeptSum:
+        """Return itself."""
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +154,8 @@ class Pipeline:
     def _merge(self, module: str, side: str, alpha: Tensor) -> Tensor:
         stack = self._stack(module, side)
         weights = self.space.weights(module, side, alpha).to(stack)
+        if stack.ndim == 1:  # a parameter that is a single number
+            return weighted_sum(weights, self.spread(stack, weights))
         rows = max(1, _BLOCK // stack[:, 0].numel()) if self.by_rows else stack.shape[1]
         return torch.cat(
             [

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cl_lora.adapters import Adapter, BaseModel, LoRAFactors, common_base
+from cl_lora.adapters import (
+    Adapter,
+    BaseModel,
+    Entry,
+    LoRAFactors,
+    common_base,
+    entry_shape,
+)
+from cl_lora.adapters.entries import is_finite
 from cl_lora.merging.kernels import LowRankSum
 from cl_lora.merging.registry import (
     LARGEST,
@@ -17,11 +25,12 @@ from cl_lora.merging.registry import (
     Kernel,
     differentiability,
     get_method,
+    statistic_of,
     validate_method,
     variant_of,
 )
 from cl_lora.merging.spaces import Sources
-from cl_lora.merging.update import Entry, Update, truncate_entry
+from cl_lora.merging.update import Update, truncate_entry
 from cl_lora.support.errors import UserError, unknown_name
 
 
@@ -57,7 +66,7 @@ class Plan:
     @property
     def plain_sum(self) -> bool:
         """Whether the update is ``sum_i alpha_i s_i B_i A_i``, so that adapters may stay apart."""
-        return self._rank is None and isinstance(self._kernel, LowRankSum)
+        return self._rank is None and isinstance(self._kernel, LowRankSum) and self._kernel.apart
 
     @property
     def learnable(self) -> bool:
@@ -143,11 +152,12 @@ def prepare(
 
     Raises:
         UserError: for an unknown method, space or option, no adapters, adapters that differ in
-            modules or shapes, ranks that differ where they may not, or factors not finite.
+            modules or shapes, ranks that differ where they may not, entries not finite, or a
+            statistic that an adapter lacks.
     """
     complete = validate_method(method, space, options)
     info = get_method(method)
-    sources = gather(adapters, seed)
+    sources = gather(adapters, seed, statistic_of(method, space, options))
     rank = complete["rank"]
     drawn = {"seed": seed} if info.random and seed is not None else {}
     return Plan(
@@ -230,57 +240,116 @@ def require_learnable(
         )
 
 
-def gather(adapters: Sequence[Adapter], seed: int | None = None) -> Sources:
-    """Check that adapters fit each other and turn them around: module -> its n factors.
+def gather(
+    adapters: Sequence[Adapter], seed: int | None = None, statistic: str | None = None
+) -> Sources:
+    """Check that adapters fit each other and turn them around: module -> its n entries.
 
-    Half precision is raised to float32; gradients are cut.
+    Half precision is raised to float32; gradients are cut. What an adapter reads only when it is
+    asked for is looked at one tensor at a time, and never kept.
+
+    Args:
+        adapters: n adapters, or fully fine-tuned models, of the same modules.
+        seed: of the run.
+        statistic: name of the statistic that every adapter must have.
 
     Raises:
-        UserError: if there are no adapters or modules, modules or shapes differ, or a factor is
-            not finite.
+        UserError: if there are no adapters or modules, modules or shapes differ, an entry is not
+            finite, or a statistic is missing.
     """
     if not adapters:
         raise UserError("Expected at least one adapter to merge but got none")
     first = adapters[0]
-    if not first.factors:
+    if not first.entries:
         raise UserError(f"Expected adapter {first.name!r} to have modules but it has none")
-    for adapter in adapters:
-        _check_fits(adapter, first)
     dtype = torch.float32
+    ranks: dict[str, list[int]] = {module: [] for module in first.entries}
+    shapes: dict[str, tuple[int, ...]] = {}
     for adapter in adapters:
-        for f in adapter.factors.values():
-            dtype = torch.promote_types(dtype, torch.promote_types(f.A.dtype, f.B.dtype))
-    modules = {
-        module: tuple(_cast(adapter.factors[module], dtype) for adapter in adapters)
-        for module in first.factors
-    }
-    return Sources(modules, len(adapters), dtype, seed)
+        _check_modules(adapter, first)
+        for module, entry in adapter.entries.items():
+            _check_entry(adapter, module, entry, first, shapes)
+            dtype = torch.promote_types(dtype, _dtype(entry))
+            if isinstance(entry, LoRAFactors):
+                ranks[module].append(entry.rank)
+            elif entry.ndim == 2:
+                ranks[module].append(min(entry.shape))
+    return Sources(
+        _Turned(adapters, dtype),
+        len(adapters),
+        dtype,
+        seed,
+        () if statistic is None else tuple(_statistic(a, statistic) for a in adapters),
+        {module: tuple(found) for module, found in ranks.items()},
+    )
 
 
-def _check_fits(adapter: Adapter, first: Adapter) -> None:
-    odd = sorted(set(first.factors) ^ set(adapter.factors))
+class _Turned(Mapping[str, tuple[Entry, ...]]):
+    """Adapters as module -> entries, each read and cast when it is asked for."""
+
+    def __init__(self, adapters: Sequence[Adapter], dtype: torch.dtype) -> None:
+        self._adapters, self._dtype = adapters, dtype
+
+    def __getitem__(self, module: str) -> tuple[Entry, ...]:
+        return tuple(_cast(adapter.entries[module], self._dtype) for adapter in self._adapters)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._adapters[0].entries)
+
+    def __len__(self) -> int:
+        return len(self._adapters[0].entries)
+
+
+def _statistic(adapter: Adapter, name: str) -> Mapping[str, Tensor]:
+    if name not in adapter.statistics:
+        raise UserError(
+            f"Expected adapter {adapter.name!r} to have the statistic {name!r} but it has "
+            f"{', '.join(adapter.statistics) or 'none'}; merge it in a run, which gathers it, or "
+            "choose a method that needs no data"
+        )
+    return adapter.statistics[name]
+
+
+def _check_modules(adapter: Adapter, first: Adapter) -> None:
+    odd = sorted(set(first.entries) ^ set(adapter.entries))
     if odd:
-        has, lacks = (first, adapter) if odd[0] in first.factors else (adapter, first)
+        has, lacks = (first, adapter) if odd[0] in first.entries else (adapter, first)
         raise UserError(
             f"Expected adapters of the same modules but {has.name!r} has {odd[0]!r} and "
             f"{lacks.name!r} lacks it; merge adapters trained with the same targets"
         )
-    for module, f in adapter.factors.items():
-        if f.shape != first.factors[module].shape:
-            raise UserError(
-                f"Expected updates of one shape but module {module!r} has "
-                f"{first.factors[module].shape} in {first.name!r} and {f.shape} in "
-                f"{adapter.name!r}; merge adapters of the same backbone"
-            )
-        if not (f.A.isfinite().all() and f.B.isfinite().all()):
-            raise UserError(
-                f"Expected finite factors but module {module!r} of adapter {adapter.name!r} holds "
-                "NaN or infinity; train it again with a smaller learning rate"
-            )
 
 
-def _cast(f: LoRAFactors, dtype: torch.dtype) -> LoRAFactors:
-    return LoRAFactors(f.A.detach().to(dtype), f.B.detach().to(dtype), f.scaling)
+def _check_entry(
+    adapter: Adapter,
+    module: str,
+    entry: Entry,
+    first: Adapter,
+    shapes: dict[str, tuple[int, ...]],
+) -> None:
+    shape = entry_shape(entry)
+    if shapes.setdefault(module, shape) != shape:
+        raise UserError(
+            f"Expected updates of one shape but module {module!r} has {shapes[module]} in "
+            f"{first.name!r} and {shape} in {adapter.name!r}; merge adapters of the same backbone"
+        )
+    if not is_finite(entry):
+        raise UserError(
+            f"Expected finite factors but module {module!r} of adapter {adapter.name!r} holds "
+            "NaN or infinity; train it again with a smaller learning rate"
+        )
+
+
+def _dtype(entry: Entry) -> torch.dtype:
+    if isinstance(entry, LoRAFactors):
+        return torch.promote_types(entry.A.dtype, entry.B.dtype)
+    return entry.dtype
+
+
+def _cast(entry: Entry, dtype: torch.dtype) -> Entry:
+    if isinstance(entry, LoRAFactors):
+        return LoRAFactors(entry.A.detach().to(dtype), entry.B.detach().to(dtype), entry.scaling)
+    return entry.detach().to(dtype)
 
 
 def _check_finite(alpha: Tensor) -> None:

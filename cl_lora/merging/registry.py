@@ -9,8 +9,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
+from cl_lora.adapters import Entry
 from cl_lora.merging.spaces import SPACES, Sources
-from cl_lora.merging.update import Entry
 from cl_lora.support.errors import UserError, unknown_name
 from cl_lora.support.registry import check_free, look_up
 
@@ -138,7 +138,8 @@ class MethodInfo:
         scaling: how the coefficient alpha and the adapter's scaling s enter, for a method that
             does the same in every space; None for one that does as its space does.
         random: draws at random, so that the run's seed is part of what defines an update.
-        data_free: needs no samples beyond the adapters.
+        statistic: complete options -> name of the statistic that it needs of every adapter, one of
+            :data:`cl_lora.models.statistics.STATISTICS`; None if it needs nothing but adapters.
         needs_task_id: the task must be known at inference.
     """
 
@@ -152,8 +153,13 @@ class MethodInfo:
     options: Mapping[str, OptionSpec]
     scaling: str | None = None
     random: bool = False
-    data_free: bool = True
+    statistic: Callable[[Mapping[str, Any]], str] | None = None
     needs_task_id: bool = False
+
+    @property
+    def data_free(self) -> bool:
+        """Whether it needs no samples beyond the adapters."""
+        return self.statistic is None
 
 
 METHODS: dict[str, MethodInfo] = {}
@@ -294,6 +300,19 @@ def differentiability(
     return get_method(method).linearity.of(space, validate_method(method, space, options))
 
 
+def statistic_of(
+    method: str, space: str = "delta", options: Mapping[str, Any] | None = None
+) -> str | None:
+    """Return the name of the statistic that a merge needs of every adapter, None if it needs none.
+
+    Raises:
+        UserError: as :func:`validate_method`.
+    """
+    complete = validate_method(method, space, options)
+    needed = get_method(method).statistic
+    return None if needed is None else needed(complete)
+
+
 def is_linear(method: str, space: str = "delta", options: Mapping[str, Any] | None = None) -> bool:
     """Return whether the merged update is linear in the coefficients.
 
@@ -316,7 +335,7 @@ def methods_table() -> list[dict[str, str]]:
             "learned": info.linearity.learned_how,
             "spaces": ", ".join(info.spaces),
             "options": options_text(info.options),
-            "data": "none" if info.data_free else "samples",
+            "data": "none" if info.data_free else "statistics",
             "task": "known" if info.needs_task_id else "unknown",
             "paper": info.paper,
         }

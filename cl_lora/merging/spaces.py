@@ -8,14 +8,13 @@ Nothing is kept: a stack is computed when it is asked for.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from cl_lora.adapters import LoRAFactors
-from cl_lora.merging.update import Entry
+from cl_lora.adapters import Entry, LoRAFactors, entry_shape
 from cl_lora.support.errors import UserError
 
 
@@ -24,21 +23,34 @@ class Sources:
     """Checked adapters, turned around.
 
     Attributes:
-        modules: module -> its n factors, all float32 or all float64.
+        modules: module -> its n entries, all float32 or all float64; may be read only when they
+            are asked for, so that whoever goes over them holds one module's at a time.
         n: the number of adapters.
-        dtype: of every factor.
+        dtype: of every entry.
         seed: the run's seed, for methods that draw at random; None outside a run.
+        statistics: for a method that needs one: of each adapter module -> tensor. A module
+            without a statistic, such as a bias without a Gram matrix, is not in it.
+        ranks: module -> the ranks of its n entries, or the smaller side of dense matrices; empty
+            for a parameter that is no matrix.
     """
 
-    modules: Mapping[str, tuple[LoRAFactors, ...]]
+    modules: Mapping[str, tuple[Entry, ...]]
     n: int
     dtype: torch.dtype
     seed: int | None = None
+    statistics: tuple[Mapping[str, Tensor], ...] = ()
+    ranks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def largest_rank(self) -> int:
         """The largest rank of any adapter in any module."""
-        return max(f.rank for factors in self.modules.values() for f in factors)
+        return max((rank for ranks in self.ranks.values() for rank in ranks), default=1)
+
+    def factors(self, module: str) -> tuple[LoRAFactors, ...] | None:
+        """Return a module's n entries if all are low-rank factors, else None."""
+        entries = self.modules[module]
+        low_rank = tuple(e for e in entries if isinstance(e, LoRAFactors))
+        return low_rank if len(low_rank) == len(entries) else None
 
 
 class Space(Protocol):
@@ -53,18 +65,21 @@ class Space(Protocol):
         """The adapters."""
 
     def stack(self, module: str, side: str) -> Tensor:
-        """Return a fresh float tensor (n, rows, columns) that the caller may overwrite."""
+        """Return a fresh float tensor (n, ...) that the caller may overwrite.
+
+        Behind n stands the shape of what is merged: (d_out, d_in) of a linear layer's weight.
+        """
 
     def weights(self, module: str, side: str, alpha: Tensor) -> Tensor:
         """Return the weight (n,) of each tensor of the stack under coefficients ``alpha`` (n,)."""
 
     def assemble(self, tensors: Sequence[Tensor]) -> Entry:
-        """Return the module's update from one merged tensor (rows, columns) per side."""
+        """Return the module's update from one merged tensor per side."""
 
 
 @dataclass(frozen=True, eq=False)
 class DeltaSpace:
-    """Dense updates ``dW_i = s_i B_i A_i`` with weights ``alpha_i``: the plain mathematics.
+    """Dense updates ``dW_i`` (``s_i B_i A_i`` of a LoRA) with weights ``alpha_i``.
 
     Attributes:
         sources: the adapters.
@@ -76,12 +91,15 @@ class DeltaSpace:
     sides: ClassVar[tuple[str, ...]] = ("delta",)
 
     def stack(self, module: str, side: str) -> Tensor:
-        """Return the deltas (n, d_out, d_in) of the module."""
-        factors = self.sources.modules[module]
-        result = factors[0].A.new_empty((self.sources.n, *factors[0].shape))
-        for out, f in zip(result, factors, strict=True):
-            torch.mm(f.B, f.A, out=out)
-            out.mul_(f.scaling)
+        """Return the deltas (n, ...) of the module."""
+        entries = self.sources.modules[module]
+        result = torch.empty((self.sources.n, *entry_shape(entries[0])), dtype=self.sources.dtype)
+        for out, entry in zip(result, entries, strict=True):
+            if isinstance(entry, LoRAFactors):
+                torch.mm(entry.B, entry.A, out=out)
+                out.mul_(entry.scaling)
+            else:
+                out.copy_(entry)
         return result
 
     def weights(self, module: str, side: str, alpha: Tensor) -> Tensor:
@@ -105,7 +123,7 @@ class FactorSpace:
     sigmoids and the softmax of bounded rules never reach it (the rule unbounded may).
 
     Raises:
-        UserError: if the adapters of a module differ in rank.
+        UserError: if the adapters of a module differ in rank, or are no low-rank factors.
     """
 
     sources: Sources
@@ -113,7 +131,13 @@ class FactorSpace:
     sides: ClassVar[tuple[str, ...]] = ("A", "B")
 
     def __post_init__(self) -> None:
-        for module, factors in self.sources.modules.items():
+        for module in self.sources.modules:
+            factors = self.sources.factors(module)
+            if factors is None:
+                raise UserError(
+                    f"Expected low-rank factors in space 'factors' but module {module!r} has dense "
+                    "updates of a fully fine-tuned model; use space 'delta'"
+                )
             ranks = [f.rank for f in factors]
             if len(set(ranks)) > 1:
                 raise UserError(
@@ -123,11 +147,11 @@ class FactorSpace:
 
     def stack(self, module: str, side: str) -> Tensor:
         """Return the factors A (n, r, d_in) or B (n, d_out, r) of the module."""
-        return torch.stack([f.A if side == "A" else f.B for f in self.sources.modules[module]])
+        return torch.stack([f.A if side == "A" else f.B for f in self._factors(module)])
 
     def weights(self, module: str, side: str, alpha: Tensor) -> Tensor:
         """Return the square roots of ``alpha * s``; a negative sign goes to A alone."""
-        scaled = alpha * alpha.new_tensor([f.scaling for f in self.sources.modules[module]])
+        scaled = alpha * alpha.new_tensor([f.scaling for f in self._factors(module)])
         root = scaled.abs().sqrt()
         # At 0 the root is 0 either way; torch.sign would only hide a -0.0 from the comparison.
         return torch.where(scaled < 0, -root, root) if side == "A" else root
@@ -136,6 +160,11 @@ class FactorSpace:
         """Return the merged factors with scaling 1."""
         A, B = tensors
         return LoRAFactors(A, B, 1.0)
+
+    def _factors(self, module: str) -> tuple[LoRAFactors, ...]:
+        factors = self.sources.factors(module)
+        assert factors is not None
+        return factors
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cl_lora.adapters import Adapter, BaseModel, LoRAFactors
+from cl_lora.adapters import Adapter, BaseModel, Entry, LoRAFactors, entry_delta, entry_shape
 from cl_lora.adapters import truncate as truncate_factors
 from cl_lora.support.errors import UserError, unknown_name
-
-Entry: TypeAlias = LoRAFactors | Tensor
-"""What one module's weight gets: low-rank factors, or a dense delta (d_out, d_in)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +20,8 @@ class Update:
     """What is added to the frozen weights: ``W = W0 + delta(module)`` for each module.
 
     Attributes:
-        entries: module name -> :class:`~cl_lora.adapters.LoRAFactors` or a dense float tensor
-            (d_out, d_in).
+        entries: module name -> :class:`~cl_lora.adapters.LoRAFactors` or a dense float tensor in
+            the shape of its parameter.
         variant: everything that defines how the update was made; recorded with every result.
         alpha: the coefficients it was combined with, (n,) or (M, n); None if it was made otherwise.
         base: what all its sources say of the model they were trained on.
@@ -40,7 +37,7 @@ class Update:
         return tuple(self.entries)
 
     def delta(self, module: str) -> Tensor:
-        """Return the dense update of ``module``, shape (d_out, d_in).
+        """Return the dense update of ``module``, in the shape of its parameter.
 
         Raises:
             UserError: if the update has no such module.
@@ -51,6 +48,8 @@ class Update:
 
     def truncate(self, rank: int) -> Update:
         """Return the best approximation of each delta of at most ``rank`` (Eckart-Young).
+
+        Parameters that are no matrix, such as the biases of a whole model, stay what they are.
 
         Raises:
             UserError: if ``rank`` is below 1.
@@ -64,7 +63,8 @@ class Update:
         """Return the update as an adapter whose deltas are exactly these (or their truncation).
 
         A dense delta becomes the factors ``(delta, I)`` or ``(I, delta)`` of rank
-        min(d_out, d_in): nothing is lost, whatever its true rank.
+        min(d_out, d_in): nothing is lost, whatever its true rank. Where a parameter is no matrix
+        the update is that of a fully fine-tuned model, and stays dense throughout.
 
         Args:
             name: name of the adapter.
@@ -75,8 +75,11 @@ class Update:
             UserError: if ``rank`` is below 1.
         """
         update = self if rank is None else self.truncate(rank)
-        factors = {module: exact_factors(entry) for module, entry in update.entries.items()}
         training = {"merge": dict(update.variant)}
+        if any(len(entry_shape(entry)) != 2 for entry in update.entries.values()):
+            deltas = {name: entry_delta(entry) for name, entry in update.entries.items()}
+            return Adapter(name, {}, dict(head or {}), training, update.base, deltas)
+        factors = {module: exact_factors(entry) for module, entry in update.entries.items()}
         return Adapter(name, factors, dict(head or {}), training, update.base)
 
     def save(
@@ -97,13 +100,8 @@ class Update:
         self.to_adapter(Path(folder).name, rank, head).save(folder)
 
 
-def entry_delta(entry: Entry) -> Tensor:
-    """Return the dense delta (d_out, d_in) of one module's entry."""
-    return entry.delta() if isinstance(entry, LoRAFactors) else entry
-
-
 def exact_factors(entry: Entry) -> LoRAFactors:
-    """Return factors with ``B @ A`` equal to the entry's delta, bit for bit for dense ones."""
+    """Return factors with ``B @ A`` equal to a matrix's delta, bit for bit for dense ones."""
     if isinstance(entry, LoRAFactors):
         return entry
     d_out, d_in = entry.shape
@@ -111,8 +109,10 @@ def exact_factors(entry: Entry) -> LoRAFactors:
     return LoRAFactors(entry, identity) if d_out <= d_in else LoRAFactors(identity, entry)
 
 
-def truncate_entry(entry: Entry, rank: int) -> LoRAFactors:
+def truncate_entry(entry: Entry, rank: int) -> Entry:
     """Return the best approximation of at most ``rank``; low-rank entries go through QR.
+
+    What is no matrix stays what it is.
 
     Raises:
         UserError: if ``rank`` is below 1.
@@ -121,6 +121,8 @@ def truncate_entry(entry: Entry, rank: int) -> LoRAFactors:
         return truncate_factors(entry, rank)
     if rank < 1:
         raise UserError(f"Expected a truncation rank of at least 1 but got {rank}; raise it")
+    if entry.ndim != 2:
+        return entry
     if rank >= min(entry.shape):
         return exact_factors(entry)
     u, s, vh = torch.linalg.svd(entry, full_matrices=False)

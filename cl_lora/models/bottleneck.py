@@ -38,12 +38,19 @@ class Bottleneck:
 
         Raises:
             UserError: if the adapters do not fit each other (as
-                :func:`~cl_lora.merging.plan.gather`), or do not fit linear layers of the network.
+                :func:`~cl_lora.merging.plan.gather`), do not fit linear layers of the network, or
+                are no low-rank factors.
         """
         sources = gather(adapters)
         ones = torch.ones(sources.n, dtype=sources.dtype)
         stacked, ranks = {}, {}
-        for module, factors in sources.modules.items():
+        for module in sources.modules:
+            factors = sources.factors(module)
+            if factors is None:
+                raise UserError(
+                    f"Expected low-rank factors in {module!r} but it has a dense update; only LoRA "
+                    "adapters can stay apart"
+                )
             weight = _linear_weight(network, module, factors[0].shape)
             both = concatenate(factors, ones)
             stacked[module] = LoRAFactors(both.A.to(weight), both.B.to(weight))

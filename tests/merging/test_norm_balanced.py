@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from merge_reference import dense, relative_error, toy_adapters
 
-from cl_lora.adapters import Adapter
+from cl_lora.adapters import Adapter, entry_delta
 from cl_lora.merging import merge, prepare, variant_of
 from cl_lora.merging.geometry import inner
 from cl_lora.merging.registry import is_linear
-from cl_lora.merging.update import entry_delta
 from cl_lora.support.errors import UserError
 
 RANKS = (2, 3, 4)

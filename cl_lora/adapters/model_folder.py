@@ -1,0 +1,114 @@
+"""A folder of one fully fine-tuned model: its differences to the base model, tensor by tensor.
+
+Beside ``delta.safetensors`` it has ``head.safetensors`` where the model has a head, and
+``training.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from cl_lora.adapters.tensor_file import LazyTensors
+from cl_lora.support import files
+from cl_lora.support.errors import UserError
+
+DELTA_FILE = "delta.safetensors"
+HEAD_FILE = "head.safetensors"
+TRAINING_FILE = "training.json"
+STATISTICS = "statistics"
+
+_FILES = frozenset({DELTA_FILE, HEAD_FILE, TRAINING_FILE, STATISTICS})
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Return whether a folder holds a fully fine-tuned model."""
+    files.restore(folder)
+    return (folder / DELTA_FILE).is_file()
+
+
+def read_model(
+    folder: Path,
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Any]]:
+    """Return the deltas, read when they are asked for, the head and what is known of training.
+
+    Raises:
+        UserError: if a file is missing or cannot be read.
+    """
+    training = _training(folder)
+    head = folder / HEAD_FILE
+    return (
+        LazyTensors(folder / DELTA_FILE),
+        dict(LazyTensors(head)) if head.exists() else {},
+        training,
+    )
+
+
+def write_model(
+    folder: Path,
+    deltas: Mapping[str, Tensor],
+    head: Mapping[str, Tensor],
+    training: Mapping[str, Any],
+) -> None:
+    """Write a fully fine-tuned model, whole or not at all; one of ours is replaced.
+
+    Raises:
+        UserError: if something else is there, or the disk refuses.
+    """
+    if folder.is_dir():
+        foreign = sorted(path.name for path in folder.iterdir() if path.name not in _FILES)
+        if foreign:
+            raise UserError(
+                f"{folder} holds {foreign[0]!r}, so it is no model of ours to be replaced; choose "
+                "another folder, or delete this one first"
+            )
+    with files.whole_folder(folder, replace=True) as temporary:
+        safetensors.torch.save_file(_owned(deltas), temporary / DELTA_FILE, {"format": "pt"})
+        if head:
+            safetensors.torch.save_file(_owned(head), temporary / HEAD_FILE)
+        files.write_json(temporary / TRAINING_FILE, dict(training))
+
+
+def is_whole_model(folder: Path) -> bool:
+    """Return whether all of a fully fine-tuned model is there; no tensor is loaded."""
+    try:
+        read_model(folder)
+    except UserError:
+        return False
+    return True
+
+
+def statistics_of(folder: Path) -> dict[str, Mapping[str, Tensor]]:
+    """Return the statistics beside an adapter by name, read when they are asked for."""
+    return {path.stem: LazyTensors(path) for path in sorted(folder.glob(f"{STATISTICS}/*"))}
+
+
+def write_statistic(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Write a statistic beside an adapter, whole or not at all.
+
+    Raises:
+        UserError: if the disk refuses.
+    """
+    data = safetensors.torch.save(_owned(tensors))
+    files.write_bytes(folder / STATISTICS / f"{name}.safetensors", data)
+
+
+def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # Tensors that share memory, as parts of a fused projection do, are refused by safetensors.
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    path = folder / TRAINING_FILE
+    try:
+        value = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); train the model again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"Expected a JSON object in {path} but got {type(value).__name__}")
+    return value
