@@ -26,9 +26,11 @@ from cl_lora.run_folder.records import StreamRecord
 from cl_lora.run_folder.rows import (
     ACCOUNTS,
     COEFFICIENTS,
+    EMBEDDINGS,
     FACTS,
     RELATIONS,
     SIMILARITIES,
+    SPECTRA,
     RowFile,
 )
 from cl_lora.support.errors import UserError
@@ -78,6 +80,8 @@ class RunFolder:
         similarity: contents of ``similarity.csv``: seed, evaluated, group, adapter, value.
         relations: contents of ``relations.csv``: seed, measure, first, second, value.
         adapter_facts: contents of ``adapter_facts.csv``: seed, adapter, quantity, value.
+        spectra: contents of ``spectra.csv``: seed, bank, adapter, index, value, energy.
+        embedding: contents of ``embedding.csv``: seed, arm, evaluated, sample, label, x, y.
         curves: training curves of every adapter, by seed, bank and experience.
     """
 
@@ -91,6 +95,8 @@ class RunFolder:
     similarity: pd.DataFrame
     relations: pd.DataFrame
     adapter_facts: pd.DataFrame
+    spectra: pd.DataFrame
+    embedding: pd.DataFrame
     curves: tuple[TrainingCurve, ...]
 
     @property
@@ -141,7 +147,10 @@ class RunFolder:
         return settings
 
     def variant(self, arm: str) -> Mapping[str, Any]:
-        """Return ``arm`` with every default, as recorded; empty if it was not, or a reference."""
+        """Return ``arm`` with every default, as recorded; empty if it was not.
+
+        Of a reference row only its ``bank`` may be there, where it is not the usual one.
+        """
         variants: Mapping[str, Mapping[str, Any]] = self.config.get("variants") or {}
         return variants.get(arm, {})
 
@@ -206,9 +215,12 @@ class RunFolder:
         # What was scored of an arm that was stopped stays in the file, and out of every report.
         rows = {*config["arms"], *config["references"]}
         scores = ScoreTable(score for score in scores if score.arm in rows)
-        coefficients, accounts, similarity, relations, adapter_facts = (
+        coefficients, accounts, similarity, relations, adapter_facts, spectra, embedding = (
             _frame(path, file, stream, rows)
-            for file in (COEFFICIENTS, ACCOUNTS, SIMILARITIES, RELATIONS, FACTS)
+            for file in (
+                *(COEFFICIENTS, ACCOUNTS, SIMILARITIES, RELATIONS, FACTS),
+                *(SPECTRA, EMBEDDINGS),
+            )
         )
         environment = path / ENVIRONMENT_FILE
         run = cls(
@@ -222,6 +234,8 @@ class RunFolder:
             similarity=similarity,
             relations=relations,
             adapter_facts=adapter_facts,
+            spectra=spectra,
+            embedding=embedding,
             curves=_read_curves(path / ADAPTERS),
         )
         if not allow_unfinished:

@@ -25,11 +25,13 @@ class Coefficient:
 
 @dataclass(frozen=True)
 class Account:
-    """One row of ``accounts.csv``: what it cost to adapt an arm to the support set of a stage.
+    """One row of ``accounts.csv``: what it cost to make, or to keep, what is served at a stage.
 
-    Quantities: ``trainable_parameters`` (without the head), ``seconds`` (wall clock, without
-    features that were there already), ``peak_memory_mb`` (beyond what was held before), and
-    ``learning_rate_factor`` where one was selected.
+    Quantities of an arm that is adapted to a support set: ``trainable_parameters`` (without the
+    head), ``seconds`` (wall clock, without features that were there already), ``peak_memory_mb``
+    (beyond what was held before), and ``learning_rate_factor`` where one was selected. Of every row
+    of a run that merges all at once: ``parameters``, the numbers that serve all tasks, the backbone
+    once among them and heads left out.
     """
 
     seed: int
@@ -82,6 +84,39 @@ class AdapterFact:
     adapter: int
     quantity: str
     value: float
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """One row of ``spectra.csv``: how the singular values of one adapter's updates fall off.
+
+    ``index`` is k, from 1; ``value`` the mean over modules of ``sigma_k / sigma_1``, ``energy`` the
+    share of the squared Frobenius norm of all modules in their first k singular values each.
+    """
+
+    seed: int
+    bank: str
+    adapter: int
+    index: int
+    value: float
+    energy: float
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """One row of ``embedding.csv``: where t-SNE places a test sample's features under one arm.
+
+    ``sample`` is its index in the inputs of the experience ``evaluated``, ``label`` its class, or
+    the bin of its value where a task has no classes.
+    """
+
+    seed: int
+    arm: str
+    evaluated: int
+    sample: int
+    label: int
+    x: float
+    y: float
 
 
 @dataclass(frozen=True)
@@ -207,7 +242,8 @@ class StreamRecord:
         ordered: whether stages follow one another in time: forgetting and transfer exist only
             then.
         stages: every stage, -1 (before any training) first where it is scored.
-        backbone: fingerprint of the weights, input size, normalisation.
+        backbone: fingerprint of the weights, input size, normalisation; ``parameters``, how many
+            numbers it has, where what serves all tasks is measured by it.
     """
 
     name: str

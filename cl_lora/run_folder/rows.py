@@ -15,12 +15,22 @@ from typing import Any, Generic, TypeVar
 from cl_lora.run_folder.layout import (
     ACCOUNTS_FILE,
     COEFFICIENTS_FILE,
+    EMBEDDING_FILE,
     FACTS_FILE,
     RELATIONS_FILE,
     SCORES_FILE,
     SIMILARITY_FILE,
+    SPECTRA_FILE,
 )
-from cl_lora.run_folder.records import Account, AdapterFact, Coefficient, Relation, Similarity
+from cl_lora.run_folder.records import (
+    Account,
+    AdapterFact,
+    Coefficient,
+    Embedding,
+    Relation,
+    Similarity,
+    Spectrum,
+)
 from cl_lora.support.errors import UserError
 
 Row = TypeVar("Row")
@@ -123,7 +133,7 @@ COEFFICIENTS = RowFile(COEFFICIENTS_FILE, Coefficient, _BOTH)
 """What was merged with."""
 
 ACCOUNTS = RowFile(ACCOUNTS_FILE, Account, _BOTH)
-"""What adapting cost."""
+"""What it cost to make or to keep what is served."""
 
 _ITSELF = "delete it and run the command again: it is computed from the adapters"
 
@@ -135,3 +145,9 @@ RELATIONS = RowFile(RELATIONS_FILE, Relation, _ITSELF)
 
 FACTS = RowFile(FACTS_FILE, AdapterFact, _ITSELF)
 """How large each adapter is, and what it does to features."""
+
+SPECTRA = RowFile(SPECTRA_FILE, Spectrum, _ITSELF)
+"""How the singular values of each adapter fall off."""
+
+EMBEDDINGS = RowFile(EMBEDDING_FILE, Embedding, _ITSELF)
+"""Where t-SNE places the features of one task under each arm."""

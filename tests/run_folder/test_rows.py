@@ -8,9 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cl_lora.run_folder.records import Account, AdapterFact, Relation, Similarity
+from cl_lora.run_folder.records import (
+    Account,
+    AdapterFact,
+    Embedding,
+    Relation,
+    Similarity,
+    Spectrum,
+)
 from cl_lora.run_folder.results import Results
-from cl_lora.run_folder.rows import ACCOUNTS, FACTS, RELATIONS, SIMILARITIES
+from cl_lora.run_folder.rows import (
+    ACCOUNTS,
+    EMBEDDINGS,
+    FACTS,
+    RELATIONS,
+    SIMILARITIES,
+    SPECTRA,
+)
 from cl_lora.support.errors import UserError
 
 NUMBERS = st.integers(0, 10**6)
@@ -84,3 +98,24 @@ def test_rows_of_relations_and_facts(tmp_path: Path) -> None:
     path.write_text(RELATIONS.text([relation]).replace("0.25", "inf"))
     with pytest.raises(UserError, match="line 2: expected a finite value but got 'inf'"):
         RELATIONS.read(path)
+
+
+def test_rows_of_spectra_and_embeddings(tmp_path: Path) -> None:
+    spectrum = Spectrum(0, "full", 3, 1, 1.0, 0.25)
+    point = Embedding(0, "ties", 2, 17, 4, -1.5, 2.25)
+    assert SPECTRA.text([spectrum]) == "seed,bank,adapter,index,value,energy\n0,full,3,1,1.0,0.25\n"
+    head = "seed,arm,evaluated,sample,label,x,y\n"
+    assert EMBEDDINGS.text([point]) == head + "0,ties,2,17,4,-1.5,2.25\n"
+    for file, row, wrong, said in (
+        (SPECTRA, spectrum, ("0.25", "nan"), "line 2: expected a finite energy but got 'nan'"),
+        (SPECTRA, spectrum, (",energy", ""), "missing column energy"),
+        (SPECTRA, spectrum, ("3,1,", "3,first,"), "line 2"),
+        (EMBEDDINGS, point, ("-1.5", "inf"), "line 2: expected a finite x but got 'inf'"),
+        (EMBEDDINGS, point, (",17,4,", ",17,"), "line 2"),
+    ):
+        path = tmp_path / file.name
+        path.write_text(file.text([row]))
+        assert file.read(path) == [row]
+        path.write_text(file.text([row]).replace(*wrong))
+        with pytest.raises(UserError, match=said):
+            file.read(path)
