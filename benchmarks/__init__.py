@@ -43,12 +43,12 @@ __all__ = [
 ]
 
 
-def make_benchmark(config: Mapping[str, Any], image_size: int) -> Benchmark:
+def make_benchmark(config: Mapping[str, Any], image_size: int | None) -> Benchmark:
     """Load the benchmark that a config describes.
 
     Args:
         config: a resolved ``configs/benchmark`` file as a plain mapping.
-        image_size: side of the square images in pixels.
+        image_size: side of the square images in pixels; None for a model that takes none.
 
     Raises:
         UserError: anything wrong with the config or the data; the checks that need no decoding

@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cl_lora import merge
 from cl_lora.adapters.injection import applied
-from cl_lora.models.backbones import Backbone, ModelConfig, load_backbone
+from cl_lora.models.backbones import Backbone, ModelConfig
 from cl_lora.models.compute import Compute
+from cl_lora.models.timm_vits import load_vit
 from perf.common import interleaved, random_adapters, report, shapes_of
 from perf.training import backbone_for
 
@@ -24,7 +25,7 @@ IMAGES, BATCH, SIDE = 256, 128, 1536
 
 def main() -> None:
     config = ModelConfig("vit_tiny_patch16_224", pretrained=False, img_size=112)
-    backbone = load_backbone(config)
+    backbone = load_vit(config)
     vit = backbone.network
     update = merge(random_adapters(4, 8, shapes_of(vit, ["qkv"])), "ties")
     images = torch.randint(0, 256, (IMAGES, 3, 112, 112), dtype=torch.uint8)

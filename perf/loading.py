@@ -12,7 +12,7 @@ from PIL import Image
 from cl_lora.benchmarks import make_benchmark
 from cl_lora.benchmarks.batches import batches
 from cl_lora.benchmarks.cache import decode_image
-from cl_lora.models.backbones import Backbone
+from cl_lora.models.images import ImageBackbone
 from perf.common import interleaved, report
 
 SIDE, SIZE, PER_CLASS, BATCH = 256, 224, 40, 32
@@ -51,7 +51,7 @@ def main() -> None:
         order = np.random.default_rng(1).permutation(len(paths))
 
         def cached() -> None:
-            read = batches(benchmark.experiences[0], order, BATCH, Backbone.encode)
+            read = batches(benchmark.experiences[0], order, BATCH, ImageBackbone.encode)
             total = sum(len(labels) for _, labels in read)
             assert total == len(paths)
 

@@ -12,8 +12,9 @@ from cl_lora.adapters import Adapter, entry_delta
 from cl_lora.adapters.injection import module_weight, split_qkv
 from cl_lora.export.fusing import fused
 from cl_lora.merging import Update, merge
-from cl_lora.models.backbones import Backbone, ModelConfig, load_backbone
+from cl_lora.models.backbones import Backbone, ModelConfig
 from cl_lora.models.heads import new_head
+from cl_lora.models.timm_vits import load_vit
 from perf.common import interleaved, random_adapters, report, shapes_of
 
 MODEL = ModelConfig("vit_tiny_patch16_224", pretrained=False, img_size=112)
@@ -50,7 +51,7 @@ def cases(
 
 def main() -> None:
     torch.manual_seed(0)
-    backbone = load_backbone(MODEL)
+    backbone = load_vit(MODEL)
     split = copy.deepcopy(backbone.network)
     split_qkv(split)
     shapes = shapes_of(split, ("k", "v"))

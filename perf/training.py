@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from cl_lora.adapters.injection import LoRAConfig, inject, remove
 from cl_lora.benchmarks import Benchmark, Experience
 from cl_lora.benchmarks.avalanche import avalanche_benchmark
-from cl_lora.models.backbones import Backbone, ModelConfig, load_backbone
+from cl_lora.models.backbones import Backbone, ModelConfig
 from cl_lora.models.heads import new_linear_head
+from cl_lora.models.timm_vits import TimmBackbone, load_vit
 from cl_lora.strategies.config import TrainingConfig
 from cl_lora.strategies.lora import LoRAModel, LoRAStrategy
 from cl_lora.tasks import CLASS, Task
@@ -44,9 +45,9 @@ MODELS = {
 }
 
 
-def backbone_for(config: ModelConfig, bf16: bool) -> Backbone:
+def backbone_for(config: ModelConfig, bf16: bool) -> TimmBackbone:
     """Return the backbone as the pipeline prepares it on a CPU."""
-    backbone = load_backbone(config)
+    backbone = load_vit(config)
     backbone.spell_out_attention = bf16
     return backbone
 

@@ -311,7 +311,9 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         start = self._factors if self.lineage.continues else None
-        self.backbone.network = inject(self.backbone.network, self.lora, start)
+        self.backbone.network = inject(
+            self.backbone.network, self.lora, start, self.backbone.targets
+        )
         if self.training.policy.restarts and not self.lineage.continues:
             self.model.head = head_of(self._initial_head.state_dict())
         super()._before_training_exp(**kwargs)

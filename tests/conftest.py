@@ -15,6 +15,7 @@ from fabricate import fabricate_run
 
 from cl_lora.benchmarks import Benchmark, make_benchmark
 from cl_lora.models.backbones import Backbone
+from cl_lora.models.timm_vits import TimmBackbone
 
 
 def _backbone(seed: int = 0) -> Backbone:
@@ -26,7 +27,7 @@ def _backbone(seed: int = 0) -> Backbone:
         img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=0
     )
     vit.requires_grad_(False).eval()
-    return Backbone(vit, 16, [0.5] * 3, [0.5] * 3).eval()
+    return TimmBackbone(vit, 16, [0.5] * 3, [0.5] * 3).eval()
 
 
 @pytest.fixture

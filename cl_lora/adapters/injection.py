@@ -1,4 +1,4 @@
-"""LoRA in timm Vision Transformers: q, k, v, proj, fc1 and fc2 by name, through peft."""
+"""LoRA in a frozen network through peft: layers by name, such as q, k, v, proj, fc1 and fc2."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from cl_lora.adapters.factors import LoRAFactors
 from cl_lora.support.errors import UserError, unknown_name
 
 TARGETS: Mapping[str, str] = {
-    "qkv": r"attn\.qkv",
-    "q": r"attn\.qkv\.q",
-    "k": r"attn\.qkv\.k",
-    "v": r"attn\.qkv\.v",
-    "proj": r"attn\.proj",
-    "fc1": r"mlp\.fc1",
-    "fc2": r"mlp\.fc2",
+    "qkv": r"blocks\..*attn\.qkv",
+    "q": r"blocks\..*attn\.qkv\.q",
+    "k": r"blocks\..*attn\.qkv\.k",
+    "v": r"blocks\..*attn\.qkv\.v",
+    "proj": r"blocks\..*attn\.proj",
+    "fc1": r"blocks\..*mlp\.fc1",
+    "fc2": r"blocks\..*mlp\.fc2",
 }
+"""The layers of timm's Vision Transformers: target -> a regular expression of their full names."""
+
 _SPLIT = ("q", "k", "v")
 ADAPTER_NAME = "default"
 
@@ -37,8 +39,8 @@ class LoRAConfig:
         rank: r of the factors.
         lora_alpha: numerator of the scaling ``lora_alpha / r`` (``/ sqrt(r)`` with rsLoRA).
         dropout: probability of dropping an input of A while training.
-        targets: which layers of every block; of q, k, v, proj, fc1, fc2, or ``qkv`` for one
-            adapter on timm's fused projection.
+        targets: which layers of every block, by the names that the backbone gives them; of q, k,
+            v, proj, fc1, fc2, or ``qkv`` for one adapter on the fused projection of timm's.
         rslora: scale by ``1 / sqrt(r)`` (Kalajdzievski 2023).
     """
 
@@ -56,10 +58,7 @@ class LoRAConfig:
         if not 0 <= self.dropout < 1:
             raise UserError(f"Expected LoRA dropout to be in [0, 1) but got {self.dropout}")
         if not self.targets:
-            raise UserError(f"Expected at least one LoRA target of {', '.join(TARGETS)}; got none")
-        for target in self.targets:
-            if target not in TARGETS:
-                raise unknown_name("LoRA target", target, TARGETS)
+            raise UserError("Expected at least one LoRA target, such as q; got none")
         if len(set(self.targets)) != len(self.targets):
             raise UserError(f"A LoRA target is named twice in {list(self.targets)}")
         if "qkv" in self.targets and set(_SPLIT) & set(self.targets):
@@ -72,10 +71,25 @@ class LoRAConfig:
         """The factor s in front of ``B @ A``."""
         return self.lora_alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
-    @property
-    def splits_qkv(self) -> bool:
-        """Whether q, k and v are adapted apart."""
-        return bool(set(_SPLIT) & set(self.targets))
+
+def check_targets(targets: Sequence[str], known: Mapping[str, str]) -> None:
+    """Check that a backbone has such LoRA targets.
+
+    Args:
+        targets: names.
+        known: those of the backbone.
+
+    Raises:
+        UserError: for a name that is not known.
+    """
+    for target in targets:
+        if target not in known:
+            raise unknown_name("LoRA target", target, known)
+
+
+def parts_of_qkv(targets: Sequence[str]) -> bool:
+    """Return whether q, k or v is adapted by itself."""
+    return bool(set(_SPLIT) & set(targets))
 
 
 class SplitQKV(nn.Module):
@@ -122,38 +136,47 @@ def split_qkv(vit: nn.Module) -> None:
         parent.qkv = SplitQKV(module).train(module.training)
 
 
-def target_modules(vit: nn.Module, targets: Sequence[str]) -> tuple[str, ...]:
-    """Return the full names of the linear layers inside ``blocks`` that ``targets`` names.
+def target_modules(
+    network: nn.Module, targets: Sequence[str], patterns: Mapping[str, str] = TARGETS
+) -> tuple[str, ...]:
+    """Return the full names of the linear layers that ``targets`` names, in the network's order.
+
+    Args:
+        network: whose layers they are.
+        targets: names of targets.
+        patterns: target -> a regular expression of full names, as the backbone gives them.
 
     Raises:
-        UserError: if a target matches no linear layer of the model.
+        UserError: for a target that is not known, or matches no linear layer of the network.
     """
-    found: list[str] = []
+    check_targets(targets, patterns)
+    layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    found: set[str] = set()
     for target in targets:
-        pattern = re.compile(rf"blocks\..*{TARGETS[target]}")
-        names = [
-            name
-            for name, module in vit.named_modules()
-            if pattern.fullmatch(name) and isinstance(module, nn.Linear)
-        ]
+        names = [name for name in layers if re.fullmatch(patterns[target], name)]
         if not names:
             raise UserError(
                 f"The LoRA target {target!r} matches no linear layer of this backbone; "
-                f"choose among {', '.join(TARGETS)} what its blocks have"
+                f"choose among {', '.join(patterns)} what its blocks have"
             )
-        found += names
-    order = {name: i for i, (name, _) in enumerate(vit.named_modules())}
-    return tuple(sorted(found, key=order.__getitem__))
+        found.update(names)
+    return tuple(name for name in layers if name in found)
 
 
-def inject(vit: nn.Module, config: LoRAConfig, start: Mapping[str, LoRAFactors] | None) -> Any:
-    """Wrap ``vit`` in a peft model with one active, trainable adapter.
+def inject(
+    network: nn.Module,
+    config: LoRAConfig,
+    start: Mapping[str, LoRAFactors] | None,
+    patterns: Mapping[str, str] = TARGETS,
+) -> Any:
+    """Wrap ``network`` in a peft model with one active, trainable adapter.
 
     Args:
-        vit: the frozen backbone; q, k and v already split if ``config`` asks for them.
+        network: of the frozen backbone; q, k and v already split if ``config`` asks for them.
         config: the adapter's shape.
         start: factors to go on from; None draws A as peft does (from torch's global generator)
             and sets B to zero, so that the wrapped model starts as the bare one.
+        patterns: the backbone's targets; see :func:`target_modules`.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -161,10 +184,10 @@ def inject(vit: nn.Module, config: LoRAConfig, start: Mapping[str, LoRAFactors] 
         r=config.rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.dropout,
-        target_modules=list(target_modules(vit, config.targets)),
+        target_modules=list(target_modules(network, config.targets, patterns)),
         use_rslora=config.rslora,
     )
-    model = get_peft_model(vit, peft_config, adapter_name=ADAPTER_NAME)
+    model = get_peft_model(network, peft_config, adapter_name=ADAPTER_NAME)
     if start is not None:
         for name, layer in _lora_layers(model):
             with torch.no_grad():

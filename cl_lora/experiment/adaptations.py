@@ -227,7 +227,7 @@ class LoRA(AdaptationKind):
         begin = _as_lora(update, opening.lora) if truncated and update is not None else None
         frozen = None if truncated else update
         with applied(backbone.network, frozen):
-            backbone.network = inject(backbone.network, opening.lora, begin)
+            backbone.network = inject(backbone.network, opening.lora, begin, backbone.targets)
             try:
                 train_dropout(backbone.network)
                 lora = [p for p in backbone.parameters() if p.requires_grad]

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from cl_lora.adapters.injection import LoRAConfig
+from cl_lora.adapters.injection import LoRAConfig, check_targets
 from cl_lora.benchmarks.draw import ALL
 from cl_lora.configuration.build import build
 from cl_lora.experiment.arms import Arm, ArmDefaults, make_arms
 from cl_lora.experiment.references import Reference, get_references
 from cl_lora.experiment.stages import Protocol, Subsets, get_protocol
-from cl_lora.models.backbones import ModelConfig
+from cl_lora.models.backbones import ModelConfig, source_of
 from cl_lora.strategies.config import AdaptationConfig, TrainingConfig
 from cl_lora.support.errors import UserError, unknown_name
 from cl_lora.support.files import digest
@@ -232,7 +232,8 @@ class Settings:
         told = {**identity, "strategy": _without_defaults(identity["strategy"])}
         root, end = Path(str(self.options.runs_root or "runs")), digest(told, size=4)
         there = sorted(root.glob(f"*-{end}")) if root.is_dir() else []
-        name = f"{self.raw['benchmark']['name']}-{self.raw['model']['name']}-{end}"
+        model = str(self.raw["model"]["name"]).rpartition("/")[2]  # without the owner on the hub
+        name = f"{self.raw['benchmark']['name']}-{model}-{end}"
         return there[0] if there else root / name
 
 
@@ -255,11 +256,14 @@ def read_settings(raw: Mapping[str, Any]) -> Settings:
         if key not in lora | training:
             raise unknown_name("strategy option", key, [*lora, *training])
     device = pick_device(options.device)
+    model = build(ModelConfig, raw["model"], "model")
+    adapters = build(LoRAConfig, {k: v for k, v in strategy.items() if k in lora}, "strategy")
+    check_targets(adapters.targets, source_of(model).targets)
     return Settings(
         raw=raw,
         options=options,
-        model=build(ModelConfig, raw["model"], "model"),
-        lora=build(LoRAConfig, {k: v for k, v in strategy.items() if k in lora}, "strategy"),
+        model=model,
+        lora=adapters,
         training=build(
             TrainingConfig, {k: v for k, v in strategy.items() if k in training}, "strategy"
         ),

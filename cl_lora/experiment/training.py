@@ -63,7 +63,7 @@ def check_banks(
     Raises:
         UserError: naming the first that was not.
     """
-    modules = target_modules(backbone.network, settings.lora.targets)
+    modules = target_modules(backbone.network, settings.lora.targets, backbone.targets)
     fingerprint = backbone.fingerprint()
     for seed in seeds:
         for kind in kinds:

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from cl_lora.configuration.build import build
-from cl_lora.models.backbones import EMBEDDED, ModelConfig, embedded_architecture, load_backbone
+from cl_lora.models.backbones import ModelConfig, load_backbone, source_of
+from cl_lora.models.timm_vits import EMBEDDED, embedded_architecture
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support.errors import UserError
 
@@ -54,7 +55,16 @@ def base_of(run: RunFolder, with_base: bool) -> Base:
         run: the run.
         with_base: whether its weights go along; those of a model without a name always do, and
             random ones.
+
+    Raises:
+        UserError: if models of its source cannot be exported.
     """
+    source = source_of(build(ModelConfig, run.config["model"], "model"))
+    if not source.exports:
+        raise UserError(
+            f"{run.path} is a run of a model of source {source.name!r}, which cannot be exported; "
+            "merge its adapters with cl-lora merge, or export a run of a timm model"
+        )
     model, backbone = run.config["model"], run.identity["backbone"]
     name, checkpoint = str(model["name"]), model.get("checkpoint")
     unnamed = name == EMBEDDED

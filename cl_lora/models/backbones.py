@@ -1,165 +1,31 @@
-"""Vision Transformers of timm as frozen feature extractors, from the hub, a file or the package."""
+"""Frozen backbones by their configuration, whatever source they come from."""
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.resources import as_file, files
-from pathlib import Path
-from typing import Any
+from cl_lora.models.base import MODEL_SOURCES, Backbone, ModelConfig, ModelSource, source_of
+from cl_lora.models.timm_vits import EMBEDDED  # and registers the source
 
-import numpy as np
-import numpy.typing as npt
-import safetensors.torch
-import torch
-from torch import Tensor, nn
-
-from cl_lora.support.errors import UserError, unknown_name
-from cl_lora.support.files import digest
-
-EMBEDDED = "embedded"
-_SPLIT_KEY = re.compile(r"(.*\.qkv)\.[qkv]\.(weight|bias)$")
+__all__ = [
+    "EMBEDDED",
+    "MODEL_SOURCES",
+    "Backbone",
+    "ModelConfig",
+    "ModelSource",
+    "input_size",
+    "load_backbone",
+    "source_of",
+]
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """Which backbone to use.
+def input_size(config: ModelConfig) -> int | None:
+    """Return the input size in pixels that ``config`` asks for, without loading weights.
 
-    Attributes:
-        name: a timm Vision Transformer, or ``embedded``.
-        pretrained: load timm's weights from the hub where no checkpoint is given.
-        checkpoint: local weights (safetensors, or a torch file read with ``weights_only``).
-        img_size: input size in pixels; the position embedding is resampled to it.
-        mean: per-channel mean of the normalisation; None takes timm's.
-        std: per-channel deviation of the normalisation; None takes timm's.
+    None where the model takes no images.
+
+    Raises:
+        UserError: for an unknown source or name, or a setting that means nothing to the source.
     """
-
-    name: str
-    pretrained: bool = True
-    checkpoint: str | None = None
-    img_size: int | None = None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-
-    def __post_init__(self) -> None:
-        for key in ("mean", "std"):
-            value = getattr(self, key)
-            if value is None:
-                continue
-            if len(value) != 3 or not all(math.isfinite(v) for v in value):
-                raise UserError(f"Expected model.{key} to be three numbers but got {list(value)}")
-            if key == "std" and min(value) <= 0:
-                raise UserError(f"Expected model.std to be above 0 but got {list(value)}")
-        if self.img_size is not None and self.img_size < 8:
-            raise UserError(f"Expected model.img_size to be at least 8 but got {self.img_size}")
-        if self.checkpoint is not None and not Path(self.checkpoint).expanduser().is_file():
-            raise UserError(
-                f"The checkpoint {self.checkpoint} does not exist; "
-                "give model.checkpoint an existing file"
-            )
-
-
-class Backbone(nn.Module):
-    """A timm Vision Transformer that maps uint8 images to pooled features.
-
-    Attributes:
-        network: the timm model without its classifier; LoRA goes in here.
-        features: width of the pooled feature.
-        img_size: input size in pixels.
-        normalisation: the mean and deviation that are applied to the batch, for the record.
-        spell_out_attention: whether attention is written out while gradients flow. torch's fused
-            attention has no fast bf16 backward on CPUs: ViT-Ti at 112 px trains 1.6 times faster
-            without it (docs/performance.md), and evaluates faster with it.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(
-        self, vit: nn.Module, img_size: int, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
-        super().__init__()
-        self.network = vit
-        self.features = int(vit.num_features)  # type: ignore[arg-type]
-        self.img_size = img_size
-        self.spell_out_attention = False
-        self.one_attention = False
-        self.normalisation = {"mean": list(mean), "std": list(std)}
-        # Folded constants: (x / 255 - mean) / std = x * scale + shift, one pass over the batch.
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-
-    @staticmethod
-    def encode(samples: npt.NDArray[Any]) -> Tensor:
-        """Return images uint8 (..., H, W, 3) as a new contiguous tensor uint8 (..., 3, H, W).
-
-        A copy: what comes out of a memory map can then be written to.
-        """
-        return torch.from_numpy(np.moveaxis(samples, -1, -3).copy())
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """Return float images ``(x / 255 - mean) / std`` of uint8 images (batch, 3, H, W)."""
-        scale = 1.0 / (255.0 * self.std)
-        return images.to(scale.dtype) * scale - self.mean / self.std
-
-    def choose_attention(self) -> None:
-        """Choose fused or written-out attention; call it before each pass through ``network``."""
-        if self.spell_out_attention:
-            for module in self.network.modules():
-                if hasattr(module, "fused_attn"):
-                    fused = not (torch.is_grad_enabled() or self.one_attention)
-                    module.__dict__["fused_attn"] = fused
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return features (batch, features) of uint8 images (batch, 3, img_size, img_size)."""
-        self.choose_attention()
-        out: Tensor = self.network(self.normalise(images))
-        return out
-
-    def record(self) -> dict[str, Any]:
-        """Return what decides its features: weights, input size and normalisation."""
-        return {
-            "fingerprint": self.fingerprint(),
-            "img_size": self.img_size,
-            **self.normalisation,
-        }
-
-    def fingerprint(self) -> str:
-        """Return a digest of all weights: two equal backbones have equal fingerprints.
-
-        Whether q, k and v are one layer or three does not change what the weights are.
-        """
-        weights: dict[str, list[Tensor]] = {}
-        for key, value in self.network.state_dict().items():
-            # The three parts of a split projection come in the order in which they were cut.
-            weights.setdefault(_SPLIT_KEY.sub(r"\1.\2", key), []).append(value.detach().cpu())
-        parts: list[object] = []
-        for key, values in sorted(weights.items()):
-            parts += [
-                key,
-                torch.cat(values).contiguous().numpy().tobytes()
-                if len(values) > 1
-                else values[0].contiguous().numpy().tobytes(),
-            ]
-        return digest(*parts)
-
-
-def input_size(config: ModelConfig) -> int:
-    """Return the input size in pixels that ``config`` asks for, without loading weights."""
-    if config.img_size is not None:
-        return config.img_size
-    if config.name == EMBEDDED:
-        return int(_embedded_settings()["architecture"]["img_size"])
-    import timm
-
-    _check_name(config.name)
-    cfg = timm.get_pretrained_cfg(config.name)
-    if cfg is None:
-        raise UserError(f"timm does not say the input size of {config.name!r}; give model.img_size")
-    return int(cfg.input_size[-1])
+    return source_of(config).input_size(config)
 
 
 def load_backbone(config: ModelConfig) -> Backbone:
@@ -169,129 +35,4 @@ def load_backbone(config: ModelConfig) -> Backbone:
         UserError: for an unknown name, a checkpoint that is none or belongs to another
             architecture, or weights that cannot be downloaded.
     """
-    vit, mean, std = _embedded(config) if config.name == EMBEDDED else _timm(config)
-    vit.requires_grad_(False).eval()
-    return Backbone(
-        vit, input_size(config), list(config.mean or mean), list(config.std or std)
-    ).eval()
-
-
-def _check_name(name: str) -> None:
-    import timm
-
-    if name in ("", "???"):  # what Hydra writes for a value that the user must give
-        raise UserError(
-            "Expected model.name to be a Vision Transformer of timm but got none; "
-            "give model.name=NAME, e.g. vit_small_patch16_224"
-        )
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        raise unknown_name("timm model", name, [*timm.list_models("*vit*"), EMBEDDED])
-    known = timm.list_pretrained(f"{architecture}.*")
-    if tag and name not in known:
-        raise unknown_name("timm model", name, [architecture, *known])
-
-
-def _timm(config: ModelConfig) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
-    import timm
-
-    _check_name(config.name)
-    from_hub = config.pretrained and config.checkpoint is None
-    arguments: dict[str, Any] = {"num_classes": 0, "pretrained": from_hub}
-    if config.img_size is not None:
-        arguments["img_size"] = config.img_size
-    try:
-        vit = timm.create_model(config.name, **arguments)
-    except (OSError, RuntimeError) as error:
-        if not from_hub:
-            raise
-        raise UserError(
-            f"The weights of {config.name!r} could not be loaded from the hub "
-            f"({type(error).__name__}); give local ones with model.checkpoint=FILE or random ones "
-            "with model.pretrained=false"
-        ) from error
-    except (TypeError, AssertionError) as error:
-        raise UserError(
-            f"Expected model.name to be a Vision Transformer that takes img_size="
-            f"{config.img_size} but {config.name!r} does not ({error})"
-        ) from error
-    if not hasattr(vit, "blocks"):
-        raise UserError(
-            f"Expected model.name to be a Vision Transformer but {config.name!r} has no blocks; "
-            "see timm.list_models('vit*')"
-        )
-    if config.checkpoint is not None:
-        load_checkpoint(vit, config.checkpoint)
-    data = timm.data.resolve_model_data_config(vit)
-    return vit, data["mean"], data["std"]
-
-
-def load_checkpoint(vit: nn.Module, path: str | Path) -> None:
-    """Load local weights into ``vit``; a classifier in the file is left out.
-
-    The position embedding is resampled to the model's input size. fp16 weights become the
-    model's dtype.
-
-    Raises:
-        UserError: if the file is no checkpoint, or one of another architecture.
-    """
-    from timm.models import load_state_dict
-    from timm.models.vision_transformer import checkpoint_filter_fn
-
-    path = Path(path).expanduser()
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = safetensors.torch.load_file(path)
-        else:
-            state = load_state_dict(str(path), device="cpu", weights_only=True)
-    except Exception as error:
-        # Bytes that are no checkpoint fail wherever the reader happens to be: any error means that.
-        raise UserError(
-            f"{path} is no checkpoint that can be read safely ({type(error).__name__}); expected "
-            "safetensors, or a torch file that holds only tensors"
-        ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"{path} is no checkpoint: expected a mapping of names to tensors")
-    wanted = vit.state_dict()
-    try:
-        state = checkpoint_filter_fn({k: v.float() for k, v in state.items()}, vit)
-    except (RuntimeError, KeyError, AssertionError) as error:
-        raise UserError(_other_architecture(path, str(error))) from error
-    state = {k: v for k, v in state.items() if k in wanted}
-    missing = [k for k in wanted if k not in state]
-    if missing:
-        raise UserError(_other_architecture(path, f"it has no {missing[0]!r}"))
-    for key, value in state.items():
-        if value.shape != wanted[key].shape:
-            shapes = f"{key!r} is {tuple(value.shape)}, expected {tuple(wanted[key].shape)}"
-            raise UserError(_other_architecture(path, shapes))
-    vit.load_state_dict(state)
-
-
-def _other_architecture(path: Path, detail: str) -> str:
-    return (
-        f"The checkpoint {path} belongs to another architecture ({detail}); "
-        "choose the model that it was made for"
-    )
-
-
-def _embedded_settings() -> dict[str, Any]:
-    text = (files("cl_lora.models") / "embedded" / "backbone.json").read_text()
-    settings: dict[str, Any] = json.loads(text)
-    return settings
-
-
-def embedded_architecture(img_size: int | None = None) -> dict[str, Any]:
-    """Return the arguments of timm's ``VisionTransformer`` that make the embedded backbone."""
-    architecture = {**_embedded_settings()["architecture"], "num_classes": 0}
-    return architecture if img_size is None else {**architecture, "img_size": img_size}
-
-
-def _embedded(config: ModelConfig) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
-    from timm.models.vision_transformer import VisionTransformer
-
-    settings = _embedded_settings()
-    vit: nn.Module = VisionTransformer(**embedded_architecture(config.img_size))
-    with as_file(files("cl_lora.models") / "embedded" / "backbone.safetensors") as weights:
-        load_checkpoint(vit, config.checkpoint or weights)
-    return vit, settings["mean"], settings["std"]
+    return source_of(config).load(config)

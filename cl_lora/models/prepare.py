@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cl_lora.adapters.injection import LoRAConfig, split_qkv, target_modules
+from cl_lora.adapters.injection import LoRAConfig, target_modules
 from cl_lora.models.backbones import Backbone, ModelConfig, load_backbone
 
 
@@ -26,8 +26,7 @@ def prepare_backbone(
         UserError: if it cannot be loaded, or has no such layers.
     """
     backbone = load_backbone(config)
-    if lora.splits_qkv:
-        split_qkv(backbone.network)
-    modules = target_modules(backbone.network, lora.targets)
+    backbone.separate(lora.targets)
+    modules = target_modules(backbone.network, lora.targets, backbone.targets)
     backbone.spell_out_attention = bf16 and device.type == "cpu"
     return backbone.to(device), modules

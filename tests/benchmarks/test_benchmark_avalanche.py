@@ -22,7 +22,7 @@ from toy_tasks import PointsKind, ScalarKind, make_experience, scalars
 
 from cl_lora.benchmarks import Benchmark, make_benchmark
 from cl_lora.benchmarks.avalanche import avalanche_benchmark, joint_benchmark
-from cl_lora.models.backbones import Backbone
+from cl_lora.models.images import ImageBackbone
 from cl_lora.support.errors import UserError
 from cl_lora.tasks import CLASS, Task
 
@@ -46,7 +46,7 @@ def check(dataset, data: Benchmark, indices: np.ndarray) -> None:
 
 
 def test_stream_has_an_experience_for_each_domain_and_no_task_labels(data):
-    streams = avalanche_benchmark(data, Backbone.encode)
+    streams = avalanche_benchmark(data, ImageBackbone.encode)
     assert len(streams.train_stream) == len(streams.test_stream) == 2
     for number, experience in enumerate(streams.train_stream):
         assert experience.current_experience == number
@@ -57,14 +57,14 @@ def test_stream_has_an_experience_for_each_domain_and_no_task_labels(data):
 
 
 def test_joint_stream_has_all_train_data_in_one_experience(data):
-    streams = joint_benchmark(data, Backbone.encode)
+    streams = joint_benchmark(data, ImageBackbone.encode)
     assert len(streams.train_stream) == 1
     check(streams.train_stream[0].dataset, data, np.concatenate(train_of(data)))
     assert len(streams.test_stream) == 2
 
 
 def test_a_loader_collates_items(data):
-    dataset = avalanche_benchmark(data, Backbone.encode).train_stream[1].dataset
+    dataset = avalanche_benchmark(data, ImageBackbone.encode).train_stream[1].dataset
     images, labels = next(iter(DataLoader(dataset, batch_size=5)))
     assert images.shape == (5, 3, 8, 8)
     assert images.dtype == torch.uint8
@@ -73,7 +73,7 @@ def test_a_loader_collates_items(data):
 
 def test_joint_stream_of_inputs_that_are_not_shared():
     data = scalars()
-    (joint,) = joint_benchmark(data, Backbone.encode).train_stream
+    (joint,) = joint_benchmark(data, ImageBackbone.encode).train_stream
     first, second = data.experiences
     assert len(joint.dataset) == len(first.train) + len(second.train)
     for one, offset in ((first, 0), (second, len(first.train))):
@@ -86,13 +86,13 @@ def test_joint_training_of_several_tasks_is_refused():
     first, second = scalars().experiences
     other = make_experience("r", Task("weight", ScalarKind()), np.zeros(9))
     data = Benchmark("several", (first, other, second), "x")
-    assert len(avalanche_benchmark(data, Backbone.encode).train_stream) == 3
+    assert len(avalanche_benchmark(data, ImageBackbone.encode).train_stream) == 3
     with pytest.raises(UserError, match=r"'several' to share one task .* but got 'size', 'weight'"):
-        joint_benchmark(data, Backbone.encode)
+        joint_benchmark(data, ImageBackbone.encode)
 
 
 def test_scalar_targets_collate_to_the_dtype_of_their_kind():
-    dataset = avalanche_benchmark(scalars(), Backbone.encode).train_stream[0].dataset
+    dataset = avalanche_benchmark(scalars(), ImageBackbone.encode).train_stream[0].dataset
     images, targets = next(iter(DataLoader(dataset, batch_size=5)))
     assert images.shape == (5, 3, 2, 2)
     assert targets.dtype == torch.float32
@@ -103,7 +103,7 @@ def test_scalar_targets_collate_to_the_dtype_of_their_kind():
 def test_targets_may_be_arrays():
     points = np.random.default_rng(0).uniform(size=(10, 2))
     data = Benchmark("toy", (make_experience("p", Task("points", PointsKind()), points),), "x")
-    dataset = avalanche_benchmark(data, Backbone.encode).train_stream[0].dataset
+    dataset = avalanche_benchmark(data, ImageBackbone.encode).train_stream[0].dataset
     _, targets = next(iter(DataLoader(dataset, batch_size=4)))
     np.testing.assert_array_equal(targets.numpy(), points[:4].astype(np.float32))
     _, target = dataset.subset([2])[0]
@@ -137,7 +137,7 @@ def test_a_strategy_of_avalanche_learns_a_scalar_task(make):
         train_epochs=30,
         evaluator=EvaluationPlugin(loggers=[]),
     )
-    for one in make(data, Backbone.encode).train_stream:
+    for one in make(data, ImageBackbone.encode).train_stream:
         naive.train(one, num_workers=0)
     # The targets are uniform and have nothing to do with the pictures: the best constant in
     # absolute error is their median.
@@ -145,7 +145,7 @@ def test_a_strategy_of_avalanche_learns_a_scalar_task(make):
     constant = float(np.abs(targets - np.median(targets)).mean())
     counts = task.accumulator()
     for e in data.experiences:
-        inputs = Backbone.encode(e.inputs[e.train])
+        inputs = ImageBackbone.encode(e.inputs[e.train])
         counts.update(model(inputs).detach(), torch.from_numpy(e.targets[e.train]))
     assert counts.scores()["toy_mae"] < np.abs(targets).mean() - 0.1
     assert counts.scores()["toy_mae"] < constant + 0.03
@@ -176,7 +176,7 @@ def classes_and_a_number() -> Benchmark:
 
 def test_every_sample_says_its_task_where_there_are_several():
     data = classes_and_a_number()
-    streams = avalanche_benchmark(data, Backbone.encode)
+    streams = avalanche_benchmark(data, ImageBackbone.encode)
     for stream, part in ((streams.train_stream, "train"), (streams.test_stream, "test")):
         for experience, own, label in zip(stream, data.experiences, (0, 1, 2, 0), strict=True):
             assert experience.task_labels == [label]
@@ -184,7 +184,7 @@ def test_every_sample_says_its_task_where_there_are_several():
             image, target, said = experience.dataset[0]
             assert said == label
             assert float(target) == pytest.approx(own.targets[getattr(own, part)][0])
-            assert torch.equal(image, Backbone.encode(own.inputs[getattr(own, part)[0]]))
+            assert torch.equal(image, ImageBackbone.encode(own.inputs[getattr(own, part)[0]]))
     images, targets, labels = next(iter(DataLoader(streams.train_stream[2].dataset, batch_size=3)))
     assert (images.shape, labels.tolist()) == ((3, 3, 2, 2), [2, 2, 2])
     assert targets.dtype == torch.int64
@@ -193,7 +193,7 @@ def test_every_sample_says_its_task_where_there_are_several():
 def test_experiences_of_one_task_have_no_labels():
     one, _ = scalars().experiences
     for data in (scalars(), Benchmark("one", (one,), "x")):
-        for experience in avalanche_benchmark(data, Backbone.encode).train_stream:
+        for experience in avalanche_benchmark(data, ImageBackbone.encode).train_stream:
             assert not hasattr(experience.dataset, "targets_task_labels")
             assert len(experience.dataset[0]) == 2
 
@@ -213,7 +213,7 @@ def test_avalanches_own_strategy_and_metrics_keep_tasks_apart():
     data = classes_and_a_number()
     several = Benchmark("several", tuple(data.experiences[i] for i in (0, 2)), "x")
     # Avalanche's heads ask each experience for its classes.
-    streams = with_classes_timeline(avalanche_benchmark(several, Backbone.encode))
+    streams = with_classes_timeline(avalanche_benchmark(several, ImageBackbone.encode))
     torch.manual_seed(0)
     model = Heads()
     naive = Naive(
@@ -228,7 +228,7 @@ def test_avalanches_own_strategy_and_metrics_keep_tasks_apart():
     found = naive.eval(streams.test_stream, num_workers=0)
     for label, own in enumerate(several.experiences):
         key = f"Top1_Acc_Exp/eval_phase/test_stream/Task{label:03}/Exp{label:03}"
-        images, targets = Backbone.encode(own.inputs[own.test]), own.targets[own.test]
+        images, targets = ImageBackbone.encode(own.inputs[own.test]), own.targets[own.test]
         with torch.no_grad():
             said = model(images, torch.full((len(targets),), label)).argmax(1).numpy()
         assert found[key] == pytest.approx((said == targets).mean())

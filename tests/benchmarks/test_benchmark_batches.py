@@ -10,7 +10,7 @@ from toy_tasks import scalars
 
 from cl_lora.benchmarks import Benchmark, make_benchmark
 from cl_lora.benchmarks.batches import batches
-from cl_lora.models.backbones import Backbone
+from cl_lora.models.images import ImageBackbone
 from cl_lora.support.errors import UserError
 
 
@@ -23,7 +23,7 @@ def data(folder_config) -> Benchmark:
 def test_batches_cover_the_indices_in_order(data, batch_size):
     indices = train_of(data)[1][::-1].copy()
     images, labels = zip(
-        *batches(data.experiences[1], indices, batch_size, Backbone.encode), strict=True
+        *batches(data.experiences[1], indices, batch_size, ImageBackbone.encode), strict=True
     )
     assert all(len(batch) == batch_size for batch in images[:-1])
     together = torch.cat(images)
@@ -35,14 +35,14 @@ def test_batches_cover_the_indices_in_order(data, batch_size):
 
 def test_batches_can_be_written_to_without_touching_the_cache(data):
     before = images_of(data)[held_out_of(data)[0][0]].copy()
-    images, _ = next(batches(data.experiences[0], held_out_of(data)[0], 2, Backbone.encode))
+    images, _ = next(batches(data.experiences[0], held_out_of(data)[0], 2, ImageBackbone.encode))
     images.zero_()
     np.testing.assert_array_equal(images_of(data)[held_out_of(data)[0][0]], before)
 
 
 def test_batch_size_must_be_positive(data):
     with pytest.raises(UserError, match="at least 1 but got 0"):
-        next(batches(data.experiences[0], held_out_of(data)[0], 0, Backbone.encode))
+        next(batches(data.experiences[0], held_out_of(data)[0], 0, ImageBackbone.encode))
 
 
 def test_targets_have_the_dtype_of_their_kind_and_inputs_are_what_encode_makes():

@@ -14,7 +14,7 @@ from toy_tasks import scalars
 
 from cl_lora.benchmarks import Benchmark, draw_support, make_benchmark
 from cl_lora.benchmarks.avalanche import few_shot_streams
-from cl_lora.models.backbones import Backbone
+from cl_lora.models.images import ImageBackbone
 from cl_lora.support.errors import UserError
 
 SHOTS = (1, 2, "all")
@@ -39,7 +39,7 @@ def pictures(dataset) -> list[int]:
 
 def test_streams_hold_upstream_support_and_query_and_share_no_picture(data):
     sets = supports(data)
-    streams = few_shot_streams(data, sets, Backbone.encode)
+    streams = few_shot_streams(data, sets, ImageBackbone.encode)
     assert isinstance(streams, CLScenario)
     assert set(streams.streams) == {"upstream_train", "upstream_test", "support", "query"}
     for stream, part in (
@@ -65,7 +65,7 @@ def test_streams_hold_upstream_support_and_query_and_share_no_picture(data):
 
 
 def test_an_avalanche_strategy_trains_on_a_support_and_evaluates_the_query(data):
-    streams = few_shot_streams(data, supports(data), Backbone.encode)
+    streams = few_shot_streams(data, supports(data), ImageBackbone.encode)
 
     class Model(nn.Module):
         def __init__(self):
@@ -91,7 +91,7 @@ def test_an_avalanche_strategy_trains_on_a_support_and_evaluates_the_query(data)
 def test_targets_of_another_kind_pass():
     data = dataclasses.replace(scalars(), downstream=(1,))
     indices = draw_support(data.experiences[1], 2, 0)
-    streams = few_shot_streams(data, {2: indices}, Backbone.encode)
+    streams = few_shot_streams(data, {2: indices}, ImageBackbone.encode)
     (support,) = streams.support_stream
     assert [float(t) for t in support.dataset.targets] == pytest.approx(
         data.experiences[1].targets[indices].tolist()
@@ -102,13 +102,13 @@ def test_what_cannot_be_streamed(data):
     sets = supports(data)
     downstream = data.experiences[-1]
     with pytest.raises(UserError, match="to have one downstream experience but it has 0; give"):
-        few_shot_streams(dataclasses.replace(data, downstream=()), sets, Backbone.encode)
+        few_shot_streams(dataclasses.replace(data, downstream=()), sets, ImageBackbone.encode)
     with pytest.raises(UserError, match="at least one support set but got none"):
-        few_shot_streams(data, {}, Backbone.encode)
+        few_shot_streams(data, {}, ImageBackbone.encode)
     for wrong in (downstream.test, np.array([], dtype=np.int64), data.experiences[0].train):
         with pytest.raises(UserError, match="support of shots=3 to hold train samples of 'art'"):
-            few_shot_streams(data, {3: wrong}, Backbone.encode)
+            few_shot_streams(data, {3: wrong}, ImageBackbone.encode)
     empty = dataclasses.replace(downstream, test=np.array([], dtype=np.int64))
     broken = dataclasses.replace(data, experiences=(*data.experiences[:-1], empty))
     with pytest.raises(UserError, match="'art' but its query is empty"):
-        few_shot_streams(broken, sets, Backbone.encode)
+        few_shot_streams(broken, sets, ImageBackbone.encode)

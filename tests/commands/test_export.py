@@ -27,8 +27,9 @@ from cl_lora.cli import main
 from cl_lora.configuration.compose import compose_config
 from cl_lora.experiment.pipeline import execute
 from cl_lora.merging import merge
-from cl_lora.models.backbones import Backbone, ModelConfig, load_backbone
+from cl_lora.models.backbones import ModelConfig, load_backbone
 from cl_lora.models.heads import head_of
+from cl_lora.models.images import ImageBackbone
 from cl_lora.run_folder import layout
 from cl_lora.run_folder.hits import read_hits
 from cl_lora.run_folder.reader import RunFolder
@@ -217,7 +218,9 @@ def benchmark_of(folder: Path) -> Benchmark:
 
 def test_images(folder: Path) -> torch.Tensor:
     """Return the test images of all experiences, one after another."""
-    return torch.cat([Backbone.encode(e.inputs[e.test]) for e in benchmark_of(folder).experiences])
+    return torch.cat(
+        [ImageBackbone.encode(e.inputs[e.test]) for e in benchmark_of(folder).experiences]
+    )
 
 
 test_images.__test__ = False  # type: ignore[attr-defined]

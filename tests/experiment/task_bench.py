@@ -25,6 +25,7 @@ from cl_lora.models.backbones import Backbone
 from cl_lora.models.compute import Compute
 from cl_lora.models.head_policies import get_head_policy
 from cl_lora.models.heads import new_head
+from cl_lora.models.images import ImageBackbone
 from cl_lora.strategies.config import TrainingConfig
 from cl_lora.tasks import CLASS, Scaling, Task, get_kind
 
@@ -146,7 +147,7 @@ def outputs_of(
 ) -> np.ndarray:
     """Return float64 outputs of a dense backbone and a head on some samples."""
     with torch.no_grad():
-        images = Backbone.encode(experience.inputs[rows]).double()
+        images = ImageBackbone.encode(experience.inputs[rows]).double()
         return head_outputs(state, own.network(own.normalise(images)).numpy())
 
 

@@ -36,6 +36,7 @@ from cl_lora.experiment.sampling import draws
 from cl_lora.experiment.serving import Served, Workbench
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.heads import head_of
+from cl_lora.models.images import ImageBackbone
 
 OWN_ROWS = {
     "single": 1.0,
@@ -128,7 +129,7 @@ def trained_by_hand(bench: Workbench, own: Backbone, j: int, epochs: int) -> dic
     e = bench.benchmark.experiences[j]
     head = Plain(bench.initial_head(j).state_dict()).head.requires_grad_(True).train()
     with torch.no_grad():
-        features = own.network(own.normalise(Backbone.encode(e.inputs[TRAIN]).double()))
+        features = own.network(own.normalise(ImageBackbone.encode(e.inputs[TRAIN]).double()))
     steps = epochs * 3
     optimizer = torch.optim.AdamW(head.parameters(), lr=1.0, weight_decay=0.01)
     for step, rows in enumerate(draws(24, 8, steps, bench.seed, "refit-batches", e.name)):

@@ -15,6 +15,7 @@ from cl_lora.adapters.injection import LoRAConfig
 from cl_lora.benchmarks import Benchmark
 from cl_lora.benchmarks.avalanche import avalanche_benchmark
 from cl_lora.models.backbones import Backbone
+from cl_lora.models.images import ImageBackbone
 from cl_lora.strategies.config import TrainingConfig, schedule
 from cl_lora.strategies.lora import LoRAStrategy
 
@@ -65,7 +66,7 @@ def trained(
         seed=0,
         plugins=[*plugins, watch],
     )
-    stream = avalanche_benchmark(benchmark, Backbone.encode).train_stream
+    stream = avalanche_benchmark(benchmark, ImageBackbone.encode).train_stream
     return [made.train_adapter(e, f"e{i}") for i, e in enumerate(stream)], watch
 
 
@@ -84,7 +85,7 @@ def same(a: Adapter, b: Adapter) -> bool:
 
 def images_of(benchmark: Benchmark, j: int) -> set[bytes]:
     experience = benchmark.experiences[j]
-    return {digest(Backbone.encode(experience.inputs[i]).numpy()) for i in experience.train}
+    return {digest(ImageBackbone.encode(experience.inputs[i]).numpy()) for i in experience.train}
 
 
 def test_replay_trains_on_earlier_experiences_for_longer_epochs(

@@ -19,6 +19,7 @@ from cl_lora.benchmarks.avalanche import avalanche_benchmark
 from cl_lora.benchmarks.batches import batches
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.heads import MLPHead, head_of
+from cl_lora.models.images import ImageBackbone
 from cl_lora.strategies.config import TrainingConfig
 from cl_lora.strategies.lora import LoRAStrategy
 from cl_lora.tasks import Scaling, Task, get_kind
@@ -47,10 +48,10 @@ def train(
     made: LoRAStrategy, benchmark: Benchmark, t: int = 0, validation: bool = True
 ) -> tuple[Adapter, list[dict[str, float]]]:
     e = benchmark.experiences[t]
-    stream = avalanche_benchmark(benchmark, Backbone.encode).train_stream
+    stream = avalanche_benchmark(benchmark, ImageBackbone.encode).train_stream
 
     def samples():
-        return batches(e, e.val, 5, Backbone.encode)
+        return batches(e, e.val, 5, ImageBackbone.encode)
 
     adapter = made.train_adapter(stream[t], e.name, None, e.task, samples if validation else None)
     return adapter, adapter.training["loss"]
@@ -67,7 +68,7 @@ def validation_loss(backbone: Backbone, adapter: Adapter, e: Experience) -> floa
             return adapter.factors[module].delta()
 
     with torch.no_grad(), applied(backbone.network, Update()):
-        outputs = head_of(adapter.head)(backbone(Backbone.encode(e.inputs[e.val])))
+        outputs = head_of(adapter.head)(backbone(ImageBackbone.encode(e.inputs[e.val])))
     targets = torch.from_numpy(e.targets[e.val])
     if e.task.labels:
         return float(F.cross_entropy(outputs, targets))

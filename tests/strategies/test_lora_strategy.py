@@ -14,6 +14,8 @@ from cl_lora.adapters.injection import LoRAConfig, extract
 from cl_lora.benchmarks import Benchmark
 from cl_lora.benchmarks.avalanche import avalanche_benchmark, joint_benchmark
 from cl_lora.models.backbones import Backbone
+from cl_lora.models.images import ImageBackbone
+from cl_lora.models.timm_vits import TimmBackbone
 from cl_lora.strategies.config import ANEW, CONTINUED, Lineage, TrainingConfig, schedule
 from cl_lora.strategies.lora import LoRAStrategy
 from cl_lora.support.errors import UserError
@@ -39,7 +41,7 @@ def strategy(
 
 def stream(benchmark: Benchmark, joint: bool = False) -> list:
     make = joint_benchmark if joint else avalanche_benchmark
-    return list(make(benchmark, Backbone.encode).train_stream)
+    return list(make(benchmark, ImageBackbone.encode).train_stream)
 
 
 def train(made: LoRAStrategy, benchmark: Benchmark, joint: bool = False) -> list[Adapter]:
@@ -133,7 +135,7 @@ def orders(made: LoRAStrategy, batches: Batches, benchmark: Benchmark) -> list[l
     same_data = [dataclasses.replace(e, train=first.train) for e in benchmark.experiences]
     train(made, dataclasses.replace(benchmark, experiences=tuple(same_data)))
     place = {
-        hashlib.blake2b(Backbone.encode(first.inputs[i]).numpy().tobytes()).hexdigest(): int(i)
+        hashlib.blake2b(ImageBackbone.encode(first.inputs[i]).numpy().tobytes()).hexdigest(): int(i)
         for i in first.train
     }
     return [[place[x] for batch in batches.seen[t] for x in batch] for t in sorted(batches.seen)]
@@ -183,12 +185,12 @@ class Normalised(torch.nn.Module):
 
 def normalised(make_backbone) -> Backbone:
     network = Normalised(make_backbone().network).requires_grad_(False)
-    return Backbone(network.eval(), 16, [0.5] * 3, [0.5] * 3).eval()
+    return TimmBackbone(network.eval(), 16, [0.5] * 3, [0.5] * 3).eval()
 
 
 def test_a_backbone_with_batch_normalisation_stays_as_it_was(make_backbone, benchmark_16) -> None:
     backbone = normalised(make_backbone)
-    images = Backbone.encode(benchmark_16.experiences[0].inputs[:6])
+    images = ImageBackbone.encode(benchmark_16.experiences[0].inputs[:6])
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
     features = backbone(images)
     adapters = train(strategy(backbone), benchmark_16)
