@@ -109,6 +109,10 @@ def register_metric(metric: Metric) -> Metric:
 
 ACCURACY = register_metric(Metric("accuracy", "Accuracy", PERCENT, True, 0.0, 1.0))
 F1 = register_metric(Metric("f1", "Macro F1", PERCENT, True, 0.0, 1.0))
+EXACT_MATCH = register_metric(Metric("exact_match", "Exact match", PERCENT, True, 0.0, 1.0))
+OPTION_ACCURACY = register_metric(
+    Metric("option_accuracy", "Accuracy among the options", PERCENT, True, 0.0, 1.0)
+)
 RMSE = register_metric(Metric("rmse", "RMSE", "", False, 0.0))
 MAE = register_metric(Metric("mae", "MAE", "", False, 0.0))
 R2 = register_metric(Metric("r2", "R2", "", True, -math.inf, 1.0))

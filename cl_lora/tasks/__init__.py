@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 # Importing a kind's module registers it.
+from cl_lora.tasks.choices import CHOICE, LETTERS
 from cl_lora.tasks.classes import CLASS, class_metric
 from cl_lora.tasks.core import (
     KINDS,
@@ -16,8 +17,10 @@ from cl_lora.tasks.core import (
 from cl_lora.tasks.numbers import AngleKind, PointsKind, ScalarKind
 
 __all__ = [
+    "CHOICE",
     "CLASS",
     "KINDS",
+    "LETTERS",
     "Accumulator",
     "AngleKind",
     "PointsKind",

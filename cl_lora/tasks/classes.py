@@ -43,6 +43,14 @@ class ClassKind(TaskKind):
         """
         return F.cross_entropy(outputs, targets)
 
+    def drawn_loss(self, task: Task, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the cross-entropy with labels drawn from ``softmax(z_n)``."""
+        below = outputs.detach().double().softmax(dim=1).cumsum(dim=1).cpu()
+        # Inversion takes one number a sample, so that the draws do not depend on the batches.
+        drawn = torch.rand(len(outputs), 1, dtype=torch.float64, generator=generator)
+        labels = (drawn >= below).sum(dim=1).clamp(max=outputs.shape[1] - 1)
+        return F.cross_entropy(outputs, labels.to(outputs.device))
+
     def predictions(self, task: Task, outputs: Tensor) -> Tensor:
         """Return the label with the largest logit, int64 (batch,)."""
         return outputs.argmax(dim=1)
@@ -55,11 +63,7 @@ class ClassKind(TaskKind):
     def check_targets(self, task: Task, targets: npt.NDArray[Any], where: str) -> None:
         """Check that every target is an index into the labels; -1 stands for none."""
         super().check_targets(task, targets, where)
-        if len(targets) and not (targets.min() >= -1 and targets.max() < len(task.labels)):
-            raise UserError(
-                f"Expected targets of {where} from 0 to {len(task.labels) - 1}, the labels of task "
-                f"{task.name!r}, but got {targets.min()} to {targets.max()}; correct them"
-            )
+        require_labels(task, targets, where)
 
     def accumulator(self, task: Task) -> Accumulator:
         """Return an empty confusion matrix."""
@@ -74,6 +78,19 @@ class ClassKind(TaskKind):
     def hits(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return where the largest logit is the target's, bool (batch,)."""
         return outputs.argmax(dim=1) == targets
+
+
+def require_labels(task: Task, targets: npt.NDArray[Any], where: str) -> None:
+    """Check that every target is an index into a task's labels; -1 stands for none.
+
+    Raises:
+        UserError: naming the range that they have.
+    """
+    if len(targets) and not (targets.min() >= -1 and targets.max() < len(task.labels)):
+        raise UserError(
+            f"Expected targets of {where} from 0 to {len(task.labels) - 1}, the labels of task "
+            f"{task.name!r}, but got {targets.min()} to {targets.max()}; correct them"
+        )
 
 
 def class_metric(metric: Metric) -> Callable[[Compute], Compute]:

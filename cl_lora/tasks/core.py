@@ -37,12 +37,15 @@ class TaskKind(ABC):
         summary: one line for lists.
         metrics: what is measured; the first is the primary one.
         target_dtype: of the targets as tensors.
+        of_tokens: whether outputs are those of a language model: the tokens of the labels, and what
+            is left of its vocabulary. Only a head that is made of the labels' texts has them.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]]
     target_dtype: ClassVar[torch.dtype]
+    of_tokens: ClassVar[bool] = False
 
     @abstractmethod
     def outputs(self, task: Task) -> int:
@@ -78,6 +81,27 @@ class TaskKind(ABC):
         raise UserError(
             f"The kind {self.name!r} of task {task.name!r} says of no trivial predictor; leave the "
             "row 'trivial' out of references, or define constant()"
+        )
+
+    def drawn_loss(self, task: Task, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the mean loss of a batch on targets drawn from the outputs themselves, a scalar.
+
+        The loss is read as a negative log-likelihood, ``p(y | z) ~ exp(-loss(z, y))``, and one
+        target a sample is drawn from it. No gradient flows through the draw. It is what the true
+        Fisher information is made of.
+
+        Args:
+            task: whose outputs these are.
+            outputs: (batch, outputs) of the head.
+            generator: on the CPU; targets are drawn in the order of the batch.
+
+        Raises:
+            UserError: if the kind cannot draw targets.
+        """
+        raise UserError(
+            f"The kind {self.name!r} of task {task.name!r} cannot draw targets from outputs, which "
+            "the true Fisher information needs; choose labels=data of method 'fisher', or define "
+            "drawn_loss()"
         )
 
     @abstractmethod
@@ -197,6 +221,14 @@ class Task:
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch; see :meth:`TaskKind.loss`."""
         return self.kind.loss(self, outputs, targets)
+
+    def drawn_loss(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the mean loss on targets drawn from the outputs; see :meth:`TaskKind.drawn_loss`.
+
+        Raises:
+            UserError: if the kind cannot draw targets.
+        """
+        return self.kind.drawn_loss(self, outputs, generator)
 
     def accumulator(self) -> Accumulator:
         """Return what turns batches into scores, empty."""
