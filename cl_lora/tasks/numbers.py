@@ -122,6 +122,16 @@ class _NumberKind(TaskKind):
 
     target_dtype: ClassVar[torch.dtype] = torch.float32
 
+    def drawn_loss(self, task: Task, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the L1 distance to a point drawn around the outputs, in the space they live in.
+
+        ``exp(-mean_k |z_k - y_k|)`` of K outputs is a Laplace density of scale K around each, with
+        targets as they are learned: standardised, and of an angle a point of the plane.
+        """
+        uniform = torch.rand(outputs.shape, dtype=torch.float64, generator=generator) - 0.5
+        noise = -outputs.shape[1] * uniform.sign() * torch.log1p(-2 * uniform.abs())
+        return F.l1_loss(outputs, outputs.detach() + noise.to(outputs))
+
     def hits(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """Return None: a number is never just right."""
         return None
