@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from cl_lora.models.base import Backbone
 from cl_lora.models.head_policies import HeadPolicy, get_head_policy
 from cl_lora.models.heads import HEAD_SHAPES, LINEAR, new_head
 from cl_lora.support.errors import UserError, unknown_name
 from cl_lora.support.registry import look_up
+from cl_lora.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class TrainingConfig:
         epochs: passes over an experience.
         batch_size: images a step.
         lr: peak learning rate of the adapter.
+        full_lr: peak learning rate of all weights, where whole backbones are fine-tuned.
         head_lr: peak learning rate of the head.
         weight_decay: AdamW's decoupled decay.
         warmup: share of the steps in which the learning rate rises from zero.
@@ -34,6 +37,7 @@ class TrainingConfig:
     epochs: int = 3
     batch_size: int = 32
     lr: float = 1e-3
+    full_lr: float = 5e-5
     head_lr: float = 1e-3
     weight_decay: float = 0.01
     warmup: float = 0.1
@@ -47,7 +51,7 @@ class TrainingConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"Expected strategy.{key} to be at least 1 but got {value}")
-        for key in ("lr", "head_lr"):
+        for key in ("lr", "full_lr", "head_lr"):
             value = getattr(self, key)
             if not (math.isfinite(value) and value > 0):
                 raise UserError(f"Expected strategy.{key} to be above 0 but got {value}")
@@ -68,6 +72,16 @@ class TrainingConfig:
     def new_head(self, features: int, outputs: int, seed: int, *keys: str) -> nn.Module:
         """Return a new head of this shape, drawn from (seed, "head", keys)."""
         return new_head(self.head_shape, features, outputs, seed, self.head_hidden, keys)
+
+    def initial_head(self, backbone: Backbone, task: Task, seed: int) -> nn.Module:
+        """Return the head from which training a task starts: new, or made by the backbone.
+
+        Raises:
+            UserError: if the backbone is to make it and cannot.
+        """
+        if self.policy.from_backbone:
+            return backbone.task_head(task)
+        return self.new_head(backbone.features, task.outputs, seed)
 
     @property
     def policy(self) -> HeadPolicy:

@@ -1,4 +1,4 @@
-"""Avalanche strategies that train one LoRA adapter an experience on a frozen backbone."""
+"""The Avalanche strategy that trains one adapter an experience: a LoRA, or a whole backbone."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cl_lora.adapters import Adapter, LoRAFactors
-from cl_lora.adapters.injection import LoRAConfig, extract, inject, remove
+from cl_lora.adapters import Adapter
+from cl_lora.adapters.injection import LoRAConfig
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.heads import head_of
 from cl_lora.strategies.config import ANEW, Lineage, TrainingConfig, schedule
+from cl_lora.strategies.tunings import LORA, Opened, Tuned, Tuning
 from cl_lora.support import progress
 from cl_lora.support.errors import UserError
 from cl_lora.support.seeding import seed_everything
@@ -152,6 +153,7 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
         seed: the run's seed; adapters, batches and dropout are drawn from (seed, lineage,
             experience), the head from (seed).
         lineage: whether each adapter is fresh or trained on.
+        tuning: what is trained of the backbone: a LoRA, or all of its weights.
         device: where to train.
         bf16: autocast the forward pass to bfloat16.
         plugins: Avalanche plugins, such as its replay or EWC.
@@ -166,6 +168,7 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
         training: TrainingConfig,
         seed: int,
         lineage: Lineage = ANEW,
+        tuning: Tuning = LORA,
         device: torch.device | str = "cpu",
         bf16: bool = False,
         plugins: Sequence[SupervisedPlugin] = (),
@@ -174,13 +177,15 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
         self.training = training
         self.seed = seed
         self.lineage = lineage
+        self.tuning = tuning
         self.bf16 = bf16
-        self._width = backbone.features
+        self._backbone = backbone  # before there is a model that has it
         self._meter = _Meter()
         self._curve = _Curve(task)
         self._stopping = _EarlyStopping(training.patience)
         self._take(task)
-        self._factors: Mapping[str, LoRAFactors] | None = None
+        self._tuned: Tuned | None = None
+        self._opened: Opened | None = None
         self._trained_before = False
         self._step = self._steps = 0
         model = LoRAModel(backbone, head_of(self._initial_head.state_dict()))
@@ -206,15 +211,15 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
     def _take(self, task: Task) -> None:
         """Learn ``task`` from now on."""
         self.task = self._curve.task = task
-        self._initial_head = self.training.new_head(self._width, task.outputs, self.seed)
+        self._initial_head = self.training.initial_head(self._backbone, task, self.seed)
 
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.task.loss(outputs, targets)
 
     def resume(self, adapter: Adapter) -> None:
-        """Take over what training ``adapter`` left behind: the head, and the factors to go on."""
+        """Take over what training ``adapter`` left behind: the head, and what to go on from."""
         self.model.head = head_of(adapter.head).to(self.device)
-        self._factors = adapter.factors
+        self._tuned = Tuned(adapter.factors, adapter.deltas)
         self._trained_before = True
 
     def train_adapter(
@@ -252,14 +257,16 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
             self.train(experience, eval_streams=[], num_workers=0)
         finally:
             self._meter.close()
-            if self._wrapped:
-                self.backbone.network = remove(self.backbone.network)
+            if self._opened is not None:
+                self._opened.close()
+                self._opened = None
             # Else dropout and normalisation of the backbone would serve as in training.
             self.model.eval()
-        assert self._factors is not None
+        assert self._tuned is not None
         return Adapter(
             name=name,
-            factors=self._factors,
+            factors=self._tuned.factors,
+            deltas=self._tuned.deltas,
             head={k: v.detach().cpu().clone() for k, v in self.model.head.state_dict().items()},
             training={
                 "experience": index,
@@ -302,18 +309,12 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
         backbone: Backbone = self.model.backbone
         return backbone
 
-    @property
-    def _wrapped(self) -> bool:
-        return hasattr(self.backbone.network, "peft_config")
-
     # Avalanche's hooks. The adapter must be there before Avalanche checks model and optimizer:
     # a plugin's before_training_exp would come too late, and the adapter would never train.
 
     def _before_training_exp(self, **kwargs: Any) -> None:
-        start = self._factors if self.lineage.continues else None
-        self.backbone.network = inject(
-            self.backbone.network, self.lora, start, self.backbone.targets
-        )
+        start = self._tuned if self.lineage.continues else None
+        self._opened = self.tuning.opened(self.backbone, self.lora, start)
         if self.training.policy.restarts and not self.lineage.continues:
             self.model.head = head_of(self._initial_head.state_dict())
         super()._before_training_exp(**kwargs)
@@ -324,16 +325,17 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
     def _after_training_exp(self, **kwargs: Any) -> None:
         super()._after_training_exp(**kwargs)
         self._stopping.restore(self.model)
-        self._factors = extract(self.backbone.network)
+        assert self._opened is not None
+        self._tuned = self._opened.tuned()
         self._trained_before = True
 
     def make_optimizer(self, **_: Any) -> None:
         """Build a fresh AdamW over the trainable parameters, with a learning rate for the head."""
         first = not self._trained_before or self.lineage.continues
         self.model.head.requires_grad_(self.training.policy.trains(first))
-        lora = [p for p in self.backbone.parameters() if p.requires_grad]
+        own = [p for p in self.backbone.parameters() if p.requires_grad]
         head = [p for p in self.model.head.parameters() if p.requires_grad]
-        groups = [{"params": lora, "lr": self.training.lr}]
+        groups = [{"params": own, "lr": self.tuning.lr(self.training)}]
         if head:
             groups.append({"params": head, "lr": self.training.head_lr})
         self.optimizer = torch.optim.AdamW(groups, weight_decay=self.training.weight_decay)

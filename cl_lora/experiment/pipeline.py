@@ -85,6 +85,9 @@ def execute(raw: Mapping[str, Any]) -> Path:
     backbone, modules = prepare_backbone(
         settings.model, settings.lora, settings.device, settings.bf16
     )
+    if settings.training.policy.from_backbone:
+        for task in benchmark.tasks:
+            backbone.task_head(task)  # of what it can make none is said before training
     identity = json.loads(json.dumps(settings.identity(benchmark.fingerprint, backbone.record())))
     folder = settings.folder(identity)
     with locked(folder):

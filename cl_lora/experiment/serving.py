@@ -206,8 +206,8 @@ class Workbench:
 
     def initial_head(self, j: int) -> nn.Module:
         """Return the head from which training experience ``j`` starts."""
-        outputs = self.benchmark.experiences[j].task.outputs
-        return freeze(self.training.new_head(self.backbone.features, outputs, self.seed))
+        task = self.benchmark.experiences[j].task
+        return freeze(self.training.initial_head(self.backbone, task, self.seed))
 
     def single(self, j: int) -> Part:
         """Return the own adapter and head of experience ``j``."""

@@ -49,6 +49,7 @@ class HeadPolicy(ABC):
         control: whether an arm that asks for it is a control, not a merge to be chosen.
         apart: whether every experience is served by a head of its own, so that tasks may differ;
             which experience an input belongs to must be known then.
+        from_backbone: whether the backbone makes the head of a task, of its labels' texts.
     """
 
     name: ClassVar[str]
@@ -61,6 +62,7 @@ class HeadPolicy(ABC):
     sums_heads: ClassVar[bool] = False
     control: ClassVar[bool] = False
     apart: ClassVar[bool] = False
+    from_backbone: ClassVar[bool] = False
 
     def trains(self, first: bool) -> bool:
         """Return whether training an experience trains the head; ``first``: none came before."""
@@ -175,6 +177,19 @@ class Own(HeadPolicy):
     def serve(self, sources: HeadSources) -> nn.Module:
         """Return the head that was trained on the experience that is served."""
         return head_of(sources.heads[-1] if sources.own is None else sources.own)
+
+
+@register_head_policy
+class Text(Own):
+    """A head for each experience, made of its labels and never trained."""
+
+    name = "text"
+    summary = "a head for each experience that the model makes of its labels' texts, never trained"
+    from_backbone = True
+
+    def trains(self, first: bool) -> bool:
+        """Return False: texts say what the head is."""
+        return False
 
 
 @register_head_policy

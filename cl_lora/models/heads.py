@@ -1,4 +1,4 @@
-"""Heads on pooled features: linear, MLPs, class means, constants; and sums of heads."""
+"""Heads on pooled features: linear, MLPs, cosines, class means, constants; and sums of heads."""
 
 from __future__ import annotations
 
@@ -123,26 +123,46 @@ def new_linear_head(features: int, outputs: int, seed: int) -> nn.Linear:
 def head_of(state: HeadState) -> nn.Module:
     """Return the head with these weights, whatever its shape.
 
-    Linear: weight (outputs, features) and bias (outputs,); MLP: those of ``norm``, ``hidden`` and
-    ``out``.
+    Linear: weight (outputs, features) and bias (outputs,); cosines: weight and scale (); MLP: those
+    of ``norm``, ``hidden`` and ``out``.
 
     Raises:
-        UserError: if they are of neither.
+        UserError: if they are of none of these.
     """
     head: nn.Module
     if set(state) == {"weight", "bias"}:
         outputs, features = state["weight"].shape
         head = nn.Linear(features, outputs)
+    elif set(state) == {"weight", "scale"}:
+        head = CosineHead(state["weight"], state["scale"])
     elif {"norm.weight", "hidden.weight", "out.weight"} <= set(state):
         hidden, features = state["hidden.weight"].shape
         head = MLPHead(features, len(state["out.weight"]), hidden)
     else:
         raise UserError(
-            "Expected the weights of a head, weight and bias, or those of norm, hidden and out, "
-            f"but got {', '.join(sorted(state)) or 'none'}; train the adapter again"
+            "Expected the weights of a head, weight and bias or scale, or those of norm, hidden "
+            f"and out, but got {', '.join(sorted(state)) or 'none'}; train the adapter again"
         )
     head.load_state_dict({key: value.clone() for key, value in state.items()})
     return head
+
+
+class CosineHead(nn.Module):
+    """Directions of the outputs: ``logits = scale * cos(f, w_c)`` (Radford et al. 2021).
+
+    Args:
+        weight: float32 (outputs, features), a direction for each output.
+        scale: float32 (), what cosines are multiplied by.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone())
+        self.scale = nn.Parameter(scale.detach().clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits (batch, outputs) of features (batch, d)."""
+        return self.scale * F.normalize(features, dim=1) @ F.normalize(self.weight, dim=1).T
 
 
 class ConstantHead(nn.Module):

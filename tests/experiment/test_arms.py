@@ -102,7 +102,7 @@ def test_a_name_that_a_reference_row_has(name):
 def test_a_trained_head_needs_a_policy_that_serves_one():
     """Whether the policy is the run's or the arm's own."""
     settings = {"method": "ties", "coefficients": LEARNED, "tune_head": True}
-    assert NO_TRAINED_HEAD == ["prototypes", "own", "refit"]
+    assert NO_TRAINED_HEAD == ["prototypes", "own", "text", "refit"]
     for policy in HEAD_POLICIES:
         if policy not in NO_TRAINED_HEAD:
             assert make_arm("x", settings, ArmDefaults(head=policy)).tune_head
@@ -113,7 +113,7 @@ def test_a_trained_head_needs_a_policy_that_serves_one():
 
 @pytest.mark.parametrize("head", OF_THE_RUN)
 def test_a_head_that_decides_training_is_the_runs(head):
-    assert set(OF_THE_RUN) == {"shared", "frozen", "per_experience", "own"}
+    assert set(OF_THE_RUN) == {"shared", "frozen", "per_experience", "own", "text"}
     with pytest.raises(UserError, match=rf"Arm 'x': .*set strategy\.head={head} .*prototypes"):
         make_arm("x", {"method": "ties", "head": head}, ArmDefaults(head=head))
 
