@@ -59,6 +59,9 @@ class Differences(Mapping[str, Entry]):
             return add(sides[0], sides[1], weight=-1.0)
         return sides[0] if module in self.own else _negative(sides[0])
 
+    def __contains__(self, module: object) -> bool:
+        return module in self.own or module in self.base  # without making the difference
+
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys([*self.own, *self.base]))
 

@@ -48,7 +48,7 @@ class LowRank(Residual):
     ) -> Residue:
         """Return the singular triples of each matrix, and all else whole."""
         differences = Differences(own, base or {})
-        return Residue({m: _part(m, u, options["q"]) for m, u in differences.items()})
+        return Residue({m: _part(m, differences[m], options["q"]) for m in differences})
 
     def check_rank(self, options: Mapping[str, Any], rank: int) -> None:
         """Refuse a q above the rank of the adapters."""

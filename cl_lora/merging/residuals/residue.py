@@ -90,6 +90,9 @@ class _Sums(Mapping[str, Entry]):
         own = self.parts[module].entry()
         return own if module not in self.base else add(self.base[module], own)
 
+    def __contains__(self, module: object) -> bool:
+        return module in self.parts or module in self.base  # without making the sum
+
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys([*self.parts, *self.base]))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any, ClassVar
@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cl_lora.adapters import Entry, LoRAFactors, entry_delta, entry_shape
+from cl_lora.adapters import Entry, LoRAFactors, entry_delta
 from cl_lora.merging.pruning import largest_mask, select_largest
 from cl_lora.merging.registry import OptionSpec, choice, is_number
 from cl_lora.merging.residuals.difference import Differences
@@ -73,39 +73,44 @@ def count_kept(m: float, total: int) -> int:
 
 
 def _of_model(differences: Differences, m: float) -> Residue:
-    total, dtype = 0, torch.float32
-    for entry in differences.values():
-        total += math.prod(entry_shape(entry))
-        dtype = torch.promote_types(dtype, _dtype(entry))
-    (threshold,), (left,) = (
+    # Calls and no loop variables: these would keep the dense difference of one module beside the
+    # next.
+    dtypes = (_dtype(differences[module]) for module in differences)
+    dtype = functools.reduce(torch.promote_types, dtypes)
+    (threshold,), (ties,) = (
         found.tolist()
         for found in select_largest(
             lambda module: entry_delta(differences[module]).abs().to(dtype)[None],
             list(differences),
             n=1,
             dtype=dtype,
-            kept=lambda _: count_kept(m, total),
+            kept=lambda total: count_kept(m, total),
         )
     )
     parts = {}
     for module in differences:
-        delta = entry_delta(differences[module])
-        magnitudes = delta.abs().flatten()
-        equal = (magnitudes == threshold).nonzero().flatten()[:left]
-        left -= len(equal)
-        chosen = magnitudes > threshold
-        chosen[equal] = True
-        parts[module] = _sparse(delta, chosen)
+        parts[module], taken = _above(entry_delta(differences[module]), threshold, ties)
+        ties -= taken
     return Residue(parts)
 
 
-def _of_each(differences: Differences, m: float) -> Residue:
-    def part(module: str) -> SparseDelta:
-        delta = entry_delta(differences[module])
-        mask = largest_mask(delta, count_kept(m, delta.numel()))
-        return _sparse(delta, mask.flatten())
+def _above(delta: Tensor, threshold: float, ties: int) -> tuple[SparseDelta, int]:
+    """Return the entries above a magnitude and the first ``ties`` equal to it, and how many."""
+    magnitudes = delta.abs().flatten()
+    equal = (magnitudes == threshold).nonzero().flatten()[:ties]
+    chosen = magnitudes > threshold
+    chosen[equal] = True
+    return _sparse(delta, chosen), len(equal)
 
-    return Residue({module: part(module) for module in differences})
+
+def _of_each(differences: Differences, m: float) -> Residue:
+    return Residue(
+        {module: _largest(entry_delta(differences[module]), m) for module in differences}
+    )
+
+
+def _largest(delta: Tensor, m: float) -> SparseDelta:
+    return _sparse(delta, largest_mask(delta, count_kept(m, delta.numel())).flatten())
 
 
 def _dtype(entry: Entry) -> torch.dtype:
