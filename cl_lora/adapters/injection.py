@@ -255,7 +255,7 @@ def applied(vit: nn.Module, update: SupportsDelta | None) -> Iterator[None]:
         yield
         return
     weights = {name: module_weight(vit, name) for name in update.modules()}
-    turned = {name for name in weights if _is_transposed(vit.get_submodule(name))}
+    turned = {name for name in weights if is_transposed(vit.get_submodule(name))}
     kept = {name: weight.detach().clone() for name, weight in weights.items()}
     try:
         with torch.no_grad():
@@ -275,7 +275,7 @@ def applied(vit: nn.Module, update: SupportsDelta | None) -> Iterator[None]:
                 weight.copy_(kept[name])
 
 
-def _is_transposed(module: nn.Module) -> bool:
+def is_transposed(module: nn.Module) -> bool:
     """Return whether a layer keeps its weight as (d_in, d_out), as GPT-2's Conv1D does."""
     # Whoever has such a layer has imported it: no need to import transformers for asking.
     transformers: Any = sys.modules.get("transformers.pytorch_utils")
