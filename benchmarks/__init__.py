@@ -11,6 +11,7 @@ from typing import Any
 
 from cl_lora.benchmarks.config import (
     KINDS,
+    TEXT_KINDS,
     missing_settings,
     read_config,
 )
@@ -23,6 +24,7 @@ from cl_lora.benchmarks.sources.shapes import benchmark as shapes  # noqa: F401
 from cl_lora.benchmarks.sources.shapes import image_set as shapes_set  # noqa: F401
 from cl_lora.benchmarks.streams import (  # noqa: F401
     covariate_shift,
+    few_shot_language,
     label_shift,
     multitask,
     task_shift,
@@ -51,14 +53,23 @@ def make_benchmark(config: Mapping[str, Any], image_size: int | None) -> Benchma
         image_size: side of the square images in pixels; None for a model that takes none.
 
     Raises:
-        UserError: anything wrong with the config or the data; the checks that need no decoding
-            come first.
+        UserError: anything wrong with the config or the data, or a model that takes other inputs;
+            the checks that need no decoding come first.
     """
+    benchmark, texts = read_config(config), config["kind"] in TEXT_KINDS
+    if texts != (image_size is None):
+        one, other = ("texts", "images") if texts else ("images", "texts")
+        raise UserError(
+            f"Expected a model that takes {one}, which benchmark.kind={config['kind']} has, but "
+            f"this one takes {other}; choose another model or benchmark"
+        )
+    if image_size is None:
+        return benchmark.build(0)
     if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1:
         raise UserError(
             f"Expected image_size to be an integer of at least 1 but got {image_size!r}"
         )
-    return read_config(config).build(image_size)
+    return benchmark.build(image_size)
 
 
 def validate_benchmark_config(config: Mapping[str, Any]) -> None:

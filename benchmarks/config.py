@@ -20,7 +20,7 @@ class BenchmarkConfig(Protocol):
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     def build(self, image_size: int) -> Benchmark:
-        """Load the benchmark with square images of ``image_size`` pixels."""
+        """Load the benchmark with square images of ``image_size`` pixels; 0 where it has none."""
         ...
 
     def check(self) -> None:
@@ -35,11 +35,18 @@ class BenchmarkConfig(Protocol):
 KINDS: dict[str, type[BenchmarkConfig]] = {}
 """Every registered kind by the name that a config gives as ``kind``."""
 
+TEXT_KINDS: set[str] = set()
+"""The kinds whose inputs are texts, not images."""
+
 ConfigType = TypeVar("ConfigType", bound=type[BenchmarkConfig])
 
 
-def benchmark_kind(kind: str) -> Callable[[ConfigType], ConfigType]:
+def benchmark_kind(kind: str, *, texts: bool = False) -> Callable[[ConfigType], ConfigType]:
     """Register a config class, a dataclass, under the ``kind`` that a config file names.
+
+    Args:
+        kind: the name.
+        texts: whether its inputs are texts; they are images else.
 
     Raises:
         UserError: another class has the name.
@@ -48,6 +55,7 @@ def benchmark_kind(kind: str) -> Callable[[ConfigType], ConfigType]:
     def register(config: ConfigType) -> ConfigType:
         check_free("benchmark kind", kind, KINDS.get(kind), config)
         KINDS[kind] = config
+        (TEXT_KINDS.add if texts else TEXT_KINDS.discard)(kind)
         return config
 
     return register

@@ -77,7 +77,7 @@ class HubConfig(SplitConfig):
         local = Path(self.path).expanduser()
         if local.is_dir():
             return str(local)
-        cached = Path(_library().config.HF_DATASETS_CACHE) / self.path.replace("/", "___")
+        cached = Path(datasets_library().config.HF_DATASETS_CACHE) / self.path.replace("/", "___")
         return f"downloaded to {cached}" if cached.is_dir() else None
 
     def build(self, image_size: int) -> Benchmark:
@@ -130,7 +130,7 @@ def load(config: HubConfig) -> ImageTable:
         UserError: ``datasets`` is not installed, the data set cannot be loaded, a column or a
             domain is unknown, a label or domain is missing, or a class is not in every domain.
     """
-    library = _library()
+    library = datasets_library()
     local = Path(config.path).expanduser()
     try:
         table = library.load_dataset(
@@ -178,12 +178,20 @@ def load(config: HubConfig) -> ImageTable:
     )
 
 
-def _library() -> Any:
+def datasets_library(what: str = "benchmark.kind=hub") -> Any:
+    """Return the module ``datasets``, which is optional.
+
+    Args:
+        what: what needs it, for the error.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
         import datasets  # here because it is optional, and slow to import
     except ImportError as error:
         raise UserError(
-            "Expected the package 'datasets' for benchmark.kind=hub but it is not installed; "
+            f"Expected the package 'datasets' for {what} but it is not installed; "
             "run: pip install 'cl-lora[hub]'"
         ) from error
     return datasets
