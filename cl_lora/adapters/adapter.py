@@ -18,7 +18,13 @@ from cl_lora.adapters.model_folder import (
     statistics_of,
     write_model,
 )
-from cl_lora.adapters.peft_folder import Contents, read_folder, write_folder
+from cl_lora.adapters.peft_folder import (
+    Contents,
+    head_of,
+    open_folder,
+    read_folder,
+    write_folder,
+)
 from cl_lora.support.errors import UserError
 
 
@@ -81,6 +87,30 @@ class Adapter:
             contents.head,
             contents.training,
             contents.base,
+            statistics=statistics_of(folder),
+        )
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Adapter:
+        """Return the adapter of a folder with factors and head that are read when asked for.
+
+        Nothing that was read is kept, so that adapters which do not fit into memory together can
+        be merged module by module.
+
+        Raises:
+            UserError: as :meth:`load`; for NaN or infinity, when the module is read.
+        """
+        folder = Path(folder)
+        if is_model_folder(folder):
+            return cls.load(folder)
+        opened = open_folder(folder)
+        head, base = head_of(opened, folder)
+        return cls(
+            folder.name,
+            opened.factors,
+            head,
+            opened.training,
+            base,
             statistics=statistics_of(folder),
         )
 

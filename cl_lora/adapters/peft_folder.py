@@ -1,5 +1,7 @@
 """A PEFT folder of one LoRA adapter: read strictly, written whole, never over something else.
 
+It is read at once (:func:`read_folder`), or a module at a time (:func:`open_folder`).
+
 Beside peft's two files a folder of ours has ``training.json`` (which lists what else belongs to
 it) and, where the head is not a module of the base model, ``head.safetensors``.
 """
@@ -7,8 +9,9 @@ it) and, where the head is not a module of the base model, ``head.safetensors``.
 from __future__ import annotations
 
 import json
+import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +23,17 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cl_lora.adapters.base_model import BaseModel
+from cl_lora.adapters.entries import is_finite
 from cl_lora.adapters.factors import LoRAFactors
 from cl_lora.adapters.lora_config import LoRASettings, make_lora_config, parse_lora_config
 from cl_lora.adapters.model_folder import STATISTICS
+from cl_lora.adapters.tensor_file import LazyTensors
 from cl_lora.support import files
 from cl_lora.support.errors import UserError
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLE_FILE = "adapter_model.bin"
 HEAD_FILE = "head.safetensors"
 TRAINING_FILE = "training.json"
 
@@ -37,6 +43,7 @@ _PREFIX = "base_model.model."
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.[^.]+)?\.weight")
 # What older versions of peft put between a trained module and its parameters.
 _WRAPPING = re.compile(r"^modules_to_save\.(?:default\.)?")
+_PICKLES = frozenset({".bin", ".ckpt", ".pkl", ".pt", ".pth"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +56,26 @@ class Contents:
     base: BaseModel = field(default_factory=BaseModel)
 
 
+@dataclass(frozen=True, eq=False)
+class OpenFolder:
+    """A PEFT folder of which a tensor is read when it is asked for, and never kept.
+
+    Attributes:
+        factors: module -> its factors.
+        saved: module of the base model that was trained beside the factors (``modules_to_save``) ->
+            its parameters.
+        head: the head that is kept beside the adapter; empty if there is none.
+        training: contents of ``training.json``.
+        base: the model the adapter was trained on.
+    """
+
+    factors: StoredFactors
+    saved: Mapping[str, Mapping[str, Tensor]]
+    head: Mapping[str, Tensor]
+    training: Mapping[str, Any]
+    base: BaseModel
+
+
 def read_folder(folder: Path) -> Contents:
     """Read a PEFT LoRA folder.
 
@@ -56,15 +83,19 @@ def read_folder(folder: Path) -> Contents:
         UserError: if the folder is missing or damaged, holds no LoRA adapter, or one whose update
             is not ``s B A``; says which field or tensor.
     """
-    files.restore(folder)
-    settings = parse_lora_config(_read_config(folder), folder)
-    tensors = _read_tensors(folder / WEIGHTS_FILE)
-    lora, saved = _sort_tensors(tensors, settings, folder)
-    factors = _factors(lora, settings, folder)
-    training, listed = _read_training(folder)
-    _check_listed(folder, listed)
-    head, base = _head(saved, settings.base, folder)
-    return Contents(factors, head, training, base)
+    opened = _opened(folder, _read_tensors)
+    head, base = head_of(opened, folder)
+    factors = {module: opened.factors.read(module) for module in opened.factors}
+    return Contents(factors, dict(head), opened.training, base)
+
+
+def open_folder(folder: Path) -> OpenFolder:
+    """Check a PEFT LoRA folder and return what reads its tensors when they are asked for.
+
+    Raises:
+        UserError: as :func:`read_folder`; for a tensor that is not finite, when it is read.
+    """
+    return _opened(folder, LazyTensors)
 
 
 def write_folder(folder: Path, contents: Contents) -> None:
@@ -189,8 +220,15 @@ def _check_header(path: Path) -> None:
 
 
 def _expect_file(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"Expected {path} but it is missing; only safetensors files are read")
+    if path.is_file():
+        return
+    pickles = sorted(p.name for p in path.parent.glob("*") if p.suffix in _PICKLES)
+    if pickles:
+        raise UserError(
+            f"Expected {path} but found {pickles[0]}, a pickle, which may run code when it is "
+            "read; load it where you trust it and save it as safetensors"
+        )
+    raise UserError(f"Expected {path} but it is missing; only safetensors files are read")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -211,13 +249,137 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is no readable safetensors file ({error})") from error
 
 
-def _sort_tensors(
-    tensors: Mapping[str, Tensor], settings: LoRASettings, folder: Path
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, Tensor]]]:
-    """Return the factors, module -> side -> tensor, and the saved modules, module -> state."""
-    lora: dict[str, dict[str, Tensor]] = {}
-    saved: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
+def _read_pickle(path: Path) -> Mapping[str, Tensor]:
+    """Return the tensors of peft's older file; nothing but tensors is ever unpickled."""
+    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+    try:
+        try:
+            found = torch.load(path, mmap=True, **options)
+        except RuntimeError:  # written before torch wrote archives, which alone can be mapped
+            found = torch.load(path, **options)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is a pickle that holds more than tensors, or is damaged "
+            f"({str(error).splitlines()[0][:80]}); save the adapter as safetensors"
+        ) from error
+    if not isinstance(found, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items()
+    ):
+        raise UserError(
+            f"Expected {path} to hold a dictionary of tensors but it holds something else; save "
+            "the adapter as safetensors"
+        )
+    return found
+
+
+def _opened(folder: Path, read: Callable[[Path], Mapping[str, Tensor]]) -> OpenFolder:
+    files.restore(folder)
+    settings = parse_lora_config(_read_config(folder), folder)
+    weights = folder / WEIGHTS_FILE
+    if not weights.exists() and (folder / PICKLE_FILE).is_file():
+        tensors = _read_pickle(folder / PICKLE_FILE)
+    else:
+        _expect_file(weights)
+        tensors = read(weights)
+    lora, saved = _sort_names(tensors, settings, folder)
+    factors = StoredFactors(folder, tensors, lora, settings)
+    training, listed = _read_training(folder)
+    _check_listed(folder, listed)
+    beside = folder / HEAD_FILE
+    return OpenFolder(
+        factors,
+        {module: Renamed(tensors, names) for module, names in saved.items()},
+        read(beside) if beside.exists() else {},
+        training,
+        settings.base,
+    )
+
+
+class Renamed(Mapping[str, Tensor]):
+    """Some of the tensors of a mapping under other names.
+
+    Args:
+        tensors: what they are read from.
+        names: new name -> name in ``tensors``.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        self._tensors, self._names = tensors, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class StoredFactors(Mapping[str, LoRAFactors]):
+    """Module -> factors, whose two tensors are read when they are asked for, and never kept.
+
+    Half precision is raised to float32.
+
+    Raises:
+        UserError: if a module has only one factor, or there is none; for NaN or infinity, when the
+            module is read.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tensors: Mapping[str, Tensor],
+        names: Mapping[str, Mapping[str, str]],
+        settings: LoRASettings,
+    ) -> None:
+        self._folder, self._tensors, self._settings = folder, tensors, settings
+        self._names = {module: names[module] for module in sorted(names, key=natural)}
+        for module, pair in self._names.items():
+            if set(pair) != {"A", "B"}:
+                raise UserError(
+                    f"Module {module!r} in {folder} has only one of lora_A and lora_B; write the "
+                    "adapter again"
+                )
+        if not names:
+            raise UserError(f"The adapter in {folder} holds no LoRA factors; write it again")
+
+    def read(self, module: str) -> LoRAFactors:
+        """Return the factors of a module as they are, finite or not."""
+        A, B = (self._tensors[self._names[module][side]].float() for side in "AB")
+        return LoRAFactors(A, B, self._settings.scaling(module, A.shape[0]))
+
+    def __getitem__(self, module: str) -> LoRAFactors:
+        factors = self.read(module)
+        if not is_finite(factors):
+            raise UserError(
+                f"Expected finite factors but module {module!r} of the adapter in {self._folder} "
+                "holds NaN or infinity; train it again with a smaller learning rate"
+            )
+        return factors
+
+    def __contains__(self, module: object) -> bool:
+        return module in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def dtype(self, module: str) -> torch.dtype:
+        """Return in which precision the factors of a module are stored."""
+        A, B = (self._tensors[self._names[module][side]].dtype for side in "AB")
+        return torch.promote_types(A, B)
+
+
+def _sort_names(
+    tensors: Iterable[str], settings: LoRASettings, folder: Path
+) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
+    """Return where the factors are, module -> side -> name, and the same of the saved modules."""
+    lora: dict[str, dict[str, str]] = {}
+    saved: dict[str, dict[str, str]] = {}
+    for key in tensors:
         name = key.removeprefix(_PREFIX)
         match = _LORA.fullmatch(name)
         module = _saved_module(name, settings.modules_to_save)
@@ -227,10 +389,10 @@ def _sort_tensors(
                 "linear layers can be merged, beside a head that modules_to_save names"
             )
         if match is not None:
-            lora.setdefault(match["module"], {})[match["side"]] = tensor.float()
+            lora.setdefault(match["module"], {})[match["side"]] = key
         elif module is not None:
             parameter = _WRAPPING.sub("", name.removeprefix(f"{module}."))
-            saved.setdefault(module, {})[parameter] = tensor
+            saved.setdefault(module, {})[parameter] = key
     return lora, saved
 
 
@@ -244,41 +406,25 @@ def _saved_module(name: str, modules_to_save: tuple[str, ...]) -> str | None:
     return next((module for module in modules if module.endswith(modules_to_save)), None)
 
 
-def _factors(
-    lora: Mapping[str, Mapping[str, Tensor]], settings: LoRASettings, folder: Path
-) -> dict[str, LoRAFactors]:
-    factors = {}
-    for module in sorted(lora, key=_natural):
-        pair = lora[module]
-        if set(pair) != {"A", "B"}:
-            raise UserError(
-                f"Module {module!r} in {folder} has only one of lora_A and lora_B; write the "
-                "adapter again"
-            )
-        scaling = settings.scaling(module, pair["A"].shape[0])
-        factors[module] = LoRAFactors(pair["A"], pair["B"], scaling)
-    if not factors:
-        raise UserError(f"The adapter in {folder} holds no LoRA factors; write it again")
-    return factors
+def head_of(opened: OpenFolder, folder: Path) -> tuple[Mapping[str, Tensor], BaseModel]:
+    """Return the head, from beside the adapter or from the base model's module, and the base.
 
-
-def _head(
-    saved: Mapping[str, Mapping[str, Tensor]], base: BaseModel, folder: Path
-) -> tuple[Mapping[str, Tensor], BaseModel]:
-    """Return the head, from beside the adapter or from the base model's module, and the base."""
-    beside = folder / HEAD_FILE
+    Raises:
+        UserError: if more than one module was trained beside the factors.
+    """
+    saved = opened.saved
     if not saved:
-        return _read_tensors(beside) if beside.exists() else {}, base
-    if len(saved) > 1 or beside.exists():
-        places = [*saved, *([HEAD_FILE] if beside.exists() else [])]
+        return opened.head, opened.base
+    if len(saved) > 1 or opened.head:
+        places = [*saved, *([HEAD_FILE] if opened.head else [])]
         raise UserError(
             f"Expected one module trained beside the factors in {folder}, the head, but it has "
             f"{' and '.join(places)}; save the adapter with one"
         )
     (module, head), *_ = saved.items()
-    return head, replace(base, head_module=module)
+    return head, replace(opened.base, head_module=module)
 
 
-def _natural(name: str) -> list[tuple[int, int | str]]:
+def natural(name: str) -> list[tuple[int, int | str]]:
     """Sort key under which blocks.2 comes before blocks.10."""
     return [(0, int(p)) if p.isdigit() else (1, p) for p in name.split(".")]
