@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+# Importing a source's module registers it.
+from cl_lora.models import clip, language, timm_vits  # noqa: F401
 from cl_lora.models.base import MODEL_SOURCES, Backbone, ModelConfig, ModelSource, source_of
-from cl_lora.models.timm_vits import EMBEDDED  # and registers the source
+from cl_lora.models.timm_vits import EMBEDDED
 
 __all__ = [
     "EMBEDDED",
