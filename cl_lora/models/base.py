@@ -37,6 +37,7 @@ class ModelConfig:
         source: where it comes from, one of :data:`MODEL_SOURCES`.
         prompts: templates of the texts that a label is told with, ``{}`` where it stands; None
             takes the source's.
+        max_length: tokens of an input, of a model that reads texts; None takes the source's.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ModelConfig:
     std: Sequence[float] | None = None
     source: str = TIMM
     prompts: Sequence[str] | None = None
+    max_length: int | None = None
 
     def __post_init__(self) -> None:
         for key in ("mean", "std"):
@@ -64,6 +66,8 @@ class ModelConfig:
                 f"The checkpoint {self.checkpoint} does not exist; "
                 "give model.checkpoint an existing file"
             )
+        if self.max_length is not None and self.max_length < 2:
+            raise UserError(f"Expected model.max_length to be at least 2 but got {self.max_length}")
         if self.prompts is not None:
             odd = [prompt for prompt in self.prompts if prompt.count("{}") != 1]
             if odd or not self.prompts:
@@ -85,8 +89,11 @@ class Backbone(nn.Module, ABC):
             at 112 px trains 1.6 times faster without it (docs/performance.md), and evaluates
             faster with it.
         one_attention: whether evaluation writes it out too then, for features that are equal.
+        pads: whether inputs of unlike length are padded, so that a mean over the tokens of one
+            sample is only its own in a batch of one.
     """
 
+    pads: ClassVar[bool] = False
     network: nn.Module
     features: int
     targets: Mapping[str, str]
@@ -99,10 +106,23 @@ class Backbone(nn.Module, ABC):
         self.spell_out_attention = False
         self.one_attention = False
 
-    @staticmethod
     @abstractmethod
-    def encode(samples: npt.NDArray[Any]) -> Tensor:
-        """Return samples as they come from a benchmark as a new tensor that ``forward`` takes."""
+    def encode(self, samples: npt.NDArray[Any]) -> Tensor:
+        """Return samples as they come from a benchmark as a new tensor that ``forward`` takes.
+
+        One sample, or several in the first axes; all samples become tensors of one shape.
+        """
+
+    def check_samples(self, samples: npt.NDArray[Any], name: str) -> None:
+        """Check before training that the samples of an experience can be encoded.
+
+        Args:
+            samples: all inputs of the experience.
+            name: the experience's, for the error.
+
+        Raises:
+            UserError: naming a sample that cannot.
+        """
 
     @abstractmethod
     def forward(self, inputs: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def head_of(state: HeadState) -> nn.Module:
     """Return the head with these weights, whatever its shape.
 
     Linear: weight (outputs, features) and bias (outputs,); cosines: weight and scale (); MLP: those
-    of ``norm``, ``hidden`` and ``out``.
+    of ``norm``, ``hidden`` and ``out``; tokens: letters (n,).
 
     Raises:
         UserError: if they are of none of these.
@@ -133,6 +133,8 @@ def head_of(state: HeadState) -> nn.Module:
     if set(state) == {"weight", "bias"}:
         outputs, features = state["weight"].shape
         head = nn.Linear(features, outputs)
+    elif set(state) == {"letters"}:
+        head = TokenHead(state["letters"])
     elif set(state) == {"weight", "scale"}:
         head = CosineHead(state["weight"], state["scale"])
     elif {"norm.weight", "hidden.weight", "out.weight"} <= set(state):
@@ -163,6 +165,32 @@ class CosineHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (batch, outputs) of features (batch, d)."""
         return self.scale * F.normalize(features, dim=1) @ F.normalize(self.weight, dim=1).T
+
+
+class TokenHead(nn.Module):
+    """The first n letters of a language model's features, all else taken together.
+
+    Of features ``[z_1, ..., z_L, r, m]``, logits of L letters and the log-sum-exp r and largest m
+    of all other tokens, the outputs are ``[z_1, ..., z_n, logsumexp(z_n+1, ..., z_L, r),
+    max(z_n+1, ..., z_L, m)]``. It has nothing to train.
+
+    Args:
+        letters: int64 (n,), the tokens of the n letters, for the record.
+    """
+
+    letters: Tensor
+
+    def __init__(self, letters: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("letters", letters.detach().clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return outputs (batch, n + 2) of features (batch, L + 2)."""
+        count = len(self.letters)
+        chosen, others = features[:, :count], features[:, count:-2]
+        rest = torch.cat([others, features[:, -2:-1]], dim=1).logsumexp(dim=1, keepdim=True)
+        top = torch.cat([others, features[:, -1:]], dim=1).amax(dim=1, keepdim=True)
+        return torch.cat([chosen, rest, top], dim=1)
 
 
 class ConstantHead(nn.Module):
