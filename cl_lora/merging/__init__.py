@@ -6,7 +6,7 @@
 """
 
 # Importing a family registers its methods.
-from cl_lora.merging import balanced, dare, linear, pruning, spectral, ties
+from cl_lora.merging import balanced, dare, fisher, linear, pruning, regmean, spectral, ties
 from cl_lora.merging.coefficients import (
     RULES,
     CoefficientRule,
@@ -55,6 +55,7 @@ __all__ = [
     "coefficient_rows",
     "dare",
     "differentiability",
+    "fisher",
     "get_method",
     "get_rule",
     "is_linear",
@@ -68,6 +69,7 @@ __all__ = [
     "prepare",
     "pruning",
     "register",
+    "regmean",
     "require_learnable",
     "rule_names",
     "rules_table",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cl_lora.adapters import Entry, entry_shape
+from cl_lora.adapters import Entry
 from cl_lora.merging.kernels import LowRankSum
 from cl_lora.merging.spaces import Sources
 from cl_lora.support.errors import UserError
@@ -73,8 +73,3 @@ def check_shape(tensor: Tensor, shape: tuple[int, ...], module: str, name: str) 
             f"Expected the statistic {name!r} of module {module!r} to be {shape} but it is "
             f"{tuple(tensor.shape)}; gather it again for this adapter"
         )
-
-
-def shape_of(sources: Sources, module: str) -> tuple[int, ...]:
-    """Return the shape of a module's dense delta."""
-    return entry_shape(sources.modules[module][0])

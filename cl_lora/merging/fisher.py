@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_lora.merging.averaging import check_shape, require_shares, shape_of, statistics_of
+from cl_lora.adapters import entry_shape
+from cl_lora.merging.averaging import check_shape, require_shares, statistics_of
 from cl_lora.merging.kernels import weighted_sum
 from cl_lora.merging.registry import (
     DIFFERENTIABLE,
@@ -141,9 +142,10 @@ def _fisher(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
     """
     name = _statistic(options)
     squares = [0.0] * sources.n
-    for module in sources.modules:
+    for module, entries in sources.modules.items():
+        shape = entry_shape(entries[0])
         for i, f in enumerate(statistics_of(sources, module, name)):
-            check_shape(f, shape_of(sources, module), module, name)
+            check_shape(f, shape, module, name)
             if bool((f < 0).any()):
                 raise UserError(
                     f"Expected the statistic {name!r} to be squares but that of module {module!r} "

@@ -13,11 +13,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from cl_lora.adapters import Entry, LoRAFactors, entry_delta
+from cl_lora.adapters import Entry, LoRAFactors, entry_delta, entry_shape
 from cl_lora.merging.averaging import (
     check_shape,
     require_shares,
-    shape_of,
     statistics_of,
     weighted_mean,
 )
@@ -135,7 +134,7 @@ def _times(rows: Sequence[Tensor], grams: Tensor) -> tuple[Tensor, ...]:
         ),
         "ridge": OptionSpec(
             1e-4,
-            lambda v: is_number(v) and 1e-12 <= v,
+            lambda v: is_number(v) and v >= 1e-12,
             "a number of at least 1e-12",
             "added to every Gram matrix, in units of the mean of its diagonal: directions without "
             "inputs take the weighted mean",
@@ -153,7 +152,8 @@ def _regmean(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel
         UserError: if a Gram matrix does not fit its module, is not finite, or is missing in some
             models only.
     """
-    for module in sources.modules:
+    for module, entries in sources.modules.items():
         for gram in statistics_of(sources, module, _STATISTIC):
-            check_shape(gram, (shape_of(sources, module)[-1],) * 2, module, _STATISTIC)
+            d_in = entry_shape(entries[0])[-1]
+            check_shape(gram, (d_in, d_in), module, _STATISTIC)
     return RegMean(sources, options["off_diagonal"], options["ridge"])

@@ -323,9 +323,7 @@ Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> the mean loss of the batch."""
 
 
-def _squares(
-    observed: Observed, batches: Iterable[Batch], loss: Loss, draws: int
-) -> RunningMeans:
+def _squares(observed: Observed, batches: Iterable[Batch], loss: Loss, draws: int) -> RunningMeans:
     _require_eval(observed.backbone)
     network = observed.backbone.network
     own = {entry_name(name): parameter for name, parameter in network.named_parameters()}
@@ -350,7 +348,9 @@ def _squares(
 def _pieces(compute: Compute, batches: Iterable[Batch]) -> Iterator[Batch]:
     """Yield few samples at a time, so that memory does not depend on the batches."""
     for inputs, targets in batches:
-        for some, theirs in zip(inputs.split(_SAMPLES), targets.split(_SAMPLES), strict=True):
+        for some, theirs in zip(
+            torch.split(inputs, _SAMPLES), torch.split(targets, _SAMPLES), strict=True
+        ):
             yield some.to(compute.device), theirs.to(compute.device)
 
 
@@ -450,7 +450,7 @@ def _add_parameters(
     try:
         for parameter in parameters.values():
             parameter.requires_grad_(True)
-        for sample, target in zip(inputs.split(1), targets.split(1), strict=True):
+        for sample, target in zip(torch.split(inputs, 1), torch.split(targets, 1), strict=True):
             outputs = _outputs(observed, sample)
             for draw in range(draws):
                 found = torch.autograd.grad(
