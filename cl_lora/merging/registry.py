@@ -88,7 +88,7 @@ class Linearity:
     """When the merged update is linear in the coefficients, and what it is otherwise.
 
     Attributes:
-        text: the condition in words.
+        text: the condition in words; empty where it is never linear.
         holds: tells it from the space and the complete options.
         otherwise: ``differentiable`` or ``no``.
     """
@@ -113,12 +113,14 @@ class Linearity:
         """How coefficients are learned by gradient, in words for the table."""
         if self.otherwise == "no":
             return self.text
+        if not self.text:
+            return "by merging again"
         return f"linear fast path {self.text}; else by merging again"
 
 
 IN_DELTA = Linearity("in delta", lambda space, options: space == "delta", "differentiable")
 ALWAYS = Linearity("linear fast path", lambda space, options: True)
-DIFFERENTIABLE = Linearity("by merging again", lambda space, options: False, "differentiable")
+DIFFERENTIABLE = Linearity("", lambda space, options: False, "differentiable")
 NEVER = Linearity("no", lambda space, options: False)
 
 
