@@ -37,6 +37,7 @@ class ModelConfig:
         source: where it comes from, one of :data:`MODEL_SOURCES`.
         prompts: templates of the texts that a label is told with, ``{}`` where it stands; None
             takes the source's.
+        task_prompts: the templates of some tasks by the task's name; all others have ``prompts``.
         max_length: tokens of an input, of a model that reads texts; None takes the source's.
     """
 
@@ -48,6 +49,7 @@ class ModelConfig:
     std: Sequence[float] | None = None
     source: str = TIMM
     prompts: Sequence[str] | None = None
+    task_prompts: Mapping[str, Any] | None = None
     max_length: int | None = None
 
     def __post_init__(self) -> None:
@@ -69,12 +71,21 @@ class ModelConfig:
         if self.max_length is not None and self.max_length < 2:
             raise UserError(f"Expected model.max_length to be at least 2 but got {self.max_length}")
         if self.prompts is not None:
-            odd = [prompt for prompt in self.prompts if prompt.count("{}") != 1]
-            if odd or not self.prompts:
-                raise UserError(
-                    "Expected model.prompts to be texts with one {} each, where the label stands, "
-                    f"but got {odd[0] if odd else []!r}; give such as ['a photo of a {{}}.']"
-                )
+            _check_prompts("model.prompts", self.prompts)
+        for name, prompts in (self.task_prompts or {}).items():
+            _check_prompts(f"model.task_prompts.{name}", prompts)
+
+
+def _check_prompts(where: str, prompts: object) -> None:
+    if isinstance(prompts, Sequence) and not isinstance(prompts, str):
+        odd = [p for p in prompts if not isinstance(p, str) or p.count("{}") != 1]
+        if prompts and not odd:
+            return
+        prompts = odd[0] if odd else []
+    raise UserError(
+        f"Expected {where} to be a list of texts with one {{}} each, where the label stands, but "
+        f"got {prompts!r}; give such as ['a photo of a {{}}.']"
+    )
 
 
 class Backbone(nn.Module, ABC):

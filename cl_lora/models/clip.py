@@ -51,6 +51,7 @@ class CLIPBackbone(ImageBackbone):
         mean: per-channel mean of the normalisation.
         std: per-channel deviation of the normalisation.
         prompts: templates that a label is put into.
+        task_prompts: those of some tasks by the task's name.
         text: a digest of the text tower's weights, for the record.
         embed: texts -> their embeddings (n, d) on a device, and the scale of logits; loads the text
             tower.
@@ -64,16 +65,18 @@ class CLIPBackbone(ImageBackbone):
         std: Sequence[float],
         *,
         prompts: Sequence[str],
+        task_prompts: Mapping[str, Sequence[str]],
         text: str,
         embed: Callable[[Sequence[str], torch.device], tuple[Tensor, Tensor]],
     ) -> None:
         config: Any = network.config
         super().__init__(network, int(config.projection_dim), CLIP_TARGETS, size, mean, std)
         self.prompts = tuple(prompts)
+        self.task_prompts = {name: tuple(own) for name, own in sorted(task_prompts.items())}
         self._text = text
         self._embed = embed
         self._resamples = size != config.image_size
-        self._heads: dict[tuple[str, ...], HeadState] = {}
+        self._heads: dict[tuple[tuple[str, ...], ...], HeadState] = {}
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return features (batch, features) of uint8 images (batch, 3, img_size, img_size)."""
@@ -97,22 +100,29 @@ class CLIPBackbone(ImageBackbone):
                 f"Expected a task with classes, whose names make the head, but {task.name!r} is of "
                 f"the kind {task.kind.name!r}; set strategy.head=own, or leave the task out"
             )
-        if task.labels not in self._heads:
-            self._heads[task.labels] = self._zero_shot(task.labels)
-        return freeze(head_of(self._heads[task.labels]))
+        key = (task.labels, self.task_prompts.get(task.name, self.prompts))
+        if key not in self._heads:
+            self._heads[key] = self._zero_shot(*key)
+        return freeze(head_of(self._heads[key]))
 
     @torch.no_grad()
-    def _zero_shot(self, labels: Sequence[str]) -> HeadState:
-        texts = [p.format(label.replace("_", " ")) for label in labels for p in self.prompts]
+    def _zero_shot(self, labels: Sequence[str], prompts: Sequence[str]) -> HeadState:
+        texts = [p.replace("{}", label.replace("_", " ")) for label in labels for p in prompts]
         embedded, scale = self._embed(texts, self.mean.device)
         directions = F.normalize(embedded.float(), dim=1)
-        means = directions.view(len(labels), len(self.prompts), -1).mean(dim=1)
+        means = directions.view(len(labels), len(prompts), -1).mean(dim=1)
         head = CosineHead(F.normalize(means, dim=1).cpu(), scale.float().cpu())
         return head.state_dict()
 
     def record(self) -> dict[str, Any]:
         """Return what decides its features and heads: weights, input, prompts and text tower."""
-        return {**super().record(), "prompts": list(self.prompts), "text": self._text}
+        own = {name: list(prompts) for name, prompts in self.task_prompts.items()}
+        return {
+            **super().record(),
+            "prompts": list(self.prompts),
+            **({"task_prompts": own} if own else {}),
+            "text": self._text,
+        }
 
 
 @dataclass(frozen=True)
@@ -226,6 +236,7 @@ def load_clip(config: ModelConfig) -> CLIPBackbone:
         list(config.mean or source.mean),
         list(config.std or source.std),
         prompts=PROMPTS if config.prompts is None else config.prompts,
+        task_prompts=config.task_prompts or {},
         text=weights_digest(text),
         embed=lambda texts, device: _embedded(source.where, texts, device),
     ).eval()
@@ -334,6 +345,6 @@ register_source(
         load_clip,
         _input_size,
         CLIP_TARGETS,
-        takes=frozenset({"checkpoint", "img_size", "mean", "std", "prompts"}),
+        takes=frozenset({"checkpoint", "img_size", "mean", "std", "prompts", "task_prompts"}),
     )
 )

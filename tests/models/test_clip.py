@@ -209,6 +209,8 @@ def test_the_record_is_of_both_towers_and_the_prompts(folder: Path, tmp_path: Pa
         ({"pretrained": False}, "model.pretrained means nothing to models of source 'clip'"),
         ({"prompts": ["a photo"]}, r"one \{\} each, .* but got 'a photo'"),
         ({"prompts": []}, r"one \{\} each"),
+        ({"task_prompts": {"a": "a {}"}}, r"model\.task_prompts\.a to be a list .* got 'a \{\}'"),
+        ({"task_prompts": {"a": ["a {}", "b"]}}, r"model\.task_prompts\.a .* but got 'b'"),
         ({"source": "clop"}, "Unknown model.source 'clop': did you mean 'clip'"),
     ],
 )
@@ -217,6 +219,16 @@ def test_bad_settings_of_clip(folder: Path, settings: dict[str, Any], message: s
         load_backbone(
             ModelConfig(**{"name": "tiny", "source": "clip", "checkpoint": str(folder), **settings})
         )
+
+
+def test_a_task_may_have_prompts_of_its_own(folder: Path) -> None:
+    own = {"signs": ["a sign, {}"]}
+    backbone = load_backbone(config(folder, task_prompts=own))
+    assert backbone.record()["task_prompts"] == own
+    signs, others = (Task(name, CLASS, ("stop", "yield")) for name in ("signs", "others"))
+    expected = load_backbone(config(folder, prompts=own["signs"])).task_head(others)
+    assert torch.equal(backbone.task_head(signs).weight, expected.weight)  # type: ignore[arg-type]
+    assert not torch.equal(backbone.task_head(others).weight, expected.weight)  # type: ignore[arg-type]
 
 
 def test_prompts_mean_nothing_to_timm() -> None:
