@@ -196,7 +196,7 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
         super().__init__(
             model=model,
             # A placeholder: make_optimizer builds the real one for each experience.
-            optimizer=torch.optim.AdamW(model.head.parameters(), lr=training.head_lr),
+            optimizer=torch.optim.AdamW(model.parameters(), lr=training.head_lr),
             criterion=self._loss,
             train_mb_size=training.batch_size,
             train_epochs=training.epochs,

@@ -2,7 +2,8 @@
 
 Every arm goes the same way (Asadi et al. 2024, with what a fair comparison needs): the head begins,
 is warmed up alone on features of where the arm starts, then everything the arm trains is trained
-together. All arms see the same samples in the same batches for the same number of steps.
+together. All arms see the same samples in the same batches for the same number of steps. A head
+that the model makes of texts stays what it is.
 """
 
 from __future__ import annotations
@@ -222,10 +223,11 @@ class _Adapting:
     @property
     def _learner(self) -> Arm:
         """The arm that learns the composition by itself."""
+        begin = self.how.head_start
         how = replace(
             self.how,
             kind=get_adaptation(Coefficients.name),
-            head_start=get_head_start(Zero.name),
+            head_start=begin if begin.from_backbone else get_head_start(Zero.name),
             truncate=False,
         )
         return replace(self.arm, adaptation=how)
@@ -321,10 +323,15 @@ class _Adapting:
 
         upstream = [bench.banks[FRESH.name][m].head for m in self.arm.of(self.stage)]
         sources = StartSources(
-            bench.backbone.features, self.experience.task.outputs, upstream, features, targets
+            bench.backbone.features,
+            self.experience.task.outputs,
+            upstream,
+            features,
+            targets,
+            self._of_labels,
         )
         head = self.how.head_start.make(sources).to(bench.compute.device)
-        if not (self.how.kind.trains and config.warmup_steps):
+        if self._fixed_head or not (self.how.kind.trains and config.warmup_steps):
             return head
         rows = self._rows(len(indices), config.warmup_steps, "warm-up")
         return fit_head(
@@ -340,7 +347,7 @@ class _Adapting:
     def _trained(
         self, trained: Trained, start: Start, head: nn.Module, indices: Indices, factor: float
     ) -> nn.Module:
-        """Train the head, and what is open beside it."""
+        """Train the head, unless texts say what it is, and what is open beside it."""
         config, bench, loss = self.how.config, self.bench, self.experience.task.loss
         rows = self._rows(len(indices), config.steps_for(len(indices)), "adaptation")
         if trained.features is None:
@@ -355,7 +362,7 @@ class _Adapting:
                 decay=True,
             ).head
         forward = trained.features
-        head.requires_grad_(True).train()
+        head = freeze(head) if self._fixed_head else head.requires_grad_(True).train()
         device, inputs = bench.compute.device, self.experience.inputs
 
         def step_loss(step: int) -> Tensor:
@@ -363,19 +370,24 @@ class _Adapting:
             features = forward(bench.backbone.encode(inputs[chosen]).to(device))
             return loss(head(features), self._targets(chosen))
 
-        group = {
-            "params": list(head.parameters()),
-            "lr": config.head_lr,
-            "weight_decay": config.weight_decay,
-        }
+        own = {"lr": config.head_lr, "weight_decay": config.weight_decay}
+        heads = [] if self._fixed_head else [{"params": list(head.parameters()), **own}]
         descend(
-            [*trained.groups, group],
+            [*trained.groups, *heads],
             step_loss,
             len(rows),
             decay=True,
             what="adapting it; try lower learning rates in adaptation, or precision=fp32",
         )
         return head
+
+    @property
+    def _fixed_head(self) -> bool:
+        """Whether texts say what the head is."""
+        return self.how.head_start.from_backbone
+
+    def _of_labels(self) -> nn.Module:
+        return self.bench.backbone.task_head(self.experience.task)
 
     def _rows(self, size: int, steps: int, purpose: str) -> list[Tensor]:
         batch_size = self.how.config.batch_size
@@ -392,9 +404,16 @@ class _Adapting:
     # Without samples ----------------------------------------------------------------------------
 
     def _without_samples(self) -> Served:
-        """Return where the arm starts under the class means of upstream features."""
+        """Return where the arm starts under the head of texts, or class means of upstream features.
+
+        The class means are of the train parts of all upstream experiences.
+        """
         start = self._start()
         bench = self.bench
+        if self._fixed_head:
+            zero_shot = self._of_labels().to(bench.compute.device)
+            fitted = _Fitted(start.change, zero_shot, start.alpha, 0, start.key)
+            return self._serve(fitted, {"trainable_parameters": 0.0})
         features: list[Tensor] = []
         labels: list[Tensor] = []
         for m in self.arm.of(self.stage):

@@ -299,7 +299,8 @@ def _adaptation(
     kind = get_adaptation(str(settings["adapt"]))
     start = _start(settings, merges, kind, rule)
     head_start = get_head_start(str(settings.get("head_start") or kind.head_start))
-    if kind.trains and not head_start.trainable:
+    more = kind.trains_network or kind.learns_coefficients
+    if kind.trains and not head_start.trainable and not (head_start.from_backbone and more):
         raise UserError(
             f"head_start={head_start.name} gives a head that cannot be trained on; give it with "
             "adapt=none, or choose another"

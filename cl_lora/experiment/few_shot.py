@@ -29,7 +29,8 @@ def check_few_shot(settings: Settings, benchmark: Benchmark) -> None:
 
     Raises:
         UserError: no upstream experience, labels that are not shared where an arm or K = 0 needs
-            them so, or no validation part where learning rates are chosen on it.
+            them so, a head that cannot answer in words, or no validation part where learning rates
+            are chosen on it.
     """
     if len(benchmark.experiences) < 2:
         raise UserError(
@@ -53,7 +54,7 @@ def check_few_shot(settings: Settings, benchmark: Benchmark) -> None:
             )
         for arm in settings.arms:
             _check_arm(arm, stage, held, benchmark)
-        if shots_of(stage) == 0:
+        if shots_of(stage) == 0 and not all(_of_texts(arm) for arm in settings.arms):
             what = "shots=0 takes class means of upstream features"
             _require_classes(what, held)
             _require_shared(what, stage, held, benchmark)
@@ -63,6 +64,11 @@ def _check_arm(arm: Arm, stage: Stage, held: Experience, benchmark: Benchmark) -
     how = arm.adaptation
     if how is None:
         return
+    if held.task.kind.of_tokens and not how.head_start.from_backbone:
+        raise UserError(
+            f"Arm {arm.name!r}: task {held.task.name!r} is answered in words, which no head that "
+            f"is trained can do, but head_start={how.head_start.name}; set head_start=text"
+        )
     if how.head_start.needs_classes:
         _require_classes(f"Arm {arm.name!r}: head_start={how.head_start.name}", held)
     if how.head_start.shares_labels:
@@ -75,8 +81,13 @@ def _check_arm(arm: Arm, stage: Stage, held: Experience, benchmark: Benchmark) -
         )
 
 
+def _of_texts(arm: Arm) -> bool:
+    """Return whether an arm needs no sample for its head."""
+    return arm.adaptation is None or arm.adaptation.head_start.from_backbone
+
+
 def _require_classes(what: str, held: Experience) -> None:
-    if not held.task.labels:
+    if not held.task.labels or held.task.kind.of_tokens:
         raise UserError(
             f"{what} needs classes but task {held.task.name!r} is of kind "
             f"{held.task.kind.name!r}; leave it out"

@@ -24,6 +24,7 @@ class StartSources:
         heads: of the upstream adapters that the arm merges, or of all where it merges none.
         features: makes the features (N, d) of the support samples where the arm starts.
         labels: int64 (N,), theirs.
+        of_labels: makes the head that the backbone has for the labels' texts.
     """
 
     inputs: int
@@ -31,6 +32,7 @@ class StartSources:
     heads: Sequence[HeadState]
     features: Callable[[], Tensor]
     labels: Tensor
+    of_labels: Callable[[], nn.Module]
 
 
 class HeadStart(ABC):
@@ -43,6 +45,8 @@ class HeadStart(ABC):
         trainable: whether it gives a linear head that training can go on from.
         serves: whether it can serve without training.
         needs_classes: whether it works for tasks with class labels only.
+        from_backbone: whether the backbone makes it, of the labels' texts: no sample is needed, and
+            it stays what it is while other things are trained.
     """
 
     name: ClassVar[str]
@@ -51,6 +55,7 @@ class HeadStart(ABC):
     trainable: ClassVar[bool] = True
     serves: ClassVar[bool] = True
     needs_classes: ClassVar[bool] = False
+    from_backbone: ClassVar[bool] = False
 
     @abstractmethod
     def make(self, sources: StartSources) -> nn.Module:
@@ -115,3 +120,17 @@ class Means(HeadStart):
     def make(self, sources: StartSources) -> nn.Module:
         """Return the class means."""
         return PrototypeHead(sources.features(), sources.labels, sources.outputs)
+
+
+@register_head_start
+class Text(HeadStart):
+    """What the model knows of the labels from their texts, as a zero-shot classifier does."""
+
+    name = "text"
+    summary = "made by the model of the labels' texts, and never trained"
+    trainable = False
+    from_backbone = True
+
+    def make(self, sources: StartSources) -> nn.Module:
+        """Return the backbone's head."""
+        return sources.of_labels()

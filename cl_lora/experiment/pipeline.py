@@ -85,7 +85,9 @@ def execute(raw: Mapping[str, Any]) -> Path:
     backbone, modules = prepare_backbone(
         settings.model, settings.lora, settings.device, settings.bf16
     )
-    if settings.training.policy.from_backbone:
+    for experience in benchmark.experiences:
+        backbone.check_samples(experience.inputs, experience.name)
+    if _heads_of_texts(settings):
         for task in benchmark.tasks:
             backbone.task_head(task)  # of what it can make none is said before training
     identity = json.loads(json.dumps(settings.identity(benchmark.fingerprint, backbone.record())))
@@ -141,6 +143,12 @@ def check(raw: Mapping[str, Any]) -> Settings:
     return settings
 
 
+def _heads_of_texts(settings: Settings) -> bool:
+    """Return whether the backbone makes the heads that are trained with, or those of an arm."""
+    starts = [arm.adaptation.head_start for arm in settings.arms if arm.adaptation is not None]
+    return settings.training.policy.from_backbone or any(start.from_backbone for start in starts)
+
+
 def _look_into(folder: Path) -> None:
     require_run_folder(folder)
     if (folder / layout.CONFIG_FILE).exists():
@@ -187,8 +195,20 @@ def _check_tasks(settings: Settings, benchmark: Benchmark) -> None:
                     f"of {experience.name!r} is empty; set benchmark.val_fraction=0.1, or "
                     "strategy.patience=null"
                 )
+    _check_policies(settings, benchmark)
+
+
+def _check_policies(settings: Settings, benchmark: Benchmark) -> None:
+    """Refuse a head policy that cannot serve a kind of task."""
     policies = [settings.training.policy, *(arm.policy for arm in settings.arms)]
     for policy in policies:
+        spoken = next((t for t in benchmark.tasks if t.kind.of_tokens), None)
+        if spoken is not None and not policy.from_backbone:
+            raise UserError(
+                f"The task {spoken.name!r} of {benchmark.name!r} is answered in words, which no "
+                f"head that is trained can do, but the head policy is {policy.name!r}; set "
+                "strategy.head=text"
+            )
         task = next((t for t in benchmark.tasks if policy.needs_classes and not t.labels), None)
         if task is not None:
             raise UserError(

@@ -23,7 +23,7 @@ from cl_lora.run_folder.records import Similarity
 from cl_lora.support.seeding import numpy_generator
 
 _SAMPLES = 200
-"""Train images of the downstream task on which features are compared."""
+"""Train samples of the downstream task on which features are compared."""
 
 Pair = tuple[int, tuple[int, ...]]
 """A downstream experience and its upstream ones."""
@@ -40,7 +40,7 @@ def similarities(
 ) -> Iterator[Similarity]:
     """Yield the linear CKA of every upstream adapter with the downstream one, by module.
 
-    Compared are the outputs of each adapted layer, the mean over tokens, on train images of the
+    Compared are the outputs of each adapted layer, the mean over tokens, on train samples of the
     downstream experience: one model with the upstream adapter alone, one with the adapter that was
     trained on the whole downstream task (Asadi et al. 2024).
 
@@ -58,14 +58,23 @@ def similarities(
     for m in members:
         outputs = _outputs(bench, bank[m], j, indices)
         advance()
-        for module, values in outputs.items():
-            yield Similarity(bench.seed, j, module, m, linear_cka(values, target[module]))
+        # A language model's first decoder block reads the same start token whatever the question.
+        differing = [k for k in outputs if _differ(outputs[k]) and _differ(target[k])]
+        for module in differing or list(outputs)[:1]:
+            value = linear_cka(outputs[module], target[module])
+            yield Similarity(bench.seed, j, module, m, value)
+
+
+def _differ(outputs: NDArray[Any]) -> bool:
+    return bool((outputs != outputs[0]).any())
 
 
 def _outputs(
     bench: Workbench, adapter: Adapter, j: int, indices: Indices
 ) -> dict[str, NDArray[Any]]:
     """Return the outputs (N, d_out) of every adapted layer under one adapter."""
+    # The mean over tokens must not be one over the padding that others of a batch ask for.
+    size = 1 if bench.backbone.pads else bench.batch_size
     backbone, found = bench.backbone, {m: list[Tensor]() for m in adapter.modules()}
 
     def keep(module: str) -> Callable[[Any, Any, Tensor], None]:
@@ -79,7 +88,7 @@ def _outputs(
             hooks.callback(layer.register_forward_hook(keep(module)).remove)
         experience = bench.benchmark.experiences[j]
         for _ in bench.compute.features(
-            backbone, batches(experience, indices, bench.batch_size, backbone.encode)
+            backbone, batches(experience, indices, size, backbone.encode)
         ):
             pass
     return {module: torch.cat(parts).numpy() for module, parts in found.items()}
