@@ -27,6 +27,7 @@ from cl_lora.benchmarks.streams import (  # noqa: F401
     few_shot_language,
     label_shift,
     multitask,
+    task_folders,
     task_shift,
 )
 from cl_lora.support.errors import UserError

@@ -24,7 +24,7 @@ from cl_lora.benchmarks.sources.image_sets import (
     require_root,
     split_set,
 )
-from cl_lora.benchmarks.splits import Indices
+from cl_lora.benchmarks.splits import Indices, Split
 from cl_lora.support.errors import UserError
 from cl_lora.support.files import digest
 
@@ -89,6 +89,73 @@ class _Part:
     images: Sequence[Path] | Pixels
     labels: list[int]
 
+    def some(self, chosen: Sequence[int]) -> _Part:
+        """Return those at some places."""
+        labels = [self.labels[i] for i in chosen]
+        if isinstance(self.images, np.ndarray):
+            return _Part(self.images[np.array(chosen, dtype=np.int64)], labels)
+        return _Part([self.images[i] for i in chosen], labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """All images of a published set, listed and mostly not read.
+
+    Attributes:
+        classes: class names; numbers where the set has none (GTSRB, SVHN).
+        labels: int64 (N,), indices into ``classes``.
+        given: train and test samples of the set's own split; None where it has none. Parts of
+            training and of validation are one train part.
+        root: the folder that was looked into.
+        parts: the images of all parts, one after another.
+    """
+
+    classes: tuple[str, ...]
+    labels: Indices
+    given: Split | None
+    root: Path
+    parts: Sequence[_Part]
+
+    def images(self, chosen: Indices | None = None) -> ImageSource:
+        """Return how the images of some samples (M,) are read, or of all; for the digest they are.
+
+        Args:
+            chosen: int64 (M,), sorted; None for all.
+        """
+        return _source(self.root, self.parts if chosen is None else self._parts(chosen.tolist()))
+
+    def _parts(self, chosen: Sequence[int]) -> list[_Part]:
+        kept = []
+        begin = 0
+        for part in self.parts:
+            count = len(part.labels)
+            kept.append(part.some([i - begin for i in chosen if begin <= i < begin + count]))
+            begin += count
+        return kept
+
+
+def list_published(
+    name: str, root: Path, *, download: bool = False, where: str = "benchmark"
+) -> Listed:
+    """Find and list one of ``PUBLISHED``.
+
+    Args:
+        name: of torchvision's class.
+        root: the folder of torchvision's data.
+        download: whether it may be downloaded if it is not there.
+        where: what ``root`` and ``download`` are settings of, for messages.
+
+    Raises:
+        UserError: the data is not there, is broken or cannot be downloaded.
+    """
+    about = PUBLISHED[name]
+    opened = [_open(name, root, o, download, where) for o in about.train + about.test]
+    parts = [_part(dataset, about) for dataset in opened]
+    labels = np.array([label for part in parts for label in part.labels], dtype=np.int64)
+    count = sum(len(part.labels) for part in parts[: len(about.train)])
+    given = (np.arange(count), np.arange(count, len(labels))) if about.test else None
+    return Listed(_class_names(opened[0], labels), labels, given, root, parts)
+
 
 def published_set(name: str, request: SetRequest) -> ImageSet:
     """Find and list one of ``PUBLISHED``; parts of training and of validation are one train part.
@@ -99,24 +166,18 @@ def published_set(name: str, request: SetRequest) -> ImageSet:
         UserError: the data is not there, is broken or cannot be downloaded.
     """
     require_no_options(request, name)
-    about = PUBLISHED[name]
     root = Path(require_root(request, f"the folder of torchvision's {name}")).expanduser()
-    opened = [_open(name, root, options, request.download) for options in about.train + about.test]
-    parts = [_part(dataset, about) for dataset in opened]
-    labels = np.array([label for part in parts for label in part.labels], dtype=np.int64)
-    count = sum(len(part.labels) for part in parts[: len(about.train)])
-    given = (np.arange(count), np.arange(count, len(labels))) if about.test else None
-    classes = _class_names(opened[0], labels)
+    found = list_published(name, root, download=request.download)
     return ImageSet(
         request.name,
-        classes,
-        labels,
-        split_set(request, labels, classes, given),
-        lambda _: _source(root, parts),
+        found.classes,
+        found.labels,
+        split_set(request, found.labels, found.classes, found.given),
+        lambda _: found.images(),
     )
 
 
-def _open(name: str, root: Path, options: Options, download: bool) -> Any:
+def _open(name: str, root: Path, options: Options, download: bool, where: str) -> Any:
     from torchvision import datasets  # here because it is slow to import
 
     try:
@@ -127,7 +188,7 @@ def _open(name: str, root: Path, options: Options, download: bool) -> Any:
         remedy = (
             "put it there yourself"
             if download
-            else "give the right benchmark.root=DIR, or download it with benchmark.download=true"
+            else f"give the right {where}.root=DIR, or download it with {where}.download=true"
         )
         raise UserError(
             f"Expected torchvision's {name} in {root / PUBLISHED[name].folder} but it is not there "

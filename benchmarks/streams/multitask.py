@@ -135,7 +135,7 @@ def split_samples(samples: TaskSamples, key: str, settings: SplitSettings) -> Sp
 
     Args:
         samples: what to split. Without strata these are the kind's, the quarters of the values,
-            in each given part by itself.
+            in each given part by itself. A given validation part is taken as it is.
         key: what to draw with, together with the seed; stands in messages.
         settings: how.
 
@@ -145,6 +145,8 @@ def split_samples(samples: TaskSamples, key: str, settings: SplitSettings) -> Sp
     strata, names = samples.strata, samples.strata_names
     if strata is None:
         strata, names = _strata(samples, samples.given)
+    if samples.val is not None:
+        settings = dataclasses.replace(settings, val_fraction=0.0)
     (parts,) = split_domains(
         strata,
         np.zeros(len(strata), dtype=np.int64),
@@ -153,7 +155,7 @@ def split_samples(samples: TaskSamples, key: str, settings: SplitSettings) -> Sp
         settings=settings,
         given=None if samples.given is None else {key: samples.given},
     )
-    return parts
+    return parts if samples.val is None else dataclasses.replace(parts, val=samples.val)
 
 
 def _strata(samples: TaskSamples, given: Split | None) -> tuple[Indices, tuple[str, ...]]:

@@ -8,6 +8,7 @@ from cl_lora.benchmarks.sources.tasks import (  # noqa: F401
     fire_risk,
     galaxy10,
     shapes,
+    torchvision,
     tree,
     utkface,
     wflw,

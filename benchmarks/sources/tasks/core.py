@@ -43,6 +43,7 @@ class TaskSamples:
             samples.
         strata_names: a name for each stratum.
         given: train and test samples that come with the data; None to draw them.
+        val: samples to choose by that come with the data, beside ``given``; None to draw them.
         subsets: masks by name, bool (N,), that are reported by themselves.
     """
 
@@ -52,6 +53,7 @@ class TaskSamples:
     strata: Indices | None = None
     strata_names: tuple[str, ...] = ()
     given: Split | None = None
+    val: Indices | None = None
     subsets: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
 

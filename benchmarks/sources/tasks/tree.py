@@ -1,4 +1,4 @@
-"""A tree of labelled images, ``root/{train,test}/class/*``."""
+"""Labelled images: ``root/class/*``, or ``root/{train,val,test}/class/*`` with its split."""
 
 from __future__ import annotations
 
@@ -9,57 +9,75 @@ from typing import ClassVar
 import numpy as np
 
 from cl_lora.benchmarks.sources.tasks.core import (
+    DrawnSource,
     TaskRequest,
     TaskSamples,
-    TaskSource,
     require_place,
     task_source,
 )
 from cl_lora.benchmarks.sources.tasks.files import ImageFiles
 from cl_lora.benchmarks.sources.tree import ImageTree, list_images
-from cl_lora.benchmarks.splits import Split
+from cl_lora.benchmarks.splits import Indices, Split
 from cl_lora.configuration.build import required
 from cl_lora.tasks import CLASS, Task
 
 _SIDES = ("train", "test")
+_VAL = "val"
 
 
-@task_source("tree", summary="a folder root/{train,test}/class/*")
+@task_source("tree", summary="a folder root/class/*, or root/{train,test}/class/* with its split")
 @dataclass(frozen=True, kw_only=True)
-class TreeSource(TaskSource):
-    """Classes of a tree with a split; see ``TaskSource`` for the rest.
+class TreeSource(DrawnSource):
+    """Classes of a tree; see ``DrawnSource`` for the rest.
+
+    With folders ``train`` and ``test`` these are the split, and ``val`` beside them is the
+    validation part; else a share of each class is drawn.
 
     Attributes:
-        root: the folder that holds ``train`` and ``test``.
+        root: the folder of the class folders, or the one that holds ``train`` and ``test``.
     """
 
     paths: ClassVar[tuple[str, ...]] = ("root",)
 
-    root: str = required("the folder that holds train and test", "DIR")
+    root: str = required("the folder of the class folders, or of train and test", "DIR")
 
     def listed(self, request: TaskRequest) -> TaskSamples:
         """List the tree.
 
         Raises:
-            UserError: no such folder or side, classes that are not in both, or one without images.
+            UserError: no such folder or side, classes that are not in all, or one without images.
         """
-        tree = split_tree(Path(self.root), _SIDES, request.where)
-        return TaskSamples(
-            Task("", CLASS, tree.classes),
-            tree.labels,
-            ImageFiles(tree.root, tree.paths),
-            tree.labels,
-            tree.classes,
-            sides_of(tree),
-        )
+        root = Path(self.root)
+        if not any((root / side).is_dir() for side in _SIDES):
+            require_place(root, f"{request.where}.root")
+            return _samples(list_images(root, (".",), "part"))
+        if not (root / _VAL).is_dir():
+            tree = split_tree(root, _SIDES, request.where)
+            return _samples(tree, sides_of(tree))
+        tree = split_tree(root, (*_SIDES, _VAL), request.where)
+        return _samples(tree, sides_of(tree), np.flatnonzero(tree.domain_of == 2))
 
 
-def split_tree(root: Path, sides: tuple[str, str], where: str) -> ImageTree:
-    """List ``root/side/class/*`` of two sides.
+def _samples(
+    tree: ImageTree, given: Split | None = None, val: Indices | None = None
+) -> TaskSamples:
+    return TaskSamples(
+        Task("", CLASS, tree.classes),
+        tree.labels,
+        ImageFiles(tree.root, tree.paths),
+        tree.labels,
+        tree.classes,
+        given,
+        val,
+    )
+
+
+def split_tree(root: Path, sides: tuple[str, ...], where: str) -> ImageTree:
+    """List ``root/side/class/*`` of two sides or more.
 
     Args:
-        root: the folder of both.
-        sides: the folder to train on, then the one to test on.
+        root: the folder of all.
+        sides: the folder to train on, the one to test on, and further ones.
         where: the entry, for messages.
 
     Raises:
