@@ -39,7 +39,7 @@ def plain_sum(stack: Tensor, weights: Tensor) -> Tensor:
 
 def weighted_sum(weights: Tensor, basis: Tensor) -> Tensor:
     """Return ``sum_i weights_i basis_i`` for weights (n,) and a basis (n, ...)."""
-    return (weights @ basis.flatten(1)).view(basis.shape[1:])
+    return (weights @ basis.reshape(len(basis), -1)).view(basis.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
