@@ -231,14 +231,14 @@ def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 class SupportsDelta(Protocol):
-    """What can be applied: module names, and the dense update (d_out, d_in) of each."""
+    """What can be applied: names of modules or parameters, and the dense update of each."""
 
     def modules(self) -> tuple[str, ...]:
-        """Return the names of the modules that are updated."""
+        """Return the names of the modules, or parameters, that are updated."""
         ...
 
     def delta(self, module: str) -> Tensor:
-        """Return the dense update of one module."""
+        """Return the dense update of one of them."""
         ...
 
 
@@ -255,7 +255,7 @@ def applied(vit: nn.Module, update: SupportsDelta | None) -> Iterator[None]:
         yield
         return
     weights = {name: module_weight(vit, name) for name in update.modules()}
-    turned = {name for name in weights if is_transposed(vit.get_submodule(name))}
+    turned = {name for name in weights if is_transposed(_owner(vit, name))}
     kept = {name: weight.detach().clone() for name, weight in weights.items()}
     try:
         with torch.no_grad():
@@ -275,24 +275,34 @@ def applied(vit: nn.Module, update: SupportsDelta | None) -> Iterator[None]:
                 weight.copy_(kept[name])
 
 
-def is_transposed(module: nn.Module) -> bool:
+def is_transposed(module: nn.Module | None) -> bool:
     """Return whether a layer keeps its weight as (d_in, d_out), as GPT-2's Conv1D does."""
     # Whoever has such a layer has imported it: no need to import transformers for asking.
     transformers: Any = sys.modules.get("transformers.pytorch_utils")
     return transformers is not None and isinstance(module, transformers.Conv1D)
 
 
+def _owner(vit: nn.Module, name: str) -> nn.Module | None:
+    """Return the module of this name; None for the name of a parameter."""
+    try:
+        return vit.get_submodule(name)
+    except AttributeError:
+        return None
+
+
 def module_weight(vit: nn.Module, name: str) -> nn.Parameter:
-    """Return the weight of the linear layer ``name``.
+    """Return the weight of the module ``name``, or the parameter of that name, such as a bias.
 
     Raises:
-        UserError: if the backbone has no such layer.
+        UserError: if the backbone has neither.
     """
-    try:
-        weight = vit.get_submodule(name).weight
-    except AttributeError as error:
+    module = _owner(vit, name)
+    weight = getattr(module, "weight", None)
+    if module is None:
+        holder, _, last = name.rpartition(".")
+        weight = getattr(_owner(vit, holder), last, None)
+    if not isinstance(weight, nn.Parameter):
         raise UserError(
             f"The backbone has no module {name!r}; the adapter belongs to another backbone"
-        ) from error
-    assert isinstance(weight, nn.Parameter)
+        )
     return weight

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cl_lora.adapters.injection import LoRAConfig
 from cl_lora.configuration.build import build
 from cl_lora.experiment.adaptations import ADAPTATIONS, AdaptationKind, get_adaptation
+from cl_lora.experiment.banks import FRESH, BankKind, get_arm_bank
 from cl_lora.experiment.head_starts import HeadStart, get_head_start
 from cl_lora.experiment.references import REFERENCES, Reference
 from cl_lora.experiment.stages import ALONE, Stage, shots_of
@@ -24,12 +26,14 @@ from cl_lora.merging import (
     validate_method,
     variant_of,
 )
+from cl_lora.merging.registry import statistic_of
+from cl_lora.merging.residuals import ResidualChoice, make_residual
 from cl_lora.models.head_policies import HEAD_POLICIES, HeadPolicy, get_head_policy
-from cl_lora.strategies.config import AdaptationConfig
+from cl_lora.strategies.config import SUPPORT, VAL, AdaptationConfig
 from cl_lora.support.errors import UserError, unknown_name
 
 _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*")
-_MERGE = ("method", "space", "rank", "coefficients")
+_MERGE = ("method", "space", "rank", "coefficients", "select_on")
 _ADAPTING = ("adapt", "start", "head_start", "truncate", "adaptation")
 _OWN = (
     *_MERGE,
@@ -38,10 +42,15 @@ _OWN = (
     "head",
     "tune_head",
     "members",
+    "bank",
+    "residual",
     *_ADAPTING,
 )
 BASE, MERGE = "base", "merge"
 """Where an arm that is adapted starts: the bare backbone, or the merge of its members."""
+
+_SEEN: Mapping[str, Callable[[int], int | None]] = {SUPPORT: lambda spc: spc, VAL: lambda spc: None}
+"""What coefficients may see, by name: samples per class of the buffer, or the validation part."""
 
 _NOTHING_MERGED: Mapping[str, Any] = {
     "method": None,
@@ -103,6 +112,11 @@ class Arm:
         tune_head: whether learning coefficients also trains the head on the buffer.
         members: how many of a stage's adapters it merges, the first; None for all.
         adaptation: how it is adapted to support sets; None where it is not.
+        bank: whose adapters it merges, or takes residuals of.
+        residual: what each task keeps of its own adapter beside the merge, or beside the bare
+            backbone where nothing is merged; None for nothing. The task must be known then.
+        select_on: what coefficients are learned or chosen on: the ``support``, drawn from what
+            adapters were trained on, or the validation part (``val``).
     """
 
     name: str
@@ -117,11 +131,32 @@ class Arm:
     tune_head: bool = False
     members: int | None = None
     adaptation: Adaptation | None = None
+    bank: BankKind = FRESH
+    residual: ResidualChoice | None = None
+    select_on: str = SUPPORT
+
+    @property
+    def sees(self) -> int | None:
+        """Samples per class of the buffer that coefficients see; None for the validation part."""
+        return _SEEN[self.select_on](self.spc)
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether it sees the validation part."""
+        return self.adaptation is None and self.rule.learned and self.sees is None
 
     @property
     def needs_buffer(self) -> bool:
         """Whether it sees samples of the buffer."""
-        return self.adaptation is None and (self.rule.learned or self.policy.needs_support)
+        learned = self.rule.learned and self.sees is not None
+        return self.adaptation is None and (learned or self.policy.needs_support)
+
+    @property
+    def statistic(self) -> str | None:
+        """The statistic that its merge needs of every adapter, by name."""
+        if self.method is None:
+            return None
+        return statistic_of(self.method, self.space, self.options)
 
     @property
     def in_batches(self) -> bool:
@@ -189,6 +224,9 @@ class Arm:
             "tune_head": self.tune_head,
             # What an arm does not name does not stand here: it is what it was before.
             **({"members": self.members} if self.members is not None else {}),
+            **({"bank": self.bank.name} if self.bank is not FRESH else {}),
+            **({"residual": self.residual.variant} if self.residual is not None else {}),
+            **({"select_on": self.select_on} if self.select_on != SUPPORT else {}),
             **(self.adaptation.variant if self.adaptation is not None else {}),
         }
 
@@ -241,10 +279,11 @@ def make_arm(name: str, settings: Mapping[str, Any], defaults: ArmDefaults | Non
     defaults = defaults or ArmDefaults()
     try:
         _check_name(name)
-        if not isinstance(settings, Mapping) or not {"method", "adapt"} & set(settings):
+        if not isinstance(settings, Mapping) or not {"method", "adapt", "residual"} & set(settings):
             raise UserError(f"expected a mapping with a 'method' but got {settings!r}")
         merges = settings.get("method") is not None
         method, space, options = _merge(settings) if merges else (None, "delta", {})
+        residual = _residual(settings, merges)
         rule = make_rule(_rule_config(settings.get("coefficients", "uniform")))
         if rule.how == "gradient" and method is not None:
             require_learnable(method, space, options)
@@ -271,6 +310,9 @@ def make_arm(name: str, settings: Mapping[str, Any], defaults: ArmDefaults | Non
             tune_head=_tune_head(settings, rule, policy),
             members=None if settings.get("members") is None else _count(settings, "members", 1),
             adaptation=_adaptation(settings, merges, rule, defaults.adaptation),
+            bank=_bank(settings),
+            residual=residual,
+            select_on=_select_on(settings, rule, policy),
         )
     except UserError as error:
         raise UserError(f"Arm {name!r}: {error}") from error
@@ -282,6 +324,54 @@ def _merge(settings: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
     options = _method_options(method, settings)
     validate_method(method, space, options)
     return method, space, options
+
+
+def _residual(settings: Mapping[str, Any], merges: bool) -> ResidualChoice | None:
+    """Read what each task keeps of its own adapter."""
+    given = settings.get("residual")
+    if given is None:
+        return None
+    if settings.get("adapt") is not None:
+        raise UserError(
+            "a residual needs an adapter of the task that is served, and an arm that is adapted "
+            "has none; leave residual out, or adapt"
+        )
+    if not merges:
+        odd = [key for key in _MERGE if settings.get(key) is not None]
+        if odd:
+            raise UserError(
+                f"{odd[0]} belongs to a merge but no method is given, so residuals are taken of "
+                f"the bare backbone; give method, or leave {odd[0]} out"
+            )
+    return make_residual({"name": given} if isinstance(given, str) else given)
+
+
+def _bank(settings: Mapping[str, Any]) -> BankKind:
+    bank = get_arm_bank(str(settings.get("bank") or FRESH.name))
+    if settings.get("adapt") is not None and bank is not FRESH:
+        raise UserError(
+            f"bank={bank.name} is for merges and residuals but this arm is adapted to support "
+            "sets, from adapters; leave bank out, or adapt"
+        )
+    return bank
+
+
+def _select_on(settings: Mapping[str, Any], rule: CoefficientRule, policy: HeadPolicy) -> str:
+    """Read what coefficients are learned or chosen on."""
+    given = str(settings.get("select_on") or SUPPORT)
+    if given not in _SEEN:
+        raise unknown_name("select_on", given, _SEEN)
+    if settings.get("select_on") is not None and not rule.learned:
+        raise UserError(
+            f"select_on says what coefficients are learned or chosen on but coefficients="
+            f"{rule.name} are given; leave it out, or give e.g. coefficients=grid"
+        )
+    if given != SUPPORT and policy.needs_support:
+        raise UserError(
+            f"head={policy.name} is made of the buffer, so select_on={given} cannot hold for it; "
+            "leave select_on out, or choose another head"
+        )
+    return given
 
 
 def _adaptation(
@@ -417,6 +507,22 @@ def check_protocol(
                 f"Arm {arm.name!r}: expected members to be at most {largest}, the adapters of the "
                 f"largest stage, but got {arm.members}"
             )
+
+
+def check_residuals(arms: Sequence[Arm], lora: LoRAConfig) -> None:
+    """Check that what residuals keep is there: no more than the rank of the adapters.
+
+    Raises:
+        UserError: naming the arm.
+    """
+    for arm in arms:
+        rank = arm.bank.tuning.rank(lora)
+        if arm.residual is None or arm.method is not None or rank is None:
+            continue  # of a difference to a merge the rank is known when it is there
+        try:
+            arm.residual.check_rank(rank)
+        except UserError as error:
+            raise UserError(f"Arm {arm.name!r}: {error}") from error
 
 
 def check_weights(arms: Sequence[Arm], experiences: int) -> None:

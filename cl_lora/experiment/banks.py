@@ -9,7 +9,9 @@ from cl_lora.adapters import Adapter
 from cl_lora.benchmarks.core import Benchmark
 from cl_lora.run_folder import layout
 from cl_lora.strategies.config import ANEW, CONTINUED, Lineage
+from cl_lora.strategies.tunings import LORA, WHOLE, Tuning
 from cl_lora.support.errors import UserError
+from cl_lora.support.registry import look_up
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,10 @@ class BankKind:
         lineage: whether its adapters start fresh or are trained on.
         joint: whether all experiences are trained on at once, as one.
         begins_like: a bank whose first adapter comes from the same training; copying it saves one.
+        tuning: what is trained of the backbone.
+        own_heads: whether each of its adapters has the head of its own experience beside it, where
+            every experience has one.
+        for_arms: whether an arm may merge its adapters.
     """
 
     name: str
@@ -29,6 +35,9 @@ class BankKind:
     lineage: Lineage = ANEW
     joint: bool = False
     begins_like: BankKind | None = None
+    tuning: Tuning = LORA
+    own_heads: bool = False
+    for_arms: bool = False
 
     def names(self, benchmark: Benchmark) -> tuple[str, ...]:
         """Return the names of its adapters, in order."""
@@ -58,7 +67,18 @@ def register_bank(kind: BankKind) -> BankKind:
     return kind
 
 
-FRESH = register_bank(BankKind(layout.FRESH, "one new adapter an experience"))
+def get_arm_bank(name: str) -> BankKind:
+    """Return the bank called ``name``, whose adapters an arm merges.
+
+    Raises:
+        UserError: if there is none, naming the nearest known.
+    """
+    return look_up("bank", {kind.name: kind for kind in BANKS.values() if kind.for_arms}, name)
+
+
+FRESH = register_bank(
+    BankKind(layout.FRESH, "one new adapter an experience", own_heads=True, for_arms=True)
+)
 SEQUENTIAL = register_bank(
     BankKind(
         "sequential",
@@ -69,6 +89,15 @@ SEQUENTIAL = register_bank(
 )
 JOINT = register_bank(
     BankKind("joint", "one adapter trained on all experiences at once", joint=True)
+)
+FULL = register_bank(
+    BankKind(
+        "full",
+        "the whole backbone, fine-tuned for each experience anew",
+        tuning=WHOLE,
+        own_heads=True,
+        for_arms=True,
+    )
 )
 
 Banks = Mapping[str, tuple[Adapter, ...]]

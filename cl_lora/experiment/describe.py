@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cl_lora.experiment.arms import Arm
+from cl_lora.experiment.banks import FRESH
 from cl_lora.experiment.references import Reference
 from cl_lora.merging import get_method
 from cl_lora.strategies.config import VAL
@@ -24,7 +25,8 @@ def describe_reference(reference: Reference) -> str:
 def describe_arm(arm: Arm) -> str:
     """Return what an arm is: method, space, every option with its default, coefficients, head."""
     if arm.method is None:
-        return " ".join(["Starts from the bare backbone.", *_adaptation(arm)])
+        begin = "Starts from the bare backbone."
+        return " ".join([begin, *_residual(arm), *_bank(arm), *_adaptation(arm)])
     info = get_method(arm.method)
     variant = arm.variant
     where = _SPACES.get(arm.space, f"in space {arm.space}")
@@ -34,12 +36,29 @@ def describe_arm(arm: Arm) -> str:
     sentences.append(f"Coefficients: {_rule(arm)}.")
     if arm.members is not None:
         sentences.append(f"The first {arm.members} adapters only.")
+    sentences += [*_residual(arm), *_bank(arm)]
     sentences += _adaptation(arm)
     if arm.head is not None:
         sentences.append(f"Head: {arm.head}, in place of the run's.")
     if arm.tune_head:
         sentences.append("The head is trained on the buffer together with the coefficients.")
     return " ".join(sentences)
+
+
+def _residual(arm: Arm) -> list[str]:
+    """Return what each task keeps of its own, in a sentence."""
+    chosen = arm.residual
+    if chosen is None:
+        return []
+    kind = chosen.kind
+    return [
+        f"Each task keeps of its own: {kind.summary} ({kind.paper}; {_listed(chosen.options)}), so "
+        "the task must be known."
+    ]
+
+
+def _bank(arm: Arm) -> list[str]:
+    return [] if arm.bank is FRESH else [f"Of the bank {arm.bank.name!r}: {arm.bank.summary}."]
 
 
 def _adaptation(arm: Arm) -> list[str]:
@@ -74,8 +93,13 @@ def _rule(arm: Arm) -> str:
     text = rule.name + (f" with {_listed(options)}" if options else "")
     text += f" ({rule.info.formula})"
     if rule.learned and arm.adaptation is None:
-        text += f", {'learned' if arm.in_batches else 'chosen'} on {arm.spc} samples per class and "
-        text += "experience" + (f", in batches of {arm.buffer_batch_size}" * arm.in_batches)
+        seen = (
+            "the validation part"
+            if arm.sees is None
+            else f"{arm.sees} samples per class and experience"
+        )
+        text += f", {'learned' if arm.in_batches else 'chosen'} on {seen}"
+        text += f", in batches of {arm.buffer_batch_size}" * arm.in_batches
     return text
 
 

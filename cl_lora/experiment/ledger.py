@@ -46,9 +46,20 @@ class Ledger:
     @property
     def banks(self) -> tuple[str, ...]:
         """Names of the banks that are needed."""
-        kinds = [FRESH, *(bank for row in self.references for bank in row.banks)]
+        kinds = [arm.bank for arm in self.arms]
+        kinds += [bank for row in self.references for bank in row.banks]
+        kinds = kinds or [FRESH]
         kinds += [kind.begins_like for kind in kinds if kind.begins_like is not None]
         return tuple(dict.fromkeys(kind.name for kind in kinds))
+
+    @property
+    def statistics(self) -> dict[str, tuple[str, ...]]:
+        """Names of the statistics that arms need of each kind of bank."""
+        found: dict[str, dict[str, None]] = {}
+        for arm in self.arms:
+            if arm.statistic is not None:
+                found.setdefault(arm.bank.name, {})[arm.statistic] = None
+        return {kind: tuple(names) for kind, names in found.items()}
 
     def without(self, arm: Arm, reason: str) -> Ledger:
         """Return the ledger after an arm diverged: later commands skip it until they name it."""

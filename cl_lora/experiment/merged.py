@@ -14,7 +14,6 @@ from torch.func import functional_call
 from cl_lora.adapters import Adapter
 from cl_lora.adapters.injection import applied
 from cl_lora.experiment.arms import Arm
-from cl_lora.experiment.banks import FRESH
 from cl_lora.experiment.sampling import draws, folds
 from cl_lora.experiment.serving import Part, Served, Workbench
 from cl_lora.experiment.several_tasks import Tasks
@@ -28,9 +27,11 @@ from cl_lora.merging import (
     prepare,
     search,
 )
+from cl_lora.merging.residuals import ResidualChoice, TaskUpdate
 from cl_lora.models.bottleneck import Bottleneck
 from cl_lora.models.head_policies import HeadSources
 from cl_lora.models.heads import HeadState, freeze, head_of
+from cl_lora.models.weights import Change
 from cl_lora.run_folder.records import Coefficient
 from cl_lora.support.errors import DivergedError, UserError
 
@@ -56,17 +57,34 @@ class _Merge:
 
     @property
     def adapters(self) -> list[Adapter]:
-        return [self.bench.banks[FRESH.name][m] for m in self.members]
+        return [self.bench.banks[self.arm.bank.name][m] for m in self.members]
 
     @property
     def heads(self) -> list[HeadState]:
         return [adapter.head for adapter in self.adapters]
 
     def served(self) -> Served:
+        arm = self.arm
+        update, tuned, coefficients = self._merged()
+        if arm.residual is not None:
+            return Served(self._with_residuals(arm.residual, update), coefficients)
+        assert update is not None
+        if arm.policy.apart:
+            heads = {j: freeze(self._head_of(update, j)) for j in self.stage.evaluated}
+            return Served({j: Part(update, head) for j, head in heads.items()}, coefficients)
+        assert update.alpha is not None
+        head = tuned or self._head(update, update.alpha)
+        return Served.everywhere(Part(update, freeze(head)), self.stage, coefficients)
+
+    def _merged(self) -> tuple[Update | None, nn.Module | None, tuple[Coefficient, ...]]:
+        """Return the merge, a head that was trained with its coefficients, and these.
+
+        Nothing where the arm merges nothing.
+        """
         arm, bench = self.arm, self.bench
-        plan = prepare(
-            self.adapters, str(arm.method), space=arm.space, seed=bench.seed, **arm.options
-        )
+        if arm.method is None:
+            return None, None, ()
+        plan = prepare(self.adapters, arm.method, space=arm.space, seed=bench.seed, **arm.options)
         tuned: nn.Module | None = None
         if arm.rule.learned:
             try:
@@ -77,23 +95,41 @@ class _Merge:
                 ) from error
         else:
             alpha = arm.given(self.members, plan.modules)
-        update = plan.combine(alpha)
         coefficients = as_coefficients(
             arm.rule, alpha, plan.modules, bench.seed, arm.name, self.stage.index, self.members
         )
-        if arm.policy.apart:
-            heads = {j: freeze(self._head_of(update, j)) for j in self.stage.evaluated}
-            parts = {j: Part(update, head) for j, head in heads.items()}
-            return Served(parts, coefficients)
-        head = tuned or self._head(update, alpha)
-        return Served.everywhere(Part(update, freeze(head)), self.stage, coefficients)
+        return plan.combine(alpha), tuned, coefficients
 
-    def _head_of(self, update: Update, j: int) -> nn.Module:
+    def _with_residuals(self, residual: ResidualChoice, base: Update | None) -> dict[int, Part]:
+        """Return for each experience the base with what is kept of its own adapter beside it.
+
+        An experience that has none yet is served as the newest, as the oracle does.
+        """
+        shared = None if base is None else base.entries
+        served: dict[int, tuple[TaskUpdate, nn.Module | None]] = {}
+        for member in self.members:
+            adapter = self.bench.banks[self.arm.bank.name][member]
+            update = TaskUpdate(shared, residual.take(adapter.entries, shared))
+            served[member] = update, self._head_beside(member)
+        parts = {}
+        for j in self.stage.evaluated:
+            update, head = served[j if j in served else self.members[-1]]
+            parts[j] = Part(update, freeze(head or self._head_of(update, j)))
+        return parts
+
+    def _head_beside(self, member: int) -> nn.Module | None:
+        """Return the head of one adapter; None where every experience has its own."""
+        if self.arm.policy.apart:
+            return None
+        alone = self.bench.alone(self.arm.bank, member, self.stage.seen_by(member))
+        return alone[self.stage.evaluated[0]].head
+
+    def _head_of(self, update: Change, j: int) -> nn.Module:
         """Return the head that serves experience ``j`` where every experience has its own."""
-        bench = self.bench
+        bench, bank = self.bench, self.arm.bank
         if j not in self.stage.members:
-            return bench.head_at(self.stage, j)
-        own = bench.banks[FRESH.name][j].head
+            return bench.head_at(self.stage, j, bank)
+        own = bench.banks[bank.name][j].head
         return self.arm.policy.serve(
             HeadSources(self.heads, None, _none, own, lambda: bench.refit(update, j))
         )
@@ -113,8 +149,9 @@ class _Merge:
         """
         arm, bench = self.arm, self.bench
         if arm.policy.apart:
-            return search(arm.rule, plan, Tasks.of(bench, arm.spc, self.members).loss).alpha, None
-        inputs, targets = bench.support(arm.spc, self.stage)
+            tasks = Tasks.of(bench, arm.sees, self.members, arm.bank)
+            return search(arm.rule, plan, tasks.loss).alpha, None
+        inputs, targets = bench.support(arm.sees, self.stage)
         fit, judge = folds(len(targets), arm.spc if arm.policy.needs_support else 1)
 
         def loss(update: Update) -> float:
@@ -135,7 +172,7 @@ class _Merge:
         arm, bench = self.arm, self.bench
         if arm.policy.apart:
             return self._learned_apart(plan), None
-        inputs, targets = bench.support(arm.spc, self.stage)
+        inputs, targets = bench.support(arm.sees, self.stage)
         device = bench.compute.device
         head = head_of(arm.policy.start(self.heads)).to(device)
         head.requires_grad_(arm.tune_head)
@@ -163,7 +200,7 @@ class _Merge:
         A step sees as many samples of every task; the buffer batch is shared out among them.
         """
         arm, bench = self.arm, self.bench
-        tasks = Tasks.of(bench, arm.spc, self.members)
+        tasks = Tasks.of(bench, arm.sees, self.members, arm.bank)
         size = max(1, arm.buffer_batch_size // len(self.members))
         steps, index = int(arm.rule.options["steps"]), self.stage.index
         order = {

@@ -19,14 +19,21 @@ from cl_lora.benchmarks.draw import ALL, draw_buffer, draw_support
 from cl_lora.benchmarks.splits import Indices
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.experiment.adapting import adapt_arm, edges
-from cl_lora.experiment.arms import Arm, check_groups, check_protocol, check_weights
-from cl_lora.experiment.banks import FRESH, Banks
+from cl_lora.experiment.arms import (
+    Arm,
+    check_groups,
+    check_protocol,
+    check_residuals,
+    check_weights,
+)
+from cl_lora.experiment.banks import FRESH, BankKind, Banks
+from cl_lora.experiment.embedding import embed
 from cl_lora.experiment.evaluator import Evaluator
 from cl_lora.experiment.few_shot import check_few_shot, outline
 from cl_lora.experiment.ledger import Ledger, open_ledger
 from cl_lora.experiment.merged import serve_arm
 from cl_lora.experiment.relations import facts, relations
-from cl_lora.experiment.serving import Served, Workbench
+from cl_lora.experiment.serving import Served, Workbench, count_parameters, numbers_to_serve
 from cl_lora.experiment.settings import (
     RunOptions,
     Settings,
@@ -35,14 +42,16 @@ from cl_lora.experiment.settings import (
     strategy_defaults,
 )
 from cl_lora.experiment.similarity import pairs_of, similarities
+from cl_lora.experiment.spectra import spectra
 from cl_lora.experiment.stages import Stage, Subsets, continued, shots_of
 from cl_lora.experiment.task_metrics import metrics_of_task, reported
-from cl_lora.experiment.training import check_banks, train_banks
+from cl_lora.experiment.training import check_banks, gather_statistics, train_banks
 from cl_lora.merging import prepare
 from cl_lora.models.backbones import Backbone, input_size
 from cl_lora.models.compute import Compute
 from cl_lora.models.heads import HEAD_SHAPES
 from cl_lora.models.prepare import prepare_backbone
+from cl_lora.models.statistics import get_statistic
 from cl_lora.run_folder import layout
 from cl_lora.run_folder.config_file import read_config, write_config
 from cl_lora.run_folder.environment import device_name, environment, write_environment
@@ -50,9 +59,17 @@ from cl_lora.run_folder.hits import write_hits
 from cl_lora.run_folder.identity import require_same
 from cl_lora.run_folder.lock import locked, require_run_folder
 from cl_lora.run_folder.reader import read_stream
-from cl_lora.run_folder.records import ExperienceRecord, Similarity, StreamRecord, TaskRecord
+from cl_lora.run_folder.records import (
+    PARAMETERS,
+    Account,
+    Embedding,
+    ExperienceRecord,
+    Similarity,
+    StreamRecord,
+    TaskRecord,
+)
 from cl_lora.run_folder.results import Results
-from cl_lora.run_folder.rows import FACTS, RELATIONS, SIMILARITIES
+from cl_lora.run_folder.rows import EMBEDDINGS, FACTS, RELATIONS, SIMILARITIES, SPECTRA
 from cl_lora.support import files, progress
 from cl_lora.support.errors import DivergedError, UserError, unknown_name
 from cl_lora.tasks import Task
@@ -80,6 +97,7 @@ def execute(raw: Mapping[str, Any]) -> Path:
         _look_into(settings.given_folder)  # before data are decoded
     benchmark = make_benchmark(raw["benchmark"], input_size(settings.model))
     _check_tasks(settings, benchmark)
+    embedded(settings, benchmark)
     if settings.protocol.few_shot:
         check_few_shot(settings, benchmark)
     backbone, modules = prepare_backbone(
@@ -173,7 +191,7 @@ def _check_tasks(settings: Settings, benchmark: Benchmark) -> None:
                     "out, or give head=refit"
                 )
         for row in settings.references:
-            alien = [kind.name for kind in row.banks if kind is not FRESH]
+            alien = [kind.name for kind in row.banks if not kind.own_heads]
             if alien:
                 raise UserError(
                     f"The reference row {row.name!r} trains one head on all experiences but those "
@@ -217,6 +235,32 @@ def _check_policies(settings: Settings, benchmark: Benchmark) -> None:
             )
 
 
+def embedded(settings: Settings, benchmark: Benchmark) -> int | None:
+    """Return the index of the experience that ``embed`` names.
+
+    Raises:
+        UserError: if there is none of this name or number, or the protocol has no such picture.
+    """
+    wanted = settings.options.embed
+    if wanted is None:
+        return None
+    if not settings.protocol.counts:
+        raise UserError(
+            f"embed shows features where all adapters are merged at once but "
+            f"protocol={settings.protocol.name}; leave it out, or set protocol=all_at_once"
+        )
+    if isinstance(wanted, str):
+        if wanted not in benchmark.names:
+            raise unknown_name("embed", wanted, benchmark.names)
+        return benchmark.names.index(wanted)
+    if not 0 <= wanted < len(benchmark.names):
+        raise UserError(
+            f"Expected embed to be a task's name, or its number below {len(benchmark.names)}, but "
+            f"got {wanted}"
+        )
+    return wanted
+
+
 @dataclass(frozen=True)
 class _Row:
     """What is scored: an arm or a reference row."""
@@ -250,6 +294,8 @@ class _Run:
         self._check_partners()
         few_shot = settings.protocol.few_shot
         check_protocol(self.ledger.arms, self.ledger.references, few_shot, self.stages)
+        check_residuals(self.ledger.arms, settings.lora)
+        self._check_statistics()
         check_weights(self.ledger.arms, len(benchmark.experiences))
         check_groups(self.ledger.arms, modules)
         check_banks(settings, benchmark, backbone, folder, self.ledger.seeds, self.ledger.banks)
@@ -293,7 +339,7 @@ class _Run:
         bench = Workbench(
             benchmark=self.benchmark,
             backbone=self.backbone,
-            banks=self._train(seed),
+            banks=self._with_statistics(seed, self._train(seed)),
             compute=Compute(self.settings.device, self.settings.bf16),
             seed=seed,
             policy=self.settings.training.policy,
@@ -308,6 +354,7 @@ class _Run:
         )
         self._compare_features(bench)
         self._relate_adapters(bench)
+        self._measure_spectra(bench)
         rows = [(row, set(row.stages)) for row in self._rows()]
         units = [
             (row, stage)
@@ -315,11 +362,24 @@ class _Run:
             for row, scored in rows
             if stage in scored and not self.results.done(seed, row.name, stage.index)
         ]
-        return self._score(bench, units) if units else []
+        failed = self._score(bench, units) if units else []
+        self._place_features(bench)
+        return failed
 
     def _train(self, seed: int) -> Banks:
         return train_banks(
             self.settings, self.benchmark, self.backbone, self.folder, seed, self.ledger.banks
+        )
+
+    def _with_statistics(self, seed: int, banks: Banks) -> Banks:
+        return gather_statistics(
+            self.settings,
+            self.benchmark,
+            self.backbone,
+            self.folder,
+            seed,
+            banks,
+            self.ledger.statistics,
         )
 
     @property
@@ -362,7 +422,8 @@ class _Run:
 
     def _relate_adapters(self, bench: Workbench) -> None:
         """Write how alike any two adapters are, and what each is like, where subsets are merged."""
-        if not any(stage.group for stage in self.stages):
+        grouped = any(stage.group for stage in self.stages)
+        if not grouped or FRESH.name not in bench.banks:
             return
         seed, count = bench.seed, len(bench.banks[FRESH.name])
         path = self.folder / layout.FACTS_FILE
@@ -375,6 +436,44 @@ class _Run:
             with progress.meter(f"seed {seed}: comparing adapters", count) as advance:
                 found = relations(bench, advance)
             files.write_text(path, RELATIONS.text([*there, *found]))
+
+    def _measure_spectra(self, bench: Workbench) -> None:
+        """Write how fast the singular values of each adapter fall, where all are merged at once."""
+        if not self.settings.protocol.counts:
+            return
+        path = self.folder / layout.SPECTRA_FILE
+        there = SPECTRA.read(path) if path.exists() else []
+        known = {(row.seed, row.bank) for row in there}
+        missing = [name for name in bench.banks if (bench.seed, name) not in known]
+        if not missing:
+            return
+        total = sum(len(bench.banks[name]) for name in missing)
+        with progress.meter(f"seed {bench.seed}: spectra of adapters", total) as advance:
+            found = [row for name in missing for row in spectra(bench, name, advance)]
+        files.write_text(path, SPECTRA.text([*there, *found]))
+
+    def _place_features(self, bench: Workbench) -> None:
+        """Write where the features of one experience lie in the plane under every arm and row."""
+        wanted, path = self._embedded, self.folder / layout.EMBEDDING_FILE
+        if wanted is None or bench.seed != self.ledger.seeds[0]:
+            return
+        there = EMBEDDINGS.read(path) if path.exists() else []
+        known = {row.arm for row in there if row.evaluated == wanted and row.seed == bench.seed}
+        last = self.stages[-1]
+        rows = [row for row in self._rows() if row.name not in known and last in row.stages]
+        rows = [row for row in rows if row.name not in self.ledger.stopped]
+        if not rows:
+            return
+        found: list[Embedding] = []
+        with progress.meter(f"seed {bench.seed}: placing features", len(rows)) as advance:
+            for row in rows:
+                found += embed(bench, {row.name: row.serve(bench, last)}, wanted, advance)
+        files.write_text(path, EMBEDDINGS.text([*there, *found]))
+
+    @property
+    def _embedded(self) -> int | None:
+        """The index of the experience whose features are placed in the plane."""
+        return embedded(self.settings, self.benchmark)
 
     def _score(self, bench: Workbench, units: Sequence[tuple[_Row, Stage]]) -> list[DivergedError]:
         failed: list[DivergedError] = []
@@ -405,11 +504,21 @@ class _Run:
                 self.results.add(
                     evaluator.as_scores(row.name, stage, results),
                     served.coefficients,
-                    served.accounts,
+                    (*served.accounts, *self._counted(bench, row, stage, served)),
                 )
         s, t = "s" * (arms != 1), "s" * (rows != 1)
         log.info("seed %d: evaluated %d arm%s and %d reference row%s", bench.seed, arms, s, rows, t)
         return failed
+
+    def _counted(
+        self, bench: Workbench, row: _Row, stage: Stage, served: Served
+    ) -> tuple[Account, ...]:
+        """Return how many numbers a row needs to serve, where the protocol counts them."""
+        if not self.settings.protocol.counts:
+            return ()
+        backbone = count_parameters(bench.backbone.network)
+        numbers = float(numbers_to_serve(served, backbone))
+        return (Account(bench.seed, row.name, stage.index, PARAMETERS, numbers),)
 
     def _rows(self) -> list[_Row]:
         references = [_Row(r.name, r.scored(self.stages), r.serve) for r in self.ledger.references]
@@ -440,21 +549,44 @@ class _Run:
 
     def _check_merges(self) -> None:
         """Prepare every merge of a bank that is there already: what does not fit shows now."""
-        names = FRESH.names(self.benchmark)
         for seed in self.ledger.seeds:
-            bank = AdapterBank(layout.bank_folder(self.folder, seed, FRESH.name))
-            if not all(bank.has(t, name) for t, name in enumerate(names)):
+            for kind in {arm.bank.name: arm.bank for arm in self.ledger.arms}.values():
+                bank = AdapterBank(layout.bank_folder(self.folder, seed, kind.name))
+                names = kind.names(self.benchmark)
+                if all(bank.has(t, name) for t, name in enumerate(names)):
+                    adapters = [bank.load(t, name) for t, name in enumerate(names)]
+                    self._check_merges_of(kind, bank.folder, adapters, seed)
+
+    def _check_merges_of(
+        self, kind: BankKind, folder: Path, adapters: Sequence[Adapter], seed: int
+    ) -> None:
+        for arm in self.ledger.arms:
+            if arm.method is None or arm.bank is not kind:
                 continue
-            adapters = [bank.load(t, name) for t, name in enumerate(names)]
-            for arm in self.ledger.arms:
-                if arm.method is None:
-                    continue
-                try:
-                    prepare(adapters, arm.method, space=arm.space, seed=seed, **arm.options)
-                except UserError as error:
-                    raise UserError(
-                        f"Arm {arm.name!r}, adapters in {bank.folder}: {error}"
-                    ) from error
+            if not all(arm.statistic in (None, *adapter.statistics) for adapter in adapters):
+                continue  # it is gathered first
+            try:
+                prepare(adapters, arm.method, space=arm.space, seed=seed, **arm.options)
+            except UserError as error:
+                raise UserError(f"Arm {arm.name!r}, adapters in {folder}: {error}") from error
+
+    def _check_statistics(self) -> None:
+        """Refuse what looks at a part of the data that an experience does not have."""
+        experiences = self.benchmark.experiences
+        for arm in self.ledger.arms:
+            try:
+                if arm.statistic is not None:
+                    statistic = get_statistic(arm.statistic)
+                    for e in experiences:
+                        statistic.choose(getattr(e, statistic.part), e.name, 0)
+            except UserError as error:
+                raise UserError(f"Arm {arm.name!r}: {error}") from error
+            empty = [e.name for e in experiences if not len(e.val)]
+            if arm.needs_validation and empty:
+                raise UserError(
+                    f"Arm {arm.name!r}: select_on=val chooses on the validation part but that of "
+                    f"{empty[0]!r} is empty; set benchmark.val_fraction=0.1, or leave select_on out"
+                )
 
     def _check_partners(self) -> None:
         """Refuse a row that looks at the adapters of another seed where there is none."""
@@ -548,8 +680,14 @@ class _Run:
             protocol=protocol.name,
             ordered=protocol.ordered,
             stages=self.stages,
-            backbone=self.identity["backbone"],
+            backbone=self._backbone_record(),
         )
+
+    def _backbone_record(self) -> dict[str, Any]:
+        record = dict(self.identity["backbone"])
+        if self.settings.protocol.counts:
+            record[PARAMETERS] = count_parameters(self.backbone.network)
+        return record
 
 
 def task_record(task: Task, metrics: tuple[Metric, ...]) -> TaskRecord:

@@ -9,17 +9,18 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from cl_lora.adapters import Adapter, LoRAFactors
+from cl_lora.adapters import Adapter, Entry, entry_delta, entry_numbers
 from cl_lora.adapters.injection import LoRAConfig, SupportsDelta, applied
 from cl_lora.benchmarks.batches import target_tensor
 from cl_lora.benchmarks.core import Benchmark
 from cl_lora.benchmarks.draw import draw_support
 from cl_lora.benchmarks.splits import Indices
 from cl_lora.experiment.adaptations import BARE
-from cl_lora.experiment.banks import FRESH, BankKind, Banks
+from cl_lora.experiment.banks import BANKS, FRESH, BankKind, Banks
 from cl_lora.experiment.feature_store import FeatureStore
 from cl_lora.experiment.refit import refit_head
 from cl_lora.experiment.stages import Stage, shots_of
+from cl_lora.merging.residuals import TaskUpdate
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.bottleneck import Composition
 from cl_lora.models.compute import Batch, Compute
@@ -94,16 +95,15 @@ class OwnUpdate:
     """The update of one adapter alone."""
 
     def __init__(self, adapter: Adapter) -> None:
-        self.entries: dict[str, LoRAFactors | Tensor] = dict(adapter.factors)
-        self._factors = adapter.factors
+        self.entries: Mapping[str, Entry] = adapter.entries
 
     def modules(self) -> tuple[str, ...]:
         """Return the names of the adapted modules."""
-        return tuple(self._factors)
+        return tuple(self.entries)
 
     def delta(self, module: str) -> Tensor:
-        """Return the dense update of one module, shape (d_out, d_in)."""
-        return self._factors[module].delta()
+        """Return the dense update of one module, in the shape of its parameter."""
+        return entry_delta(self.entries[module])
 
 
 def _numbers(update: SupportsDelta | Composition | Weights) -> int:
@@ -113,15 +113,46 @@ def _numbers(update: SupportsDelta | Composition | Weights) -> int:
         return sum(f.A.numel() + f.B.numel() for f in stacked) + update.alpha.numel()
     if isinstance(update, Weights):
         return sum(value.numel() for value in update.values.values())
-    count = 0
-    for module in update.modules():
-        entry = getattr(update, "entries", {}).get(module)
-        if isinstance(entry, LoRAFactors):
-            d_out, d_in = entry.shape
-            count += min(entry.A.numel() + entry.B.numel(), d_out * d_in)
-        else:
-            count += update.delta(module).numel()
-    return count
+    if isinstance(update, TaskUpdate):
+        return update.residue.numbers + sum(map(entry_numbers, (update.base or {}).values()))
+    entries: Mapping[str, Entry] = getattr(update, "entries", {})
+    return sum(
+        entry_numbers(entries[m]) if m in entries else update.delta(m).numel()
+        for m in update.modules()
+    )
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Return how many numbers a network has, such as a backbone without a head."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def numbers_to_serve(served: Served, backbone: int) -> int:
+    """Return how many numbers serve all experiences together, heads left out.
+
+    A change that serves every experience is folded into the backbone and costs nothing; what
+    experiences have of their own stands beside it: the factors of an adapter, or a residual whose
+    base all share. Whole models need no backbone beside them, so n of them cost n backbones.
+
+    Args:
+        served: what serves them.
+        backbone: how many numbers the backbone has.
+    """
+    updates = {id(part.update): part.update for part in served.parts.values()}
+    if len(updates) == 1:
+        return backbone
+    beside = 0
+    for update in updates.values():
+        if isinstance(update, TaskUpdate):
+            beside += update.residue.numbers
+        elif update is not None:
+            beside += _numbers(update)
+    return min(backbone + beside, len(updates) * backbone)
+
+
+Samples = int | None
+"""What learned or chosen coefficients see: so many samples per class of the buffer; None: the whole
+validation part, which no adapter was trained on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +207,7 @@ class Workbench:
     learned: dict[Hashable, LearnedStart] = field(default_factory=dict)
     relative: bool = False
     partners: Sequence[Adapter] = ()
-    _support: dict[tuple[int, tuple[int, ...]], Batch] = field(default_factory=dict)
+    _support: dict[tuple[Samples, tuple[int, ...]], Batch] = field(default_factory=dict)
 
     @property
     def task(self) -> Task:
@@ -195,24 +226,30 @@ class Workbench:
         experience = self.benchmark.experiences[stage.evaluated[0]]
         return draw_support(experience, k, self.seed, stage.draw)
 
-    def own_head(self, j: int) -> nn.Module:
-        """Return the head that was trained on experience ``j``."""
-        return freeze(head_of(self.banks[FRESH.name][j].head))
+    @property
+    def main_bank(self) -> BankKind:
+        """The bank whose adapters scores are told as a share of: the first that arms may merge."""
+        return next(kind for kind in BANKS.values() if kind.for_arms and kind.name in self.banks)
 
-    def head_at(self, stage: Stage, j: int) -> nn.Module:
+    def own_head(self, j: int, bank: BankKind | None = None) -> nn.Module:
+        """Return the head that was trained on experience ``j`` with an adapter of a bank."""
+        return freeze(head_of(self.banks[(bank or self.main_bank).name][j].head))
+
+    def head_at(self, stage: Stage, j: int, bank: BankKind | None = None) -> nn.Module:
         """Return the head of experience ``j`` at a stage: its own, or a new one before its turn."""
         come = stage.few_shot or j in stage.members
-        return self.own_head(j) if come else self.initial_head(j)
+        return self.own_head(j, bank) if come else self.initial_head(j)
 
     def initial_head(self, j: int) -> nn.Module:
         """Return the head from which training experience ``j`` starts."""
         task = self.benchmark.experiences[j].task
         return freeze(self.training.initial_head(self.backbone, task, self.seed))
 
-    def single(self, j: int) -> Part:
-        """Return the own adapter and head of experience ``j``."""
-        update = OwnUpdate(self.banks[FRESH.name][j])
-        return Part(update, self.own_head(j), ("single", j))
+    def single(self, j: int, bank: BankKind | None = None) -> Part:
+        """Return the own adapter of experience ``j`` in a bank, and its head."""
+        bank = bank or self.main_bank
+        update = OwnUpdate(self.banks[bank.name][j])
+        return Part(update, self.own_head(j, bank), ("single", bank.name, j))
 
     def partner(self, j: int) -> Adapter:
         """Return the adapter of experience ``j`` that was trained from another seed."""
@@ -243,15 +280,16 @@ class Workbench:
             experience.name,
         )
 
-    def samples_of(self, spc: int, j: int) -> Batch:
-        """Return the buffer of experience ``j``: inputs and targets."""
-        return self._samples(j, self.buffers[spc][j])
+    def samples_of(self, samples: Samples, j: int) -> Batch:
+        """Return what may be seen of experience ``j``, inputs and targets: see :data:`Samples`."""
+        val = self.benchmark.experiences[j].val
+        return self._samples(j, val if samples is None else self.buffers[samples][j])
 
-    def support(self, spc: int, stage: Stage) -> Batch:
+    def support(self, samples: Samples, stage: Stage) -> Batch:
         """Return the inputs and targets that learned coefficients and heads may see at a stage."""
-        key = (spc, stage.support)
+        key = (samples, stage.support)
         if key not in self._support:
-            batches = [self._samples(j, self.buffers[spc][j]) for j in stage.support]
+            batches = [self.samples_of(samples, j) for j in stage.support]
             inputs, targets = zip(*batches, strict=True)
             self._support.clear()  # one stage at a time is needed
             self._support[key] = (torch.cat(inputs), torch.cat(targets))
@@ -293,7 +331,7 @@ class Workbench:
     def bare(self, stage: Stage) -> Mapping[int, Part]:
         """Return the bare backbone under the head of the newest adapter of a stage."""
         newest = self.banks[FRESH.name][stage.members[-1]]
-        return self._under_heads(None, newest, stage, None, BARE, self.policy.apart)
+        return self._under_heads(None, newest, stage, None, BARE, FRESH)
 
     def alone(self, bank: BankKind, member: int, stage: Stage) -> Mapping[int, Part]:
         """Return one adapter of a bank under its own head, or each experience's own."""
@@ -301,9 +339,7 @@ class Workbench:
         # Heads made of the support change with it.
         of_support = stage.support if self.policy.needs_support else ()
         key = (bank.name, member, of_support)
-        # Of the other banks an adapter has the one head that was trained on with it.
-        apart = self.policy.apart and bank is FRESH
-        return self._under_heads(OwnUpdate(adapter), adapter, stage, key, None, apart)
+        return self._under_heads(OwnUpdate(adapter), adapter, stage, key, None, bank)
 
     def _under_heads(
         self,
@@ -312,11 +348,12 @@ class Workbench:
         stage: Stage,
         key: Hashable | None,
         features: Hashable | None,
-        apart: bool,
+        bank: BankKind,
     ) -> Mapping[int, Part]:
         """Return for every experience of a stage a backbone under the head that serves it."""
-        if apart:
-            return {j: self._apart(update, stage, j, key, features) for j in stage.evaluated}
+        # Of other banks an adapter has the one head that was trained on with it.
+        if self.policy.apart and bank.own_heads:
+            return {j: self._apart(update, stage, j, key, features, bank) for j in stage.evaluated}
         sources = HeadSources(
             [adapter.head], None, lambda: self.prototypes(update, self.spc, stage)
         )
@@ -330,7 +367,8 @@ class Workbench:
         j: int,
         key: Hashable | None,
         features: Hashable | None,
+        bank: BankKind,
     ) -> Part:
         """Return a backbone under the head of experience ``j``, which changes when it has come."""
         come = None if key is None else (key, stage.few_shot or j in stage.members)
-        return Part(update, self.head_at(stage, j), come, features)
+        return Part(update, self.head_at(stage, j, bank), come, features)

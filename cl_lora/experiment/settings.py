@@ -59,6 +59,8 @@ class RunOptions:
         threads: CPU threads; None leaves what the environment says.
         run_dir: the run folder; None lets the settings name it.
         runs_root: where it lies then.
+        embed: the experience whose features are placed in the plane (t-SNE) for every arm and row
+            of a protocol that merges all at once: its name, or its number from 0; None for none.
         report: whether report, figures and TensorBoard files are written at the end.
         plugins: modules that register further choices.
     """
@@ -77,6 +79,7 @@ class RunOptions:
     threads: int | None = None
     run_dir: str | int | None = None
     runs_root: str | int | None = "runs"
+    embed: str | int | None = None
     report: bool = True
     plugins: Sequence[str] = ()
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cl_lora.adapters.injection import applied
-from cl_lora.experiment.serving import Workbench
+from cl_lora.experiment.banks import BankKind
+from cl_lora.experiment.serving import Samples, Workbench
 from cl_lora.merging import Update
 from cl_lora.models.compute import Batch
 from cl_lora.models.weights import changed
@@ -40,13 +41,13 @@ class Tasks:
     units: Mapping[int, float]
 
     @classmethod
-    def of(cls, bench: Workbench, spc: int, members: Sequence[int]) -> Tasks:
-        """Return the buffers of some experiences, ``spc`` samples for each stratum."""
-        samples = {j: bench.samples_of(spc, j) for j in members}
-        heads = {j: bench.own_head(j).to(bench.compute.device) for j in members}
+    def of(cls, bench: Workbench, seen: Samples, members: Sequence[int], bank: BankKind) -> Tasks:
+        """Return what may be seen of some experiences, under the heads of a bank."""
+        samples = {j: bench.samples_of(seen, j) for j in members}
+        heads = {j: bench.own_head(j, bank).to(bench.compute.device) for j in members}
         units = {}
         for j in members:
-            single = bench.single(j).update
+            single = bench.single(j, bank).update
             with changed(bench.backbone.network, single):
                 own = cls(bench, samples, heads, {})._loss(j)
             units[j] = max(own, _SMALLEST_SHARE * _trivial_loss(bench, j, samples[j][1]))

@@ -102,6 +102,7 @@ class Protocol:
         own_heads: whether every experience must keep a head of its own.
         untrained: whether there is a stage before training, at which everything is scored.
         extends: whether later commands may add stages to a folder.
+        counts: whether it is recorded how many numbers each arm and row needs to serve.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Protocol:
     own_heads: bool = False
     untrained: bool = True
     extends: bool = False
+    counts: bool = False
 
     def stages(self, outline: Outline) -> tuple[Stage, ...]:
         """Return every stage of a stream, the untrained one first where there is one.
@@ -185,6 +187,7 @@ def register_protocol(
     own_heads: bool = False,
     untrained: bool = True,
     extends: bool = False,
+    counts: bool = False,
 ) -> Callable[[MakeStages], MakeStages]:
     """Register the decorated ``make(outline) -> stages`` as a protocol; see :class:`Protocol`.
 
@@ -196,7 +199,7 @@ def register_protocol(
         taken = PROTOCOLS.get(name)
         check_free("protocol", name, taken.make if taken else None, make)
         PROTOCOLS[name] = Protocol(
-            name, summary, ordered, make, few_shot, subsets, own_heads, untrained, extends
+            name, summary, ordered, make, few_shot, subsets, own_heads, untrained, extends, counts
         )
         return make
 
@@ -224,6 +227,19 @@ def prefixes(outline: Outline) -> tuple[Stage, ...]:
         Stage(t, name, everything[: t + 1], everything, everything[: t + 1])
         for t, name in enumerate(outline.names)
     )
+
+
+@register_protocol(
+    "all_at_once",
+    summary="everything is trained first, then all adapters are merged once and every task scored",
+    ordered=False,
+    untrained=False,
+    counts=True,
+)
+def all_at_once(outline: Outline) -> tuple[Stage, ...]:
+    """Return the one stage that merges everything (Jiang et al.)."""
+    everything = outline.indices
+    return (Stage(0, "all", everything, everything, everything),)
 
 
 @register_protocol(

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cl_lora.adapters import Adapter, AdapterBank
-from cl_lora.adapters.injection import module_weight, target_modules
+from cl_lora.adapters import Adapter, AdapterBank, entry_shape
+from cl_lora.adapters.injection import module_weight
 from cl_lora.benchmarks.batches import batches
 from cl_lora.benchmarks.core import Benchmark
 from cl_lora.experiment.banks import BANKS, BankKind, Banks
+from cl_lora.experiment.serving import OwnUpdate
 from cl_lora.experiment.settings import Settings
 from cl_lora.models.backbones import Backbone
-from cl_lora.models.compute import Batch
+from cl_lora.models.compute import Batch, Compute
+from cl_lora.models.heads import freeze, head_of
+from cl_lora.models.statistics import Observed, get_statistic
 from cl_lora.run_folder.layout import bank_folder
+from cl_lora.support import progress
 from cl_lora.support.errors import UserError
 from cl_lora.tasks import Task
 
@@ -50,6 +54,69 @@ def train_banks(
     return banks
 
 
+def gather_statistics(
+    settings: Settings,
+    benchmark: Benchmark,
+    backbone: Backbone,
+    run: Path,
+    seed: int,
+    banks: Banks,
+    wanted: Mapping[str, Sequence[str]],
+) -> Banks:
+    """Gather what is missing of the statistics of a seed's adapters, each in one pass, once.
+
+    Args:
+        settings: the run.
+        benchmark: the stream.
+        backbone: the frozen backbone.
+        run: the run folder.
+        seed: which seed.
+        banks: its adapters.
+        wanted: kind of bank -> names of the statistics that each of its adapters must have.
+
+    Returns:
+        The banks, with the statistics beside the adapters.
+    """
+    missing = [
+        (BANKS[kind], t, get_statistic(name))
+        for kind, names in wanted.items()
+        for t, adapter in enumerate(banks[kind])
+        for name in names
+        if name not in adapter.statistics
+    ]
+    if not missing:
+        return banks
+    compute = Compute(settings.device, settings.bf16)
+    with progress.meter(f"seed {seed}: gathering statistics", len(missing)) as advance:
+        for kind, t, statistic in missing:
+            adapter, experience = banks[kind.name][t], benchmark.experiences[t]
+            part = statistic.choose(getattr(experience, statistic.part), experience.name, seed)
+            observed = Observed(
+                backbone,
+                compute,
+                OwnUpdate(adapter),
+                freeze(head_of(adapter.head)).to(settings.device),
+                experience.task,
+                adapter.modules(),
+                seed,
+                (kind.name, t),
+            )
+            size = settings.options.eval_batch_size
+            found = statistic.gather(observed, batches(experience, part, size, backbone.encode))
+            bank = AdapterBank(bank_folder(run, seed, kind.name))
+            bank.add_statistic(t, kind.names(benchmark)[t], statistic.name, found.result())
+            advance()
+    return {
+        kind: tuple(
+            AdapterBank(bank_folder(run, seed, kind)).load(t, name)
+            for t, name in enumerate(BANKS[kind].names(benchmark))
+        )
+        if kind in wanted
+        else adapters
+        for kind, adapters in banks.items()
+    }
+
+
 def check_banks(
     settings: Settings,
     benchmark: Benchmark,
@@ -63,11 +130,11 @@ def check_banks(
     Raises:
         UserError: naming the first that was not.
     """
-    modules = target_modules(backbone.network, settings.lora.targets, backbone.targets)
     fingerprint = backbone.fingerprint()
     for seed in seeds:
         for kind in kinds:
             bank = AdapterBank(bank_folder(run, seed, kind))
+            modules = BANKS[kind].tuning.modules(backbone, settings.lora)
             for t, name in enumerate(BANKS[kind].names(benchmark)):
                 if bank.has(t, name):
                     where = bank.path(t, name)
@@ -77,24 +144,24 @@ def check_banks(
 def _check_fits(
     adapter: Adapter, where: Path, backbone: Backbone, modules: Sequence[str], fingerprint: str
 ) -> None:
-    there = adapter.training.get("backbone", fingerprint)
-    if there != fingerprint:
+    known = adapter.training.get("backbone", fingerprint)
+    if known != fingerprint:
         raise UserError(
-            f"The adapter in {where} was trained on another backbone (weights {there}, expected "
+            f"The adapter in {where} was trained on another backbone (weights {known}, expected "
             f"{fingerprint}); use a new run_dir, or the model it was trained on"
         )
     odd = sorted(set(adapter.modules()) ^ set(modules))
     if odd:
-        has = odd[0] in adapter.factors
+        has = odd[0] in adapter.entries
         raise UserError(
             f"The adapter in {where} was trained in other modules than strategy.targets says: it "
             f"{'has' if has else 'lacks'} {odd[0]!r}; use a new run_dir, or its own targets"
         )
-    for module, f in adapter.factors.items():
-        shape = tuple(module_weight(backbone.network, module).shape)
-        if f.shape != shape:
+    for module, entry in adapter.entries.items():
+        shape, there = tuple(module_weight(backbone.network, module).shape), entry_shape(entry)
+        if there != shape:
             raise UserError(
-                f"The adapter in {where} belongs to another backbone: {module!r} is {f.shape} in "
+                f"The adapter in {where} belongs to another backbone: {module!r} is {there} in "
                 f"it, expected {shape}; use a new run_dir"
             )
 
@@ -131,6 +198,7 @@ class _Trainer:
             training=self.settings.training,
             seed=self.seed,
             lineage=kind.lineage,
+            tuning=kind.tuning,
             device=self.settings.device,
             bf16=self.settings.bf16,
         )
@@ -152,7 +220,7 @@ class _Trainer:
                 "samples": len(experience.dataset),
                 "config": dict(self.settings.raw["strategy"]),
             }
-            bank.save(t, names[t], Adapter(adapter.name, adapter.factors, adapter.head, record))
+            bank.save(t, names[t], replace(adapter, training=record))
             self._report(title, record, task)
 
     def _validation(self, kind: BankKind, t: int) -> Iterator[Batch]:

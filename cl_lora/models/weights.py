@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cl_lora.adapters.injection import SupportsDelta, applied
+from cl_lora.adapters.injection import SupportsDelta, applied, module_weight
 from cl_lora.models.bottleneck import Composition, composed
 from cl_lora.support.errors import UserError
 
@@ -31,6 +31,10 @@ class Weights:
     def of(cls, network: nn.Module) -> Weights:
         """Return copies of all parameters of a network."""
         return cls({name: p.detach().clone() for name, p in network.named_parameters()})
+
+    def write(self, network: nn.Module) -> None:
+        """Write the weights into the network's parameters."""
+        _write(dict(network.named_parameters()), self.values)
 
 
 Change = SupportsDelta | Composition | Weights | None
@@ -65,6 +69,18 @@ def changed(network: nn.Module, change: Change) -> Iterator[None]:
         yield
     finally:
         _write(own, kept)
+
+
+def add_deltas(network: nn.Module, deltas: Mapping[str, Tensor]) -> None:
+    """Add dense deltas, by name of their entry, to the network's parameters for good.
+
+    Raises:
+        UserError: if the network has no such parameter.
+    """
+    with torch.no_grad():
+        for name, delta in deltas.items():
+            weight = module_weight(network, name)
+            weight.add_(delta.to(weight))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,10 @@ from cl_lora.evaluation.metrics import Metric
 from cl_lora.evaluation.shape import Shape
 
 
+PARAMETERS = "parameters"
+"""The quantity of accounts: how many numbers serve all tasks, the backbone once, heads left out."""
+
+
 @dataclass(frozen=True)
 class Coefficient:
     """One row of ``coefficients.csv``: the coefficient of one adapter in one group of modules."""

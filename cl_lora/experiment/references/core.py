@@ -19,7 +19,7 @@ class Reference(ABC):
     Attributes:
         name: the row's name in every table and file.
         summary: what it is, in a few words.
-        banks: the kinds of bank that it needs.
+        banks: the kinds of bank that it needs; none where it serves no adapter.
         yardstick: how well a report may measure the arms by it: the row with the highest number is
             taken; an upper bound has 0.
         needs_partner: whether it needs the adapters of a second seed.

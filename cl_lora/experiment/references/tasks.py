@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from cl_lora.experiment.adaptations import BARE
-from cl_lora.experiment.banks import FRESH, BankKind
+from cl_lora.experiment.banks import FRESH, FULL, BankKind
 from cl_lora.experiment.references.core import CONTROL, Reference, register_reference
 from cl_lora.experiment.serving import Part, Served, Workbench
 from cl_lora.experiment.stages import ALONE, Stage, shots_of
@@ -43,11 +43,25 @@ class Single(_OfTasks):
 
     def serve(self, bench: Workbench, stage: Stage) -> Served:
         """Serve every task its own adapter and head."""
-        return Served({j: bench.single(j) for j in stage.evaluated})
+        return Served({j: bench.single(j, FRESH) for j in stage.evaluated})
 
     def adapter(self, stage: Stage) -> tuple[BankKind, int] | None:
         """Return the task's own adapter, at a stage of one task."""
         return (FRESH, stage.members[0]) if len(stage.members) == 1 else None
+
+
+@register_reference
+class SingleFull(_OfTasks):
+    """What every task reaches where the whole backbone is fine-tuned on it alone."""
+
+    name = "single_full"
+    summary = "each task served by a backbone of its own, fully fine-tuned, and its head"
+    banks = (FULL,)
+    yardstick = 4
+
+    def serve(self, bench: Workbench, stage: Stage) -> Served:
+        """Serve every task its own backbone and head."""
+        return Served({j: bench.single(j, FULL) for j in stage.evaluated})
 
 
 @register_reference
@@ -57,6 +71,7 @@ class HeadOnly(_OfTasks):
     name = "head_only"
     summary = "the bare backbone under a head that was trained on it, for each task"
     role = HEAD_ONLY
+    banks = ()
 
     def serve(self, bench: Workbench, stage: Stage) -> Served:
         """Train a head for every task on the features of the bare backbone."""
@@ -72,6 +87,7 @@ class Trivial(_OfTasks):
     name = "trivial"
     summary = "the majority class, the mean value or the mean shape of the train part"
     role = TRIVIAL
+    banks = ()
 
     def serve(self, bench: Workbench, stage: Stage) -> Served:
         """Serve every task a constant."""
@@ -93,7 +109,7 @@ class SingleNewHead(_OfTasks):
 
     def serve(self, bench: Workbench, stage: Stage) -> Served:
         """Train a head for every task on the features of its own adapter."""
-        own = {j: bench.single(j) for j in stage.evaluated}
+        own = {j: bench.single(j, FRESH) for j in stage.evaluated}
         return Served({j: Part(p.update, bench.refit(p.update, j)) for j, p in own.items()})
 
 
@@ -112,7 +128,7 @@ class OtherSeed(_OfTasks):
         for j in stage.evaluated:
             pair = [bench.banks[FRESH.name][j], bench.partner(j)]
             update = prepare(pair, "cat").combine(torch.ones(2, dtype=torch.float64))
-            parts[j] = Part(update, bench.own_head(j))
+            parts[j] = Part(update, bench.own_head(j, FRESH))
         return Served(parts)
 
 
@@ -128,7 +144,7 @@ class _Scaled(_OfTasks):
         for j in stage.evaluated:
             plan = prepare([bench.banks[FRESH.name][j]], "cat")
             update = plan.combine(torch.tensor([self.factor], dtype=torch.float64))
-            parts[j] = Part(update, bench.own_head(j))
+            parts[j] = Part(update, bench.own_head(j, FRESH))
         return Served(parts)
 
 
