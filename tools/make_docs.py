@@ -7,16 +7,18 @@ from pathlib import Path
 
 from cl_lora.merging import METHODS, RULES, methods_table, rules_table
 from cl_lora.merging.registry import OptionSpec
+from cl_lora.merging.residuals import RESIDUALS, residuals_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 
 _INTRO = """\
-# Merge methods and coefficient rules
+# Merge methods, coefficient rules and residuals
 
 <!-- Written by tools/make_docs.py from the registries; a test compares the two. Do not edit. -->
 
-An arm is a merge method, a space and a rule for the coefficients. `cl-lora list methods` and
-`cl-lora list coefficients` print the same from the command line.
+An arm is a merge method, a space and a rule for the coefficients, and may keep a residual of every
+task beside them. `cl-lora list methods`, `coefficients` and `residuals` print the same from the
+command line.
 
 Notation: adapter i updates a weight by `dW_i = s_i B_i A_i`, `alpha_i` is its coefficient, and
 `top(T, density)` keeps the entries of T that are largest in magnitude. In space `delta` the
@@ -56,6 +58,17 @@ adapter, by `layer` for a layer of the model (found by its index in names such a
 """
 
 
+_RESIDUALS = """
+## Residuals
+
+What one task keeps of its own beside the base that all tasks share: the difference `u_t` of its own
+update `v_t` to the base, compressed. The base is the merged update of an arm, or nothing (the
+pre-trained weights) in an arm without a method. *Task* is whether the task must be known when a
+sample is classified.
+
+"""
+
+
 def page() -> str:
     """Return the text of docs/methods.md."""
     methods = _table(
@@ -90,10 +103,26 @@ def page() -> str:
             for row in rules_table()
         ],
     )
+    residuals = _table(
+        ("residual", "update that serves task t", "options", "task", "paper"),
+        [
+            (
+                f"`{row['name']}`",
+                f"`{row['formula']}`",
+                f"`{row['options']}`",
+                row["task"],
+                row["paper"],
+            )
+            for row in residuals_table()
+        ],
+    )
     of_methods = [
         _section(name, METHODS[name].summary, METHODS[name].options) for name in sorted(METHODS)
     ]
     of_rules = [_section(name, "", RULES[name].options) for name in sorted(RULES)]
+    of_residuals = [
+        _section(name, kind.summary, kind.options) for name, kind in sorted(RESIDUALS.items())
+    ]
     rank = next(iter(METHODS.values())).options["rank"].help
     return (
         _INTRO
@@ -104,6 +133,10 @@ def page() -> str:
         + rules
         + "\n### Options of the rules\n\n"
         + "".join(of_rules)
+        + _RESIDUALS
+        + residuals
+        + "\n### Options of the residuals\n\n"
+        + "".join(of_residuals)
     )
 
 

@@ -72,7 +72,8 @@ def decompose(factors: LoRAFactors, rank: int | None = None) -> tuple[Tensor, Te
 
     With ``B = Q_b R_b`` and ``A^T = Q_a R_a`` the singular values of ``dW`` are those of the small
     matrix ``s R_b R_a^T``, (r, r) or less where d_out or d_in is below r, so no (d_out, d_in)
-    matrix is ever decomposed.
+    matrix is ever decomposed. The small one is decomposed in float64: that costs little, and where
+    singular values lie close the triples of float32 are ten times less exact.
 
     Args:
         factors: an update of one weight.
@@ -83,8 +84,9 @@ def decompose(factors: LoRAFactors, rank: int | None = None) -> tuple[Tensor, Te
     """
     q_b, r_b = torch.linalg.qr(factors.B)
     q_a, r_a = torch.linalg.qr(factors.A.T)
-    u, s, vh = torch.linalg.svd(factors.scaling * (r_b @ r_a.T), full_matrices=False)
-    return q_b @ u[:, :rank], s[:rank].clone(), vh[:rank] @ q_a.T
+    small = factors.scaling * (r_b.double() @ r_a.double().T)
+    u, s, vh = torch.linalg.svd(small, full_matrices=False)
+    return q_b @ u[:, :rank].to(q_b), s[:rank].to(q_b), vh[:rank].to(q_a) @ q_a.T
 
 
 def truncate(factors: LoRAFactors, rank: int) -> LoRAFactors:
