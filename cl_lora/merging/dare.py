@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cl_lora.merging.kernels import Pipeline, Sparsify
+from cl_lora.merging.kernels import Mask, Pipeline, Sparsify
+from cl_lora.merging.pruning import densities
 from cl_lora.merging.registry import DENSITY, IN_DELTA, Kernel, OptionSpec, is_count, register
-from cl_lora.merging.spaces import SPACES, Sources
+from cl_lora.merging.spaces import SPACES, Sources, Stack
 from cl_lora.merging.ties import ELECTION, FIXED_ELECTION, disjoint, is_fixed
 from cl_lora.support.seeding import torch_generator
 
@@ -41,9 +42,19 @@ def dare_mask(
         seed: the run's seed, so that the spread over seeds holds that of the masks; None outside
             a run.
     """
+    return dare_draws(mask_seed, *site, seed=seed)(shape) < density
+
+
+def dare_draws(
+    mask_seed: int, *site: int | str, seed: int | None = None
+) -> Callable[[torch.Size], Tensor]:
+    """Return what draws the numbers in [0, 1) behind :func:`dare_mask`, row after row.
+
+    The generator goes on where it stopped: a tensor that is drawn in parts is the same as a whole.
+    """
     keys = site if seed is None else ("seed", seed, *site)
     generator = torch_generator(mask_seed, "dare", *keys)
-    return torch.rand(shape, generator=generator) < density
+    return lambda shape: torch.rand(shape, generator=generator)
 
 
 def drop_and_rescale(sources: Sources, options: Mapping[str, Any]) -> Sparsify:
@@ -53,13 +64,17 @@ def drop_and_rescale(sources: Sources, options: Mapping[str, Any]) -> Sparsify:
         sources: the adapters and the run's seed.
         options: ``density`` and ``mask_seed``.
     """
-    density, mask_seed, seed = options["density"], options["mask_seed"], sources.seed
+    each, mask_seed, seed = densities(options, sources.n), options["mask_seed"], sources.seed
 
-    def sparsify(stack: Tensor, module: str, side: str) -> Tensor:
-        for index, tensor in enumerate(stack):
-            mask = dare_mask(tensor.shape, density, mask_seed, index, module, side, seed=seed)
-            tensor.mul_(mask.to(tensor.device)).div_(density)
-        return stack
+    def sparsify(stack: Stack, module: str, side: str) -> Mask:
+        draws = [dare_draws(mask_seed, index, module, side, seed=seed) for index in range(stack.n)]
+
+        def mask(rows: Tensor) -> Tensor:
+            for tensor, draw, density in zip(rows, draws, each, strict=True):
+                tensor.mul_((draw(tensor.shape) < density).to(tensor.device)).div_(density)
+            return rows
+
+        return mask
 
     return sparsify
 

@@ -11,10 +11,16 @@ from torch import Tensor
 
 from cl_lora.adapters import Entry, LoRAFactors, concatenate, entry_delta
 from cl_lora.merging.registry import Kernel
-from cl_lora.merging.spaces import KeptStacks, Sources, Space, sites
+from cl_lora.merging.spaces import KeptStacks, Sources, Space, Stack, sites
 
-Sparsify: TypeAlias = Callable[[Tensor, str, str], Tensor]
-"""(stack (n, ...), module, side) -> the stack with entries set to zero; may overwrite."""
+Mask: TypeAlias = Callable[[Tensor], Tensor]
+"""Rows (n, k, ...) of a stack -> the same with entries set to zero; may overwrite.
+
+Called with all rows, or with some of them after others, from the first row to the last.
+"""
+
+Sparsify: TypeAlias = Callable[[Stack, str, str], Mask]
+"""(stack of n tensors, module, side) -> what sets entries of its rows to zero."""
 
 Spread: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(stack, weights (n,)) -> the basis (n, ...) with merged = sum_i weights_i basis_i.
@@ -26,10 +32,13 @@ May overwrite the stack. A gradient that the basis carries flows to the weights.
 _BLOCK = 2**16
 """Entries of a stack that are spread at a time."""
 
+CHUNK = 2**22
+"""Entries of a stack that are in memory at a time, where rows do not depend on each other."""
 
-def keep_all(stack: Tensor, module: str, side: str) -> Tensor:
-    """Return the stack as it is."""
-    return stack
+
+def keep_all(stack: Stack, module: str, side: str) -> Mask:
+    """Return what leaves the rows as they are."""
+    return lambda rows: rows
 
 
 def plain_sum(stack: Tensor, weights: Tensor) -> Tensor:
@@ -117,7 +126,8 @@ class Pipeline:
 
     merged = sum_i weights_i basis_i,   basis = spread(sparsify(stack), weights)
 
-    At most one module's stack is alive at a time.
+    At most one module's stack is alive at a time, and of a basis by rows only a part of it: then n
+    adapters take no more memory than a few.
 
     Attributes:
         space: where the stacks come from and where the result goes.
@@ -149,18 +159,31 @@ class Pipeline:
         return replace(self, space=KeptStacks(self.space, stacks), sparsify=keep_all)
 
     def _stack(self, module: str, side: str) -> Tensor:
-        return self.sparsify(self.space.stack(module, side), module, side)
+        stack = self.space.open(module, side)
+        return self.sparsify(stack, module, side)(stack.whole())
 
     def _merge(self, module: str, side: str, alpha: Tensor) -> Tensor:
-        stack = self._stack(module, side)
-        weights = self.space.weights(module, side, alpha).to(stack)
-        if stack.ndim == 1:  # a parameter that is a single number
-            return weighted_sum(weights, self.spread(stack, weights))
-        rows = max(1, _BLOCK // stack[:, 0].numel()) if self.by_rows else stack.shape[1]
+        stack = self.space.open(module, side)
+        mask = self.sparsify(stack, module, side)
+        weights = self.space.weights(module, side, alpha).to(stack.dtype)
+        apart = self.by_rows or self.spread is plain_sum
+        if not (apart and stack.shape):  # a parameter may be a single number
+            return weighted_sum(weights, self.spread(mask(stack.whole()), weights))
+        return torch.cat(
+            [
+                self._merge_rows(mask(stack.rows(first, last)), weights)
+                for first, last in stack.chunks(CHUNK)
+            ]
+        )
+
+    def _merge_rows(self, rows: Tensor, weights: Tensor) -> Tensor:
+        if not self.by_rows:
+            return weighted_sum(weights, self.spread(rows, weights))
+        each = max(1, _BLOCK // max(1, rows[:, 0].numel()))
         return torch.cat(
             [
                 weighted_sum(weights, self.spread(part, weights))
-                for part in torch.split(stack, rows, dim=1)
+                for part in torch.split(rows, each, dim=1)
             ]
         )
 

@@ -73,6 +73,15 @@ class Plan:
         """Whether the update has a gradient in the coefficients, to learn them by."""
         return self.differentiability != "no"
 
+    @property
+    def rank(self) -> int | None:
+        """What every module's result is truncated to; None where nothing is."""
+        return self._rank
+
+    def exact(self) -> Plan:
+        """Return the same plan without its truncation, for a caller that measures what it costs."""
+        return replace(self, _rank=None)
+
     def combine(self, alpha: Tensor) -> Update:
         """Return the update for the coefficients; a gradient flows from it to ``alpha``.
 

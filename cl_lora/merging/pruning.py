@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -9,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cl_lora.merging.kernels import Pipeline, Sparsify, keep_all
-from cl_lora.merging.registry import DENSITY, IN_DELTA, Kernel, choice, register
-from cl_lora.merging.spaces import SPACES, Sources, Space, sites
+from cl_lora.merging.kernels import CHUNK, Mask, Pipeline, Sparsify, keep_all
+from cl_lora.merging.registry import DENSITY, IN_DELTA, Kernel, choice, is_number, register
+from cl_lora.merging.spaces import SPACES, Sources, Space, Stack, sites
+from cl_lora.support.errors import UserError
 
 TRIM = choice(
     "tensor",
@@ -58,54 +61,122 @@ def _kth_largest(values: Tensor, k: int) -> float:
     return float(values.topk(k, sorted=False).values.min())
 
 
-def trim_tensor(space: Space, density: float) -> Sparsify:
-    """Return the trim of each tensor of a stack to its largest entries."""
+def trim_tensor(space: Space, densities: Sequence[float]) -> Sparsify:
+    """Return the trim of each tensor of a stack to its largest entries.
 
-    def sparsify(stack: Tensor, module: str, side: str) -> Tensor:
-        for tensor in stack:
-            tensor.mul_(top_mask(tensor, density))
-        return stack
+    A tensor is looked at as a whole for its threshold, one after the other, and trimmed by rows.
+    """
 
-    return keep_all if density >= 1 else sparsify
+    def sparsify(stack: Stack, module: str, side: str) -> Mask:
+        trims = [
+            _trim(stack.one(i), density) if density < 1 else None
+            for i, density in enumerate(densities)
+        ]
+
+        def mask(rows: Tensor) -> Tensor:
+            for tensor, trim in zip(rows, trims, strict=True):
+                if trim is not None:
+                    trim(tensor)
+            return rows
+
+        return mask
+
+    return keep_all if min(densities) >= 1 else sparsify
 
 
-def trim_global(space: Space, density: float) -> Sparsify:
+def _trim(tensor: Tensor, density: float) -> Callable[[Tensor], None]:
+    """Return what sets all but the largest entries of the tensor's rows to zero, row after row.
+
+    The same entries as :func:`top_mask` keeps: of those equal to the smallest one kept the first.
+    """
+    magnitudes = tensor.abs_().flatten()
+    k = int(density * magnitudes.numel())
+    threshold = _kth_largest(magnitudes, k) if k else math.inf
+    equal = k - int((magnitudes > threshold).sum(dtype=torch.int32))
+
+    def trim(rows: Tensor) -> None:
+        nonlocal equal
+        magnitudes = rows.abs()
+        mask = magnitudes >= threshold
+        tied = int((magnitudes == threshold).sum(dtype=torch.int32))
+        if tied > equal:
+            places = (magnitudes == threshold).flatten().nonzero().flatten()
+            mask.view(-1)[places[equal:]] = False
+        equal -= min(tied, equal)
+        rows.mul_(mask)
+
+    return trim
+
+
+def trim_global(space: Space, densities: Sequence[float]) -> Sparsify:
     """Return the trim of each adapter to its largest entries over all modules and sides.
 
     Entries equal in magnitude to the smallest one kept are kept too.
     """
-    if density >= 1:
+    if min(densities) >= 1:
         return keep_all
-    thresholds = global_thresholds(space, density)
+    thresholds = global_thresholds(space, densities)
 
-    def sparsify(stack: Tensor, module: str, side: str) -> Tensor:
-        for tensor, threshold in zip(stack, thresholds.to(stack), strict=True):
+    def mask(rows: Tensor) -> Tensor:
+        for tensor, threshold in zip(rows, thresholds.to(rows), strict=True):
             tensor.mul_(tensor.abs() >= threshold)
-        return stack
+        return rows
 
-    return sparsify
+    return lambda stack, module, side: mask
 
 
 def trimming(space: Space, options: Mapping[str, Any]) -> Sparsify:
     """Return the trim that the options ``trim`` and ``density`` describe."""
-    scopes: Mapping[str, Callable[[Space, float], Sparsify]] = {
+    scopes: Mapping[str, Callable[[Space, Sequence[float]], Sparsify]] = {
         "tensor": trim_tensor,
         "global": trim_global,
     }
-    return scopes[options["trim"]](space, options["density"])
+    return scopes[options["trim"]](space, densities(options, space.sources.n))
 
 
-def global_thresholds(space: Space, density: float) -> Tensor:
+def densities(options: Mapping[str, Any], n: int) -> Sequence[float]:
+    """Return the density of each of n adapters.
+
+    Raises:
+        UserError: if the option lists another number of them.
+    """
+    density = options["density"]
+    if is_number(density):
+        return [density] * n
+    if len(density) != n:
+        raise UserError(
+            f"Expected one density, or one for each of {n} adapters, but got {len(density)}: "
+            f"{list(density)}"
+        )
+    return list(density)
+
+
+def global_thresholds(space: Space, densities: Sequence[float]) -> Tensor:
     """Return for each adapter (n,) the magnitude of its k-th largest entry, k = int(density * all).
 
     Infinite where k is 0.
     """
+    # One module's entries stay while its rows are gone through: reading them again takes long.
+    opened = functools.lru_cache(maxsize=1)(space.open)
+    places: list[tuple[str, str, int | None, int]] = []
+    for module, side in sites(space):
+        stack = opened(module, side)
+        if stack.shape:
+            places += [(module, side, *rows) for rows in stack.chunks(CHUNK)]
+        else:
+            places.append((module, side, None, 0))
+
+    def read(place: tuple[str, str, int | None, int]) -> Tensor:
+        module, side, first, last = place
+        stack = opened(module, side)
+        return (stack.whole() if first is None else stack.rows(first, last)).abs_()
+
     thresholds, _ = select_largest(
-        lambda site: space.stack(*site).abs_(),
-        list(sites(space)),
+        read,
+        places,
         n=space.sources.n,
         dtype=space.sources.dtype,
-        kept=lambda total: int(density * total),
+        kept=lambda total: torch.tensor([int(density * total) for density in densities]),
     )
     return thresholds
 
@@ -116,7 +187,7 @@ def select_largest(
     *,
     n: int,
     dtype: torch.dtype,
-    kept: Callable[[int], int],
+    kept: Callable[[int], int | Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Find the k-th largest magnitude over all places, exactly and without sorting.
 
@@ -129,7 +200,7 @@ def select_largest(
         places: where there are magnitudes, such as the modules of an adapter.
         n: how many selections are made side by side, such as one for each adapter.
         dtype: float32 or float64.
-        kept: the number of all entries of one selection -> k.
+        kept: the number of all entries of one selection -> k, or k of each (n,).
 
     Returns:
         The k-th largest magnitudes (n,) of ``dtype``, infinite where k is 0; and int64 (n,), how

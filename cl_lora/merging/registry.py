@@ -65,10 +65,15 @@ def is_count(value: object, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def is_fraction(value: object) -> bool:
+    """Return whether ``value`` is a number in (0, 1]."""
+    return isinstance(value, int | float) and is_number(value) and 0 < value <= 1
+
+
 DENSITY = OptionSpec(
     0.2,
-    lambda v: is_number(v) and 0 < v <= 1,
-    "a fraction in (0, 1]",
+    lambda v: all(map(is_fraction, v)) if isinstance(v, list | tuple) and v else is_fraction(v),
+    "a fraction, or a list of one for each adapter, in (0, 1]",
     "the fraction of entries kept in each adapter",
 )
 LARGEST = "largest"

@@ -2,11 +2,12 @@
 
 A space turns one module of n adapters into one or two stacks of n tensors (its sides), the
 coefficients into a weight for each tensor of a stack, and the merged tensors back into an update.
-Nothing is kept: a stack is computed when it is asked for.
+Nothing is kept: a stack is computed when it is asked for, or some rows of it (:class:`Stack`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
@@ -53,6 +54,80 @@ class Sources:
         return low_rank if len(low_rank) == len(entries) else None
 
 
+_ROWS = 64
+"""Rows of a product B A that are computed at a time.
+
+Always the same ones, whatever rows are asked for, so that an entry is the same number, bit for bit,
+in all of them: the threshold of a trim is found in one pass and applied in another.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """The n tensors of one module and side, of which a part is computed when it is asked for.
+
+    Attributes:
+        entries: what each tensor is.
+        dtype: of the tensors.
+    """
+
+    entries: Sequence[Entry]
+    dtype: torch.dtype
+
+    @property
+    def n(self) -> int:
+        """How many tensors there are."""
+        return len(self.entries)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of each tensor."""
+        return entry_shape(self.entries[0])
+
+    def whole(self) -> Tensor:
+        """Return all of it, (n, ...), fresh."""
+        result = torch.empty((self.n, *self.shape), dtype=self.dtype)
+        for out, entry in zip(result, self.entries, strict=True):
+            _fill(out, entry, 0)
+        return result
+
+    def one(self, index: int) -> Tensor:
+        """Return one of the n tensors, fresh."""
+        out = torch.empty(self.shape, dtype=self.dtype)
+        _fill(out, self.entries[index], 0)
+        return out
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Return rows ``first`` to ``last`` (left out) of all tensors, (n, rows, ...), fresh.
+
+        Args:
+            first: a multiple of what :meth:`chunks` counts by.
+            last: one beyond the last row.
+        """
+        result = torch.empty((self.n, last - first, *self.shape[1:]), dtype=self.dtype)
+        for out, entry in zip(result, self.entries, strict=True):
+            _fill(out, entry, first)
+        return result
+
+    def chunks(self, entries: int) -> Iterator[tuple[int, int]]:
+        """Yield (first, last) of the rows to take at a time, of about so many entries in all."""
+        rows = self.shape[0]
+        each = self.n * math.prod(self.shape[1:])
+        step = max(1, entries // max(1, each) // _ROWS) * _ROWS
+        return ((first, min(first + step, rows)) for first in range(0, rows, step))
+
+
+def _fill(out: Tensor, entry: Entry, first: int) -> None:
+    """Write the rows of an entry from ``first`` on, as many as ``out`` has."""
+    if isinstance(entry, Tensor):
+        out.copy_(entry[first : first + len(out)] if out.ndim else entry)
+        return
+    for start in range(0, len(out), _ROWS):
+        part = out[start : start + _ROWS]
+        torch.mm(entry.B[first + start : first + start + len(part)], entry.A, out=part)
+    out.mul_(entry.scaling)
+
+
 class Space(Protocol):
     """One module of n adapters as stacks of n tensors, and back."""
 
@@ -63,6 +138,9 @@ class Space(Protocol):
     @property
     def sources(self) -> Sources:
         """The adapters."""
+
+    def open(self, module: str, side: str) -> Stack:
+        """Return the n tensors of a module and side, to be computed whole or in parts."""
 
     def stack(self, module: str, side: str) -> Tensor:
         """Return a fresh float tensor (n, ...) that the caller may overwrite.
@@ -92,15 +170,11 @@ class DeltaSpace:
 
     def stack(self, module: str, side: str) -> Tensor:
         """Return the deltas (n, ...) of the module."""
-        entries = self.sources.modules[module]
-        result = torch.empty((self.sources.n, *entry_shape(entries[0])), dtype=self.sources.dtype)
-        for out, entry in zip(result, entries, strict=True):
-            if isinstance(entry, LoRAFactors):
-                torch.mm(entry.B, entry.A, out=out)
-                out.mul_(entry.scaling)
-            else:
-                out.copy_(entry)
-        return result
+        return self.open(module, side).whole()
+
+    def open(self, module: str, side: str) -> Stack:
+        """Return the deltas of the module, to be computed whole or in parts."""
+        return Stack(self.sources.modules[module], self.sources.dtype)
 
     def weights(self, module: str, side: str, alpha: Tensor) -> Tensor:
         """Return ``alpha`` itself."""
@@ -147,7 +221,12 @@ class FactorSpace:
 
     def stack(self, module: str, side: str) -> Tensor:
         """Return the factors A (n, r, d_in) or B (n, d_out, r) of the module."""
-        return torch.stack([f.A if side == "A" else f.B for f in self._factors(module)])
+        return self.open(module, side).whole()
+
+    def open(self, module: str, side: str) -> Stack:
+        """Return the factors A or B of the module."""
+        tensors = [f.A if side == "A" else f.B for f in self._factors(module)]
+        return Stack(tensors, self.sources.dtype)
 
     def weights(self, module: str, side: str, alpha: Tensor) -> Tensor:
         """Return the square roots of ``alpha * s``; a negative sign goes to A alone."""
@@ -192,6 +271,10 @@ class KeptStacks:
     def stack(self, module: str, side: str) -> Tensor:
         """Return a copy of the stack, because the caller may overwrite it."""
         return self.stacks[module, side].clone()
+
+    def open(self, module: str, side: str) -> Stack:
+        """Return the stack that is kept."""
+        return Stack(self.stacks[module, side].unbind(), self.sources.dtype)
 
     def weights(self, module: str, side: str, alpha: Tensor) -> Tensor:
         """Return the weights of the space."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,9 @@ def toy_adapters(
     *,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    shapes: Mapping[str, tuple[int, int]] = SHAPES,
 ) -> list[Adapter]:
-    """Random adapters of the layers of Toy, each with a scaling of its own."""
+    """Random adapters of the layers of Toy, or of others, each with a scaling of its own."""
     generator = torch.Generator().manual_seed(seed)
     each = (ranks,) * n if isinstance(ranks, int) else ranks
 
@@ -62,7 +64,7 @@ def toy_adapters(
         return LoRAFactors(A, B, 0.5 + 0.25 * i)
 
     return [
-        Adapter(f"e{i}", {m: factors(i, shape) for m, shape in SHAPES.items()}) for i in range(n)
+        Adapter(f"e{i}", {m: factors(i, shape) for m, shape in shapes.items()}) for i in range(n)
     ]
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from merge_reference import SHAPES, relative_error, toy_adapters
 
-from cl_lora.adapters import LoRAFactors
+from cl_lora.adapters import Adapter, LoRAFactors
 from cl_lora.merging import (
     dare,
     differentiability,
@@ -24,7 +24,7 @@ from cl_lora.merging import (
     variant_of,
 )
 from cl_lora.merging.plan import gather
-from cl_lora.merging.spaces import DeltaSpace, FactorSpace
+from cl_lora.merging.spaces import DeltaSpace, FactorSpace, Stack
 from cl_lora.support.errors import UserError
 
 # Those that need statistics are averages, and are tested by themselves.
@@ -252,21 +252,72 @@ def test_a_row_of_coefficients_per_module():
 @pytest.mark.parametrize("method", ["ties", "dare_ties", "magnitude_prune"])
 def test_at_most_one_module_is_dense_at_a_time(method, monkeypatch):
     stacks, most = [], 0
-    original = DeltaSpace.stack
+    original = Stack.rows
 
-    def stack(self, module, side):
+    def rows(self, first, last):
         nonlocal most
         most = max(most, 1 + sum(alive() is not None for alive in stacks))
-        result = original(self, module, side)
+        result = original(self, first, last)
         stacks.append(weakref.ref(result))
         return result
 
-    monkeypatch.setattr(DeltaSpace, "stack", stack)
+    monkeypatch.setattr(Stack, "rows", rows)
     trim = {"trim": "global"} if "trim" in get_method(method).options else {}
     plan = prepare(toy_adapters(4), method, **trim)
     update = plan.combine(torch.ones(4))
     assert len(update.modules()) == len(SHAPES)
     assert most == 1
+
+
+TALL = {"tall": (300, 7), "wide": (5, 200)}
+
+
+@pytest.mark.parametrize("space", ["delta", "factors"])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("ties", {}),
+        ("ties", {"trim": "global", "density": 0.37}),
+        ("magnitude_prune", {"density": [0.1, 0.5, 1.0]}),
+        ("dare_linear", {"density": 0.6}),
+        ("dare_ties", {"density": [0.3, 0.9, 1.0]}),
+    ],
+)
+def test_a_stack_taken_in_parts_gives_the_same_numbers(method, options, space, monkeypatch):
+    adapters = toy_adapters(3, shapes=TALL)
+    whole = merge(adapters, method, space=space, **options)
+    monkeypatch.setattr(kernels, "CHUNK", 1)
+    monkeypatch.setattr(pruning, "CHUNK", 1)
+    parts = merge(adapters, method, space=space, **options)
+    for module in whole.modules():
+        assert torch.equal(whole.delta(module), parts.delta(module))
+
+
+def test_of_equal_magnitudes_the_first_are_kept_in_whatever_parts(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    # Few different magnitudes, so that nearly every threshold is met many times.
+    delta = torch.randint(-2, 3, (300, 7), generator=generator).float()
+    adapter = Adapter("one", {}, deltas={"tall": delta})
+    monkeypatch.setattr(kernels, "CHUNK", 1)
+    for density in (0.0001, 0.01, 0.3, 0.5, 0.77, 0.99):
+        merged = merge([adapter], "magnitude_prune", [1.0], density=density).delta("tall")
+        assert torch.equal(merged, delta * pruning.top_mask(delta, density)), density
+
+
+def test_each_adapter_has_its_own_density():
+    adapters = toy_adapters(2)
+    both = merge(adapters, "magnitude_prune", [1.0, 1.0], density=[0.1, 0.6])
+    apart = [
+        merge([adapter], "magnitude_prune", [1.0], density=density)
+        for adapter, density in zip(adapters, (0.1, 0.6), strict=True)
+    ]
+    for module in both.modules():
+        torch.testing.assert_close(both.delta(module), sum(u.delta(module) for u in apart))
+
+
+def test_as_many_densities_as_adapters():
+    with pytest.raises(UserError, match=r"one density, or one for each of 2 adapters, but got 3"):
+        merge(toy_adapters(2), "ties", density=[0.1, 0.2, 0.3])
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5, 40])
