@@ -137,7 +137,7 @@ def _times(rows: Sequence[Tensor], grams: Tensor) -> tuple[Tensor, ...]:
             lambda v: is_number(v) and v >= 1e-12,
             "a number of at least 1e-12",
             "added to every Gram matrix, in units of the mean of its diagonal: directions without "
-            "inputs take the weighted mean",
+            "inputs take a weighted mean",
         ),
     },
     scaling=DeltaSpace.scaling,

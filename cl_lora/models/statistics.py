@@ -226,8 +226,8 @@ def linear_layers(network: nn.Module, entries: Iterable[str]) -> dict[str, nn.Mo
 def gram(observed: Observed, batches: Iterable[Batch]) -> RunningMeans:
     """Sum ``G = X^T X`` (d_in, d_in) of each linear layer over the N tokens of its inputs.
 
-    The inputs are those of the model as it is served. Every token that a layer is given counts:
-    also one that pads a text.
+    The inputs are those of the model as it is served. Where a model pads inputs of unlike length,
+    it sees them one by one, so that no padding counts.
 
     Raises:
         UserError: if no entry is a linear layer, or the backbone is in training mode.
@@ -254,6 +254,8 @@ def gram(observed: Observed, batches: Iterable[Batch]) -> RunningMeans:
         stack.enter_context(changed(network, observed.change))
         for name, layer in layers.items():
             stack.callback(layer.register_forward_pre_hook(watch(name)).remove)
+        if observed.backbone.pads:
+            batches = _pieces(batches, 1)
         for _ in observed.compute.features(observed.backbone, batches):
             pass  # the hooks have seen what matters
     return sums
@@ -334,9 +336,11 @@ def _squares(observed: Observed, batches: Iterable[Batch], loss: Loss, draws: in
                 "another backbone"
             )
     layers = linear_layers(network, observed.entries)
-    sums = RunningMeans()
+    sums, device = RunningMeans(), observed.compute.device
     with changed(network, observed.change), torch.enable_grad():
-        for inputs, targets in _pieces(observed.compute, batches):
+        # Few at a time, so that memory does not depend on the batches.
+        for some, theirs in _pieces(batches, _SAMPLES):
+            inputs, targets = some.to(device), theirs.to(device)
             if len(layers) == len(observed.entries):
                 _add_layers(sums, observed, layers, inputs, targets, loss, draws)
             else:
@@ -345,13 +349,10 @@ def _squares(observed: Observed, batches: Iterable[Batch], loss: Loss, draws: in
     return sums
 
 
-def _pieces(compute: Compute, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield few samples at a time, so that memory does not depend on the batches."""
+def _pieces(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """Yield the same samples ``size`` at a time."""
     for inputs, targets in batches:
-        for some, theirs in zip(
-            torch.split(inputs, _SAMPLES), torch.split(targets, _SAMPLES), strict=True
-        ):
-            yield some.to(compute.device), theirs.to(compute.device)
+        yield from zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
 
 
 def _outputs(observed: Observed, inputs: Tensor) -> Tensor:
@@ -450,7 +451,7 @@ def _add_parameters(
     try:
         for parameter in parameters.values():
             parameter.requires_grad_(True)
-        for sample, target in zip(torch.split(inputs, 1), torch.split(targets, 1), strict=True):
+        for sample, target in _pieces([(inputs, targets)], 1):
             outputs = _outputs(observed, sample)
             for draw in range(draws):
                 found = torch.autograd.grad(
