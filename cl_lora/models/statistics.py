@@ -88,7 +88,7 @@ class RunningMeans:
         return sums
 
     def add(self, name: str, total: Tensor, count: int) -> None:
-        """Add the sum of ``count`` tensors of one name; nothing else may keep ``total``."""
+        """Add ``total``, the sum of ``count`` tensors of one name."""
         if name in self._sums:
             self._sums[name].add_(total)
         else:
@@ -462,7 +462,8 @@ def _add_parameters(
                 )
                 for name, gradient in zip(parameters, found, strict=True):
                     if gradient is not None:  # a part that the model does not use
-                        sums.add(name, gradient.square_(), 1)
+                        # Not in place: gradients of summed parameters may share their memory.
+                        sums.add(name, gradient.square(), 1)
     finally:
         for name, parameter in parameters.items():
             parameter.requires_grad_(asked[name])
