@@ -24,11 +24,13 @@ class TaskFoldersConfig(PartsConfig):
     Attributes:
         root: the folder of all tasks.
         only: names of folders, in stream order; None for all, in alphabetical order.
+        val_fraction: share of each class's train samples to choose by, where there is no ``val``.
     """
 
     name: str = "task_folders"
     root: str = required("the folder that holds a folder for each task", "DIR")
     only: tuple[str, ...] | None = None
+    val_fraction: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
