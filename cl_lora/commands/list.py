@@ -98,6 +98,7 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
     "references": _registry("cl_lora.experiment.references", "REFERENCES"),
     "protocols": _registry("cl_lora.experiment.stages", "PROTOCOLS"),
     "images": _registry("cl_lora.benchmarks.sources.image_sets", "IMAGE_SETS"),
+    "texts": _registry("cl_lora.benchmarks.sources.text_sets", "TEXT_SETS"),
     "sources": _registry("cl_lora.benchmarks.sources.tasks", "TASK_SOURCES"),
     "kinds": _registry("cl_lora.tasks", "KINDS"),
     "metrics": _metrics,
