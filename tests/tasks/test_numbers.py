@@ -386,3 +386,32 @@ def test_kinds_say_what_they_are(kind: str, outputs: int, names: str) -> None:
     assert task.kind.target_dtype == torch.float32
     better = {m.name: m.higher_is_better for m in task.kind.metrics}
     assert better == {name: name == "r2" for name in better}
+
+
+# Drawn targets -------------------------------------------------------------------------------
+
+
+@every_kind
+def test_targets_are_drawn_as_the_loss_says(task: Task, targets: np.ndarray) -> None:
+    """``exp(-mean_k |z_k - y_k|)`` of K outputs: each deviates by K in the mean, so does the loss.
+
+    Its gradient has random signs over K, and none flows through the draw.
+    """
+    z = torch.zeros(3000, task.outputs, requires_grad=True)
+    loss = task.drawn_loss(z, torch.Generator().manual_seed(0))
+    loss.backward()
+    assert loss.item() == pytest.approx(task.outputs, rel=0.06)
+    signs = z.grad * z.numel()
+    torch.testing.assert_close(signs.abs(), torch.ones_like(signs))
+    assert signs.mean().item() == pytest.approx(0, abs=0.06)
+
+
+@every_kind
+def test_drawn_targets_do_not_depend_on_batches(task: Task, targets: np.ndarray) -> None:
+    z = outputs_for(task)
+
+    def drawn(size: int) -> float:
+        generator = torch.Generator().manual_seed(4)
+        return sum(len(p) * task.drawn_loss(p, generator).item() for p in z.split(size)) / len(z)
+
+    assert drawn(7) == pytest.approx(drawn(41), rel=1e-5)

@@ -62,3 +62,34 @@ def test_a_draw_balances_the_labels():
     assert strata.tolist() == [2, 0, 0]
     assert strata.dtype == np.int64
     assert names == ("ape", "bee", "cat")
+
+
+def test_labels_are_drawn_from_the_predictions():
+    """The loss of one sample tells its label; over many draws they come as often as predicted."""
+    z = torch.tensor([[2.0, 0.0, -1.0]])
+    losses = z.logsumexp(1) - z[0]
+    generator, count = torch.Generator().manual_seed(0), 4000
+    drawn = torch.stack([TASK.drawn_loss(z, generator) for _ in range(count)])
+    labels = (drawn[:, None] - losses).abs().argmin(dim=1)
+    shares = torch.bincount(labels, minlength=3) / count
+    torch.testing.assert_close(shares, z.softmax(1)[0], rtol=0, atol=0.025)
+
+
+def test_draws_depend_on_the_seed_and_on_no_batches():
+    outputs, _ = batch()
+
+    def drawn(size, seed=1):
+        generator = torch.Generator().manual_seed(seed)
+        parts = outputs.split(size)
+        return sum(len(z) * TASK.drawn_loss(z, generator).item() for z in parts) / len(outputs)
+
+    assert drawn(7) == pytest.approx(drawn(40), rel=1e-6)
+    assert drawn(40, seed=2) != pytest.approx(drawn(40), rel=1e-3)
+
+
+def test_no_gradient_flows_through_a_draw():
+    z = torch.randn(5, 3, requires_grad=True)
+    TASK.drawn_loss(z, torch.Generator().manual_seed(0)).backward()
+    gradient = 5 * z.grad  # of a cross-entropy: softmax less one label a row
+    labels = z.detach().softmax(1) - gradient
+    torch.testing.assert_close(labels.sort(dim=1).values, torch.eye(3)[-1].expand(5, 3))

@@ -86,3 +86,10 @@ def test_an_unknown_kind_names_the_nearest():
 def test_tasks_are_the_same_when_all_they_say_is():
     assert Task("a", CLASS, ("x",)) == Task("a", CLASS, ("x",))
     assert len({Task("a", CLASS, ("x",)), Task("a", CLASS, ("x",)), Task("b", CLASS, ("x",))}) == 2
+
+
+def test_a_kind_that_cannot_draw_targets_says_what_to_choose():
+    register_kind(scalar_kind("toy_scalar", ERROR))
+    task = Task("weight", get_kind("toy_scalar"))
+    with pytest.raises(UserError, match=r"'toy_scalar' of task 'weight' cannot .* labels=data of"):
+        task.drawn_loss(torch.zeros(2, 1), torch.Generator())
