@@ -386,7 +386,8 @@ def _sort_names(
         if name == key or (match is None and module is None):
             raise UserError(
                 f"Unexpected tensor {key!r} in {folder / WEIGHTS_FILE}: only lora_A and lora_B of "
-                "linear layers can be merged, beside a head that modules_to_save names"
+                "linear layers can be merged, beside a head that modules_to_save names; a copy of "
+                "the base model's embeddings is left out by save_embedding_layers=False of peft"
             )
         if match is not None:
             lora.setdefault(match["module"], {})[match["side"]] = key
