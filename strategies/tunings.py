@@ -41,10 +41,12 @@ class Tuning(ABC):
     Attributes:
         name: the name it is known by.
         summary: one sentence.
+        low_rank: whether what is kept are low-rank factors.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    low_rank: ClassVar[bool] = False
 
     @abstractmethod
     def opened(self, backbone: Backbone, lora: LoRAConfig, start: Tuned | None) -> Opened:
@@ -107,6 +109,7 @@ class LoRATuning(Tuning):
 
     name = "lora"
     summary = "a LoRA beside the frozen weights"
+    low_rank = True
 
     def opened(self, backbone: Backbone, lora: LoRAConfig, start: Tuned | None) -> Opened:
         """Wrap the network by peft."""

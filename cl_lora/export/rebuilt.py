@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cl_lora.adapters import Adapter, AdapterBank, BaseModel, Entry
 from cl_lora.experiment.arms import Arm, ArmDefaults, make_arm, settings_of
-from cl_lora.experiment.banks import FRESH, BankKind
+from cl_lora.experiment.banks import BankKind
 from cl_lora.experiment.references import get_references
 from cl_lora.experiment.stages import shots_of
 from cl_lora.export.choice import Choice
@@ -97,6 +97,13 @@ def _policy(choice: Choice) -> HeadPolicy:
 def _of_arm(choice: Choice, head: str | None) -> Rebuilt:
     arm, stage = stored_arm(choice), choice.stage
     adapted = arm.adaptation if shots_of(stage) is not None else None
+    if arm.residual is not None:
+        _refuse(
+            choice,
+            "serves every task by weights of its own (a residual), and a PEFT folder holds one",
+            "export an arm that serves all tasks by one merge",
+        )
+    _require_low_rank(choice, arm.bank)
     if arm.method is None or (adapted is not None and adapted.kind.trains_network):
         _refuse(
             choice,
@@ -104,7 +111,7 @@ def _of_arm(choice: Choice, head: str | None) -> Rebuilt:
             "export an arm that merges adapters",
         )
     members = arm.of(stage)
-    adapters = [_adapter(choice, FRESH, m) for m in members]
+    adapters = [_adapter(choice, arm.bank, m) for m in members]
     plan = prepare(adapters, arm.method, space=arm.space, seed=choice.seed, **arm.options)
     alpha = (
         _recorded(choice, arm.rule, members, plan.modules)
@@ -129,8 +136,9 @@ def _of_reference(choice: Choice, head: str | None) -> Rebuilt:
             "export an arm, or a row that serves one, as last",
         )
     bank, member = found
+    _require_low_rank(choice, bank)
     adapter, policy = _adapter(choice, bank, member), _policy(choice)
-    if policy.apart and bank is not FRESH:
+    if policy.apart and not bank.own_heads:
         heads, why = _one_head(choice, adapter.head), ""
     else:
         members = choice.stage.members if policy.apart else (member,)
@@ -138,6 +146,17 @@ def _of_reference(choice: Choice, head: str | None) -> Rebuilt:
         heads, why = _heads(choice, policy, adapters, members, None, "", head)
     weights = {ALL: {_name(choice, bank, member): 1.0}}
     return Rebuilt(dict(adapter.factors), weights, heads, adapter.base, why)
+
+
+def _require_low_rank(choice: Choice, bank: BankKind) -> None:
+    """Refuse what is no LoRA: a PEFT folder cannot change biases, norms and embeddings."""
+    if bank.tuning.low_rank:
+        return
+    _refuse(
+        choice,
+        f"serves weights of the bank {bank.name!r} ({bank.summary}), which no LoRA folder can hold",
+        "export an arm that merges adapters, or use the deltas in the run folder's adapters/",
+    )
 
 
 # Adapters and coefficients ------------------------------------------------------------------------
