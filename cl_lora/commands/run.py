@@ -116,6 +116,7 @@ def print_table(folder: Path) -> None:
     """
     from rich.console import Console
 
+    from cl_lora.reporting.budgets import leading_metrics
     from cl_lora.reporting.faces import merges_subsets
     from cl_lora.reporting.tables import main_tables, tables_by_task
     from cl_lora.run_folder.reader import RunFolder
@@ -123,9 +124,7 @@ def print_table(folder: Path) -> None:
     finished = RunFolder.read(folder)
     console = Console()
     tables = []
-    for metric in {
-        task.metrics[0].name: task.metrics[0] for task in finished.stream.tasks
-    }.values():
+    for metric in leading_metrics(finished):
         tables += main_tables(finished, metric)
     by_task = tables_by_task(finished)
     # Of subsets the pairs; the others are in the report.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cl_lora.evaluation.metrics import Metric
+from cl_lora.reporting.budgets import has_budgets
 from cl_lora.run_folder.reader import RunFolder
 
 
@@ -28,6 +29,9 @@ class ArmSettings:
         adapt: what is trained on a support set, e.g. ``head`` or ``lora``; empty if the arm is not
             adapted to one.
         start: ``base`` or ``merge``, where an adapted arm starts.
+        bank: of which adapters it is made, where these are not the usual ones, e.g. ``full``.
+        residual: what each task keeps beside the base, e.g. ``low_rank``; empty if nothing.
+        residual_options: its options, e.g. ``q``.
         tells_space: whether the arms of the run are merged in more than one space.
         tells_rule: whether the arms of the run have more than one rule.
         telling: names of the options in which arms of its method and rule differ within the run.
@@ -45,6 +49,9 @@ class ArmSettings:
     tune_head: bool
     adapt: str = ""
     start: str = ""
+    bank: str = ""
+    residual: str = ""
+    residual_options: Mapping[str, Any] = field(default_factory=dict)
     tells_space: bool = False
     tells_rule: bool = False
     telling: frozenset[str] = frozenset()
@@ -58,6 +65,19 @@ class ArmSettings:
         return None
 
     @property
+    def budget(self) -> tuple[str, float] | None:
+        """The one number among the options of the residual, e.g. ``q``, and its value.
+
+        None without a residual, or where its size is not told by a single number.
+        """
+        numbers = [
+            (name, float(value))
+            for name, value in self.residual_options.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        ]
+        return numbers[0] if len(numbers) == 1 else None
+
+    @property
     def merge(self) -> str:
         """The merge method, and the space where arms of the run differ in it."""
         return ", ".join([self.method, self.space] if self.tells_space else [self.method])
@@ -65,7 +85,8 @@ class ArmSettings:
     def family(self) -> str:
         """Name what all arms have in common that differ in the value of :attr:`axis` only."""
         if not self.method:
-            return f"adapts {self.adapt} from the bare backbone" if self.adapt else ""
+            words = [f"adapts {self.adapt} from the bare backbone"] if self.adapt else []
+            return ", ".join([*words, *self._apart()])
         # The scale is an option of the rule: one of the method may have the same name.
         rule_options = dict(self.rule_options)
         if self.axis:
@@ -78,13 +99,20 @@ class ArmSettings:
         words += [f"{self.head} head"] if self.head else []
         words += ["tuned head"] if self.tune_head else []
         words += [f"adapts {self.adapt}"] if self.adapt else []
-        return ", ".join(words)
+        return ", ".join([*words, *self._apart()])
+
+    def _apart(self) -> list[str]:
+        """Return what is kept for each task, and of which bank, in words."""
+        options = (f"{k} {_value(v)}" for k, v in self.residual_options.items())
+        words = [" ".join([self.residual, *options])] if self.residual else []
+        return [*words, f"{self.bank} bank"] if self.bank else words
 
 
 def arm_settings(run: RunFolder, arm: str) -> ArmSettings:
     """Return the settings of ``arm`` as the run recorded them; empty ones for a reference row."""
     variant = run.variant(arm)
     rule, rule_options, options = _parts(variant)
+    residual = dict(variant.get("residual") or {})
     telling: set[str] = set()
     spaces, rules = {variant.get("space")}, {rule}
     for other in run.arms:
@@ -111,6 +139,9 @@ def arm_settings(run: RunFolder, arm: str) -> ArmSettings:
         tune_head=bool(variant.get("tune_head", False)),
         adapt=str(variant.get("adapt") or ""),
         start=str(variant.get("start") or ""),
+        bank=str(variant.get("bank") or ""),
+        residual=str(residual.pop("name", "")),
+        residual_options=residual,
         tells_space=len(spaces) > 1,
         tells_rule=len(rules) > 1,
         telling=frozenset(telling),
@@ -122,6 +153,8 @@ def at_the_end(run: RunFolder) -> str:
     if run.stream.ordered:
         several = len({e.task for e in run.stream.experiences}) > 1
         return f"after the last {'task' if several else 'domain'}"
+    if has_budgets(run):
+        return "when all tasks are served"
     last = run.stream.trained_stages[-1]
     if last.group:
         return f"in {last.group}, mean over partners"

@@ -26,6 +26,9 @@ def hparams_of(run: RunFolder, arm: str) -> dict[str, str | float]:
         "tune_head": "yes" if s.tune_head else "",
         "adapt": s.adapt,
         "start": s.start,
+        "bank": s.bank,
+        "residual": s.residual,
+        **s.residual_options,
     }
     # All numbers as float, as the values of one column must be of one kind.
     return {

@@ -14,9 +14,11 @@ from matplotlib.figure import Figure
 
 from cl_lora.evaluation.continual import MEASURES
 from cl_lora.evaluation.metrics import Metric
+from cl_lora.reporting.budgets import headline
 from cl_lora.reporting.faces import is_few_shot, merges_subsets
 from cl_lora.reporting.figures import FIGURES, draw_figures, render
 from cl_lora.reporting.multitask import is_multitask
+from cl_lora.reporting.page.budgets import budgets
 from cl_lora.reporting.page.cells import Cell, sortable
 from cl_lora.reporting.page.costs import costs
 from cl_lora.reporting.page.differences import differences
@@ -57,7 +59,7 @@ def render_html(run: RunFolder) -> str:
     """Return the report of ``run`` as HTML; the same run gives the same text."""
     run.check_finished()
     metrics = [m for name, m in run.stream.metrics.items() if name in run.scores.metrics]
-    metric = metrics[0]
+    metric = headline(run)
     tables, folded = _results(run, metrics)
     figures = list(_figures(run, metric))
     environment = Environment(
@@ -78,6 +80,7 @@ def render_html(run: RunFolder) -> str:
         folded=[(title, [_table(t) for t in parts]) for title, parts in folded],
         figures=[f for f in figures if not f["section"]],
         interference=_interference(run, figures),
+        budgets=_budgets(run, metric, figures),
         differences=list(differences(run, metric)),
         costs=[_table(t) for t in costs(run)],
         arms=[
@@ -101,15 +104,16 @@ def _results(
 ) -> tuple[list[ResultTable], list[tuple[str, list[ResultTable]]]]:
     """Return the tables that are open, and those that are folded under a title.
 
-    Of unlike tasks the shares of single task are open, and each task by its own metric; every other
-    metric is folded, and so is every task with its partners.
+    Of unlike tasks the metric that leads, such as the share of single task, is open, and each task
+    by its own metric; every other metric is folded, and so is every task with its partners.
     """
     if not is_multitask(run):
         tables = [table for m in metrics for table in main_tables(run, m)]
         return [*tables, *tables_by_experience(run, metrics[0])], []
-    tables = [*main_tables(run, metrics[0]), *tables_by_task(run)]
+    first = headline(run)
+    tables = [*main_tables(run, first), *tables_by_task(run)]
     folded = [(f"{name}: merged with each partner", t) for name, t in partner_tables(run)]
-    others = [table for m in metrics[1:] for table in main_tables(run, m)]
+    others = [table for m in metrics if m != first for table in main_tables(run, m)]
     if others:
         folded.append(("Every metric, over the tasks that have it", others))
     return tables, folded
@@ -121,6 +125,15 @@ def _interference(run: RunFolder, figures: Sequence[Mapping[str, Any]]) -> dict[
         return None
     drawn = [f for f in figures if f["section"] == "interference"]
     return {**found, "tables": [_table(t) for t in found["tables"]], "figures": drawn}
+
+
+def _budgets(
+    run: RunFolder, metric: Metric, figures: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    table = budgets(run, metric)
+    if table is None:
+        return None
+    return {"table": _table(table), "figures": [f for f in figures if f["section"] == "budgets"]}
 
 
 def _table(table: ResultTable) -> dict[str, Any]:

@@ -16,15 +16,19 @@ from matplotlib.figure import Figure
 from cl_lora.evaluation.aggregate import estimate
 from cl_lora.evaluation.continual import forgetting
 from cl_lora.evaluation.metrics import Metric
+from cl_lora.reporting.budgets import has_budgets
 from cl_lora.reporting.faces import downstream
+from cl_lora.reporting.figures.embedding import embedding_figure
 from cl_lora.reporting.figures.interference import harm_figure, similarity_figure
 from cl_lora.reporting.figures.matrices import matrix_figure
 from cl_lora.reporting.figures.numbers import (
+    metric_of,
     score_matrix,
     scored_arms,
     seeds_of,
     stage_averages,
 )
+from cl_lora.reporting.figures.registry import FIGURES
 from cl_lora.reporting.figures.style import STYLE, render
 from cl_lora.reporting.figures.weights import arms_by_layer, weights_figure
 from cl_lora.reporting.hparams import add_hparams, domains_of, hparams_of
@@ -38,6 +42,9 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 TRAINING = "training"
+
+_WHOLE = ("pareto", "by_q_and_m", "spectra")
+"""The figures of all arms together that are shown."""
 
 Scalars = dict[tuple[str, int], float]
 """(tag, step) -> value."""
@@ -59,12 +66,15 @@ def write_tensorboard(run: RunFolder) -> tuple[Path, ...]:
     - ``coefficients/<adapter>``: mean over layers or modules; where each has its own, a histogram
       shows them. ``coefficients/<experience>/<adapter>`` where a few-shot run adapts to several.
     - ``scores/accuracy``: the score matrix as an image.
-    - ``accounts/<quantity>``: what adapting cost, of a few-shot run.
+    - ``accounts/<quantity>``: what adapting cost, of a few-shot run; ``accounts/parameters``: the
+      numbers that serve all tasks, of a run that merges all at once.
     - ``weights/<experience>``: learned weights by layer beside linear CKA, as an image.
     - HPARAMS: the settings of the arm beside ``result/<measure>``, to sort the arms by result.
     - ``interference/...``: of a run that merges pairs, an image of the harm, what each task
       suffers, does to others, and from each partner; the similarities of adapters stand in
-      ``training``. All else is under the group of subsets: ``pairs/...``, ``triples/...``.
+      ``training``, and so do the figures ``pareto``, ``by_q_and_m`` and ``spectra``, where the run
+      has them. All else is under the group of subsets: ``pairs/...``, ``triples/...``.
+    - ``embedding/<experience>``: t-SNE of the features of a task under the arm, as an image.
     - ``in_time/...``: of a stream of few-shot tasks the same in time, beside that by K.
     - ``training/seed-<s>/<bank>/<adapter>``: ``training/loss`` and ``training/<metric>``, steps
       are epochs.
@@ -87,7 +97,7 @@ def write_tensorboard(run: RunFolder) -> tuple[Path, ...]:
         with files.whole_folder(root / arm, replace=True) as folder:
             _write_arm(run, views, arm, folder, domains, list(results), analysis)
         written.append(root / arm)
-    if run.curves or analysis is not None:
+    if run.curves or analysis is not None or has_budgets(run) or len(run.spectra):
         # An arm may be called 'training' as well.
         name = TRAINING
         while name in run.scores.arms:
@@ -133,6 +143,7 @@ def _write_arm(
                 _add_weights(writer, run, arm, last)
         if analysis is not None and arm in analysis.arms:
             _add_interference(writer, analysis, arm)
+        _add_embedding(writer, run, arm)
         add_hparams(writer, arm, hparams_of(run, arm), results, hparam_domains)
     if len(of_seed) > 1:
         for seed, scalars in of_seed.items():
@@ -141,12 +152,17 @@ def _write_arm(
 
 
 def _write_training(run: RunFolder, folder: Path, analysis: Analysis | None) -> None:
-    if analysis is not None and analysis.similarity:
+    images: dict[str, Figure | None] = {}
+    with mpl.rc_context(dict(STYLE)):
+        for measure in analysis.similarity if analysis is not None else ():
+            images[f"similarity/{measure}"] = similarity_figure(analysis, measure)
+        for name in _WHOLE:
+            images[name] = FIGURES[name].of(run, metric_of(run))
+    if any(images.values()):
         with _writer(folder) as writer:
-            for measure in analysis.similarity:
-                with mpl.rc_context(dict(STYLE)):
-                    figure = similarity_figure(analysis, measure)
-                _add_image(writer, f"similarity/{measure}", figure, 1)
+            for tag, figure in images.items():
+                if figure is not None:
+                    _add_image(writer, tag, figure, 1)
     for curve in run.curves:
         adapter = f"{curve.experience:02d}-{curve.name}"
         with _writer(folder / f"seed-{curve.seed}" / curve.bank / adapter) as writer:
@@ -221,6 +237,15 @@ def _add_weights(writer: SummaryWriter, run: RunFolder, arm: str, step: int) -> 
             figure = weights_figure(run, arm, [j])
         if figure is not None:
             _add_image(writer, f"weights/{run.experiences[j]}", figure, step)
+
+
+def _add_embedding(writer: SummaryWriter, run: RunFolder, arm: str) -> None:
+    """Add where t-SNE places features under an arm, an image for each task that has some."""
+    for j in sorted(set(run.embedding["evaluated"])):
+        with mpl.rc_context(dict(STYLE)):
+            figure = embedding_figure(run, arm, j)
+        if figure is not None:
+            _add_image(writer, f"embedding/{run.experiences[j]}", figure, 1)
 
 
 def _add_interference(writer: SummaryWriter, analysis: Analysis, arm: str) -> None:

@@ -8,6 +8,7 @@ from functools import cached_property
 import pandas as pd
 
 from cl_lora.evaluation.aggregate import ALL_EXPERIENCES
+from cl_lora.reporting.budgets import PARAMETERS, has_budgets, parameters_of
 from cl_lora.reporting.faces import Face, by_shots, downstream, faces
 from cl_lora.reporting.figures.numbers import metric_of, numbers_of
 from cl_lora.reporting.shots import scores_by_shots
@@ -54,9 +55,10 @@ class View:
 
     @cached_property
     def results(self) -> dict[str, dict[str, float]]:
-        """``result/<measure>`` of the primary metric: tag -> arm -> mean over seeds.
+        """``result/<measure>`` of the metric that leads: tag -> arm -> mean over seeds.
 
-        Of a few-shot run the measures are the score at each K and their average.
+        Of a few-shot run the measures are the score at each K and their average; beside them may be
+        the parameters that an arm needs to serve all tasks.
         """
         metric, results = metric_of(self.run), dict[str, dict[str, float]]()
         if metric.name not in self.run.scores.metrics:
@@ -71,6 +73,8 @@ class View:
         for (arm, measure, experience), number in numbers_of(self.run, metric).items():
             if experience == ALL_EXPERIENCES:
                 results.setdefault(f"result/{self.prefix}{measure}", {})[arm] = number.mean
+        if has_budgets(self.run):
+            results[f"result/{PARAMETERS}"] = parameters_of(self.run)
         return results
 
     @cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import matplotlib as mpl
@@ -19,6 +20,7 @@ from cl_lora.reporting.describe import in_unit
 from cl_lora.reporting.figures.axes import axis_title
 from cl_lora.reporting.figures.style import GREY, STYLE, color_of, marker_of
 from cl_lora.reporting.tables import Column, N, ResultTable
+from cl_lora.reporting.tables.budgets import SIZE
 
 _FEWER = (
     "n: seeds behind a row; only arms with every seed are ranked, the best in bold, and "
@@ -101,6 +103,15 @@ def _columns(comparison: Comparison, condition: Condition, letter: str) -> dict[
             _value(float(n) if n else math.nan) for n in comparison.seeds(condition)
         ],
     }
+    if condition.parameters:
+        columns[
+            replace(
+                SIZE,
+                key=f"{label} {SIZE.key}",
+                title=f"{before}{SIZE.title}",
+                short=f"{before}{SIZE.short}",
+            )
+        ] = [_value(condition.parameters.get(arm, math.nan)) for arm in comparison.arms]
     differences = comparison.differences.get(label)
     if comparison.reference and differences is not None:
         of_arms = [differences.found.get(arm, _NO_DIFFERENCE) for arm in comparison.arms]

@@ -12,6 +12,7 @@ from cl_lora.evaluation.aggregate import ALL_EXPERIENCES, AVERAGE, Estimate, ave
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.evaluation.scores import Score, ScoreTable
 from cl_lora.evaluation.shape import Shape
+from cl_lora.reporting.budgets import parameters_of
 from cl_lora.reporting.describe import at_the_end
 from cl_lora.reporting.faces import (
     by_group,
@@ -98,6 +99,11 @@ class Condition:
         arms = {a: settings for r in self.runs for a, settings in r.config["arms"].items()}
         references = dict.fromkeys(row for r in self.runs for row in r.references)
         return replace(run, config={**run.config, "arms": arms, "references": list(references)})
+
+    @cached_property
+    def parameters(self) -> dict[str, float]:
+        """The numbers that each row needs to serve all tasks; empty where runs do not say."""
+        return {row: n for run in reversed(self.runs) for row, n in parameters_of(run).items()}
 
     def averages(self, metric: Metric) -> dict[str, dict[int, float]]:
         """Return what differences are taken of: arm -> seed -> average, over K if few-shot."""

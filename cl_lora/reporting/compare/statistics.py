@@ -12,6 +12,7 @@ import pandas as pd
 from cl_lora.evaluation.aggregate import Difference, Estimate
 from cl_lora.evaluation.continual import MEASURES
 from cl_lora.evaluation.metrics import Metric
+from cl_lora.reporting.budgets import PARAMETERS, headline
 from cl_lora.reporting.compare.joining import Condition, changes, conditions_of, why_apart
 from cl_lora.reporting.differences import CONFIDENCE, Differences, Source, differences_to
 from cl_lora.reporting.faces import (
@@ -68,11 +69,13 @@ class Comparison:
 
         Columns: condition, arm, metric, average, average deviation, forgetting, forgetting
         deviation, seeds, reference, difference, low, high, n, over (what n counts: seeds or test
-        images), p, p holm; of few-shot runs also each K and its deviation.
+        images), p, p holm; of few-shot runs also each K and its deviation; parameters, where some
+        run says what its rows need.
         """
         rows = []
         nothing = Difference(math.nan, math.nan, math.nan, 0)
         undefined = Estimate(math.nan, math.nan, 0, False)
+        sizes = any(c.parameters for c in self.conditions)
         for c in self.conditions:
             of_condition = self.differences.get(c.label)
             for arm in self.arms:
@@ -101,6 +104,7 @@ class Comparison:
                         "over": of_condition.unit if of_condition and difference else "",
                         "p": d.p,
                         "p holm": d.holm,
+                        **({PARAMETERS: c.parameters.get(arm, math.nan)} if sizes else {}),
                         **{m: e.mean for m, e in by_shots.items()},
                         **{f"{m} deviation": e.deviation for m, e in by_shots.items()},
                     }
@@ -126,7 +130,7 @@ def compare_runs(
 
     Args:
         runs: the runs.
-        metric: name of the metric; the primary one of the first run, if not given.
+        metric: name of the metric; the one that leads the first run's report, if not given.
         reference: the arm to take differences to, in each condition its own; or
             ``<condition>:<arm>`` for that arm of one condition, which other conditions can be
             compared with where they share its data, splits and seeds.
@@ -166,7 +170,7 @@ def compare_runs(
 
 def _metric(runs: Sequence[RunFolder], name: str | None) -> Metric:
     """Return the metric that all runs have."""
-    name = name or next(iter(runs[0].stream.metrics))
+    name = name or headline(runs[0]).name
     for run in runs:
         if name not in run.scores.metrics or name not in run.stream.metrics:
             known = ", ".join(run.scores.metrics)
@@ -279,6 +283,7 @@ def _explained(
     for letter, c in zip(letters(), conditions, strict=False):
         if c.label in found and reference:
             over, about = (" over K", "data sets") if c.few_shot else ("", "domains")
+            about = "tasks" if c.parameters else about
             if c.group:
                 over, about = f" in {c.group}", "tasks"
             text = found[c.label].explained(reference, over, about)

@@ -3,9 +3,15 @@
 A file per figure, each with its registered function; :func:`figure` tells how to add one.
 """
 
+from cl_lora.reporting.figures.budgets import (
+    families,
+    score_against_parameters,
+    score_by_residual,
+)
 from cl_lora.reporting.figures.by_shots import score_by_shots, score_by_shots_and_data
 from cl_lora.reporting.figures.coefficients import coefficients_by_shots, coefficients_over_time
 from cl_lora.reporting.figures.drawing import draw_figures, write_figures
+from cl_lora.reporting.figures.embedding import embedding_figure, features_in_the_plane
 from cl_lora.reporting.figures.final import final_scores
 from cl_lora.reporting.figures.forgetting import forgetting_against_score
 from cl_lora.reporting.figures.gain import gain_over_classifier
@@ -20,6 +26,7 @@ from cl_lora.reporting.figures.numbers import mean_matrix
 from cl_lora.reporting.figures.over_time import score_over_time
 from cl_lora.reporting.figures.registry import FIGURES, FigureInfo, figure
 from cl_lora.reporting.figures.robustness import robustness_curves, robustness_to_scale
+from cl_lora.reporting.figures.spectra import singular_values
 from cl_lora.reporting.figures.style import GREY, MARKERS, OKABE_ITO, STYLE, render
 from cl_lora.reporting.figures.transfer import transfer_over_tasks
 from cl_lora.reporting.figures.weights import weights_and_similarity, weights_figure
@@ -35,6 +42,9 @@ __all__ = [
     "coefficients_over_time",
     "draw_figures",
     "draw_matrix",
+    "embedding_figure",
+    "families",
+    "features_in_the_plane",
     "figure",
     "final_scores",
     "forgetting_against_score",
@@ -47,11 +57,14 @@ __all__ = [
     "render",
     "robustness_curves",
     "robustness_to_scale",
+    "score_against_parameters",
+    "score_by_residual",
     "score_by_shots",
     "score_by_shots_and_data",
     "score_matrices",
     "score_over_time",
     "similarity_figure",
+    "singular_values",
     "transfer_over_tasks",
     "weights_and_similarity",
     "weights_figure",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from cl_lora.reporting.figures.style import GREY
+
+_LEADER: Mapping[str, Any] = {"arrowstyle": "-", "lw": 0.5, "color": GREY}
 
 
 def label_points(
@@ -20,12 +24,23 @@ def label_points(
     obstacles: Sequence[tuple[float, float]],
     muted: set[str],
     margin: bool = True,
+    reach: Sequence[float] = (7.0,),
 ) -> None:
     """Name points: beside them where that covers no point and no name, else in the right margin.
 
     Names in the margin stand below one another in the order of their points, so that the lines
     that lead to them hardly cross. Without a ``margin``, as where panels stand abreast, names that
     find no place are left out.
+
+    Args:
+        fig: the figure.
+        ax: its axes.
+        labels: name -> the point, in data.
+        obstacles: points that no name may cover, in data.
+        muted: names in grey.
+        margin: whether the right margin may be used.
+        reach: distances of a name from its point that are tried, in points, the nearest first; a
+            thin line leads to names that are not at the first.
     """
     fig.draw_without_rendering()  # settles the layout, so that sizes in pixels are final
     pixels = fig.dpi / 72
@@ -40,10 +55,11 @@ def label_points(
         size = probe.get_window_extent()
         probe.remove()
         x, y = ax.transData.transform(point)
-        for angle in np.linspace(0, 2 * math.pi, 16, endpoint=False):
+        angles = np.linspace(0, 2 * math.pi, 16, endpoint=False)
+        for away, angle in itertools.product(reach, angles):
             # From the point to the nearest edge of the label, so that wide labels keep close.
-            dx = math.cos(angle) * (7 * pixels + size.width / 2)
-            dy = math.sin(angle) * (7 * pixels + size.height / 2)
+            dx = math.cos(angle) * (away * pixels + size.width / 2)
+            dy = math.sin(angle) * (away * pixels + size.height / 2)
             box = Bbox.from_bounds(
                 x + dx - size.width / 2, y + dy - size.height / 2, size.width, size.height
             )
@@ -61,6 +77,7 @@ def label_points(
                 fontsize=7,
                 color=colors[name],
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # over the lines
+                arrowprops=None if away == reach[0] else {**_LEADER, "shrinkB": 3},
                 zorder=5,
             )
             break
@@ -81,7 +98,7 @@ def label_points(
             va="center",
             fontsize=7,
             color=colors[name],
-            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": GREY, "relpos": (0, 0.5)},
+            arrowprops={**_LEADER, "relpos": (0, 0.5)},
             zorder=1,
         )
 

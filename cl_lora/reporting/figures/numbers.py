@@ -10,6 +10,7 @@ import numpy as np
 from cl_lora.evaluation.aggregate import ALL_EXPERIENCES, Estimate, estimates
 from cl_lora.evaluation.continual import FloatArray, ScoreMatrix
 from cl_lora.evaluation.metrics import Metric
+from cl_lora.reporting.budgets import headline
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support.errors import unknown_name
 
@@ -18,14 +19,14 @@ Numbers = Mapping[tuple[str, str, int], Estimate]
 
 
 def metric_of(run: RunFolder, name: str | None = None) -> Metric:
-    """Return the metric ``name`` of the run; its primary metric, the first, if not given.
+    """Return the metric ``name`` of the run; the one that leads its report if not given.
 
     Raises:
         UserError: if the run has no such metric.
     """
     metrics = run.stream.metrics
     if name is None:
-        return next(iter(metrics.values()))
+        return headline(run)
     if name not in metrics:
         raise unknown_name("metric", name, metrics)
     return metrics[name]

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.faces import faces
 from cl_lora.run_folder.reader import RunFolder
-from cl_lora.support.errors import UserError
+from cl_lora.support.errors import UserError, unknown_name
 from cl_lora.support.registry import check_free
 
 Draw: TypeAlias = Callable[[RunFolder, Metric], Figure | None]
@@ -32,6 +32,9 @@ Draw: TypeAlias = Callable[[RunFolder, Metric], Figure | None]
 
 FewShot: TypeAlias = Literal["too", "only", "never"]
 """Whether a figure shows a few-shot run by K too, shows nothing else, or never does."""
+
+SECTIONS = ("", "interference", "budgets")
+"""The sections of the report that figures stand in; the empty one is that of all figures."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
@@ -52,7 +55,7 @@ class FigureInfo:
             few-shot stages, and is drawn from the run as it is; ``never``: not by K.
         position: figures stand in the report by position, then in the order of registration.
         whole: whether it is drawn from the run as it is, whatever its faces.
-        section: of the report it stands in; the figures', if empty.
+        section: of the report it stands in, one of :data:`SECTIONS`; the figures', if empty.
     """
 
     name: str
@@ -107,18 +110,21 @@ def figure(
         caption: what is seen, in sentences.
         ordered: whether it needs stages that follow one another in time.
         few_shot: whether it shows few-shot runs by K ``too``, ``only``, or ``never``.
-        position: place in the report, the smallest first; this project's own take 4 to 72.
+        position: place in the report, the smallest first; this project's own take 2 to 80.
         whole: whether it is drawn from the run as it is, whatever its faces.
-        section: of the report it stands in; the figures', if empty.
+        section: of the report it stands in, one of :data:`SECTIONS`; the figures', if empty.
 
     Raises:
-        UserError: if the name is another function's already, or cannot name a file.
+        UserError: if the name is another function's already, or cannot name a file, or there is no
+            such section.
     """
     if not _NAME.fullmatch(name):
         raise UserError(
             f"Expected a figure's name of small letters, digits, _ and - but got {name!r}: it "
             "names the figure's files; choose another name"
         )
+    if section not in SECTIONS:
+        raise unknown_name("section of the report", section, [s for s in SECTIONS if s])
 
     def register(draw: Draw) -> Draw:
         taken = FIGURES.get(name)

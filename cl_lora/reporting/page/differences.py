@@ -7,6 +7,7 @@ from typing import Any
 
 from cl_lora.evaluation.aggregate import averages
 from cl_lora.evaluation.metrics import Metric
+from cl_lora.reporting.budgets import has_budgets
 from cl_lora.reporting.differences import Differences, Source, differences_to
 from cl_lora.reporting.faces import Face, faces
 from cl_lora.reporting.page.cells import Cell, sortable
@@ -27,6 +28,7 @@ def differences(run: RunFolder, metric: Metric) -> Iterator[dict[str, Any]]:
             found = differences_to(source, others, source, reference, metric)
             shots = face.kind == "shots"
             over, about = (f" {where}", "data sets") if shots else ("", "domains")
+            about = "tasks" if has_budgets(face.run) else about
             if face.kind == "group":
                 over, about = f" {where}", "tasks"
             yield {

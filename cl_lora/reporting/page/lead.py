@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from cl_lora.evaluation.metrics import Metric
+from cl_lora.reporting.budgets import has_budgets
 from cl_lora.reporting.faces import (
     Face,
     downstream,
@@ -18,6 +19,7 @@ from cl_lora.reporting.faces import (
     upstream,
 )
 from cl_lora.reporting.multitask import CONTROL, failed_sentence, failed_tasks
+from cl_lora.reporting.page.budgets import lead_of_budgets
 from cl_lora.reporting.shots import ByShots, best_at, groups_of, lora_from_scratch, scores_by_shots
 from cl_lora.reporting.tables import MISSING, Column, ResultTable, run_table
 from cl_lora.run_folder.reader import RunFolder
@@ -27,9 +29,12 @@ from cl_lora.run_folder.records import TaskRecord
 def lead(run: RunFolder, metric: Metric) -> str:
     """Return the sentences that say which arms lead."""
     told = []
+    sizes = lead_of_budgets(run, metric) if has_budgets(run) else ""
+    if sizes:
+        told.append(sizes)
     if merges_subsets(run):
         told.append(_of_groups(run, metric))
-    for face in faces(run):
+    for face in faces(run) if not sizes else ():
         if face.kind == "group" or metric.name not in face.run.scores.metrics:
             continue
         seeds = len(face.run.scores.seeds)
@@ -216,6 +221,8 @@ def _experiences(run: RunFolder) -> list[tuple[str, str]]:
     if merges_subsets(run):
         merged = [f"{len(stages)} {name}" for name, stages in merged_groups(run).items()]
         return [("Samples", ", ".join(words)), ("Merged", ", ".join(merged))]
+    if has_budgets(run):
+        return [("Samples", ", ".join(words))]
     if not is_few_shot(run):
         several = len(run.stream.tasks) > 1
         return [("Tasks in order" if several else "Domains in order", ", ".join(words))]

@@ -1,5 +1,6 @@
 """Tables of results, rendered for the terminal, Markdown, LaTeX and CSV."""
 
+from cl_lora.reporting.tables.budgets import sizes_table, with_sizes
 from cl_lora.reporting.tables.by_shots import main_tables, shots_table, tables_by_experience
 from cl_lora.reporting.tables.by_task import partner_tables, tables_by_task
 from cl_lora.reporting.tables.column import MISSING, Column, N
@@ -19,6 +20,8 @@ __all__ = [
     "run_table",
     "shorten",
     "shots_table",
+    "sizes_table",
     "tables_by_experience",
     "tables_by_task",
+    "with_sizes",
 ]

@@ -17,6 +17,7 @@ from cl_lora.evaluation.continual import (
     forward_transfer_by_experience,
 )
 from cl_lora.evaluation.metrics import RELATIVE, Metric
+from cl_lora.reporting.budgets import headline
 from cl_lora.reporting.describe import at_the_end, in_unit
 from cl_lora.reporting.faces import alone_stages, faces, merged_groups
 from cl_lora.reporting.multitask import is_multitask, own_metric
@@ -76,9 +77,10 @@ def tables_by_task(run: RunFolder) -> list[ResultTable]:
     """Return tables with a column for each task, in the unit of its own metric.
 
     One of final scores for each face of the run; and where stages follow one another in time one of
-    forgetting, of backward and of forward transfer. None for a run whose tasks have one metric.
+    forgetting, of backward and of forward transfer. None for a run whose tasks have one metric, or
+    whose main table is by it already.
     """
-    if not is_multitask(run):
+    if not is_multitask(run) or headline(run).name != RELATIVE.name:
         return []
     tables = []
     for face in faces(run):

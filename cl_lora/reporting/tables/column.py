@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -13,7 +15,7 @@ MISSING = "–"
 LATE = 1
 """A column of at most this priority (but 0, which stays) goes after the spread of the details."""
 
-Form: TypeAlias = Literal["mean", "interval", "p", "count", "amount"]
+Form: TypeAlias = Literal["mean", "interval", "p", "count", "amount", "millions", "times"]
 
 _SMALLEST_P = 0.001
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
@@ -36,7 +38,8 @@ class Column:
         note: the definition, for the caption.
         form: what stands in a cell. ``mean``: a value, ± its standard deviation; ``interval``: a
             value, then [low, high]; ``p``: a p value; ``count``: a whole number;
-            ``amount``: a number that is not negative in two or three digits, such as 1.2k.
+            ``amount``: a number that is not negative in two or three digits, such as 1.2k;
+            ``millions``: one in millions; ``times``: how many times as much, such as 1.08×.
     """
 
     key: str
@@ -54,12 +57,8 @@ class Column:
         """Return ``value`` as shown, in percent or not."""
         if np.isnan(value):
             return MISSING
-        if self.form == "count":
-            return f"{value:.0f}"
-        if self.form == "p":
-            return f"{value:.3f}" if value >= _SMALLEST_P else f"<{_SMALLEST_P}"
-        if self.form == "amount":
-            return _amount(value)
+        if self.form in _WRITTEN:
+            return _WRITTEN[self.form](value)
         decimals = 1 if self.percent else 3
         text = f"{100 * value if self.percent else value:.{decimals}f}"
         text = re.sub(r"^-(0\.0+)$", r"\1", text)  # no "-0.0"
@@ -85,3 +84,27 @@ def _amount(value: float) -> str:
     shown = value / unit
     whole = shown >= 9.95 or (unit == 1 and shown == int(shown))
     return f"{shown:.0f}{letter}" if whole else f"{shown:.1f}{letter}"
+
+
+def _three_digits(value: float) -> str:
+    """Return a number that is not negative in at least three digits, without an exponent.
+
+    Example:
+        >>> [_three_digits(v) for v in (0, 0.00412, 0.9999, 5.5, 63.04, 908.31, 1234.5)]
+        ['0', '0.00412', '1.00', '5.50', '63.0', '908', '1234']
+    """
+    if not value:
+        return "0"
+    # By what is shown: 0.9999 would read 1.000.
+    rounded = float(f"{value:.2e}")
+    return f"{value:.{max(0, 2 - math.floor(math.log10(rounded)))}f}"
+
+
+_WRITTEN: Mapping[str, Callable[[float], str]] = {
+    "count": lambda value: f"{value:.0f}",
+    "p": lambda value: f"{value:.3f}" if value >= _SMALLEST_P else f"<{_SMALLEST_P}",
+    "amount": _amount,
+    "millions": lambda value: _three_digits(value / 1e6),
+    "times": lambda value: f"{value:.{2 if value < 9.995 else 1}f}×",
+}
+"""Form -> how a number of it is written, whatever the column."""

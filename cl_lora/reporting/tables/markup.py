@@ -65,6 +65,7 @@ _LATEX: dict[str, str] = {
     "−": "$-$",
     "–": "--",
     "±": r"$\pm$",
+    "×": r"$\times$",
     "↓": r"$\downarrow$",
     "…": r"\ldots{}",
     "<": "$<$",

@@ -12,7 +12,9 @@ from cl_lora.evaluation.continual import MEASURES
 from cl_lora.evaluation.metrics import ACCURACY, Metric
 from cl_lora.evaluation.scores import ScoreTable
 from cl_lora.evaluation.shape import Shape
+from cl_lora.reporting.budgets import headline
 from cl_lora.reporting.describe import at_the_end, in_unit
+from cl_lora.reporting.tables.budgets import with_sizes
 from cl_lora.reporting.tables.column import LATE, Column, N
 from cl_lora.reporting.tables.names import shorten
 from cl_lora.reporting.tables.table import ResultTable
@@ -20,9 +22,12 @@ from cl_lora.run_folder.reader import RunFolder
 
 
 def run_table(run: RunFolder, metric: Metric | None = None) -> ResultTable:
-    """Return the table of one metric of a run; of its primary metric, if not given."""
-    metric = metric or next(iter(run.stream.metrics.values()))
-    return result_table(
+    """Return the table of one metric of a run; of the one that leads its report, if not given.
+
+    Before the scores stands what each row needs to serve all tasks, where the run says so.
+    """
+    metric = metric or headline(run)
+    table = result_table(
         run.scores,
         metric,
         shape=run.stream.shape(metric.name),
@@ -31,6 +36,7 @@ def run_table(run: RunFolder, metric: Metric | None = None) -> ResultTable:
         arms=run.arms,
         when=at_the_end(run),
     )
+    return with_sizes(table, run)
 
 
 def result_table(
