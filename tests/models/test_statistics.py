@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cl_lora.adapters import entry_name
+from cl_lora.adapters import Adapter, LoRAFactors, entry_name
 from cl_lora.adapters.injection import split_qkv
-from cl_lora.merging import METHODS
+from cl_lora.merging import METHODS, merge
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.compute import Compute
 from cl_lora.models.heads import freeze
@@ -306,6 +306,45 @@ def test_bf16_comes_near(backbone: Backbone) -> None:
         for module in LINEAR:
             assert coarse[module].dtype == torch.float32
             assert float((coarse[module] - exact[module]).norm() / exact[module].norm()) < 0.1
+
+
+def own(backbone: Backbone, i: int, whole: bool) -> Adapter:
+    """Return a LoRA of the linear layers, or a change of every parameter, with its statistics."""
+    draw = torch.Generator().manual_seed(i)
+
+    def noise(*shape: int) -> Tensor:
+        return 0.1 * torch.randn(shape, generator=draw)
+
+    parameters = {entry_name(n): p for n, p in backbone.network.named_parameters()}
+    if whole:
+        adapter = Adapter(f"e{i}", {}, deltas={m: noise(*p.shape) for m, p in parameters.items()})
+    else:
+        shapes = {m: parameters[m].shape for m in LINEAR}
+        factors = {m: LoRAFactors(noise(2, s[1]), noise(s[0], 2)) for m, s in shapes.items()}
+        adapter = Adapter(f"e{i}", factors)
+    change = merge([adapter], weights=[1.0])
+    observed = replace(observe(backbone, adapter.modules()), change=change, keys=(i,))
+    made = {n: s.gather(observed, batches(7)).result() for n, s in STATISTICS.items()}
+    return replace(adapter, statistics=made)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_is_gathered_is_what_merges_need(backbone: Backbone, whole: bool) -> None:
+    """Of LoRA, and of whole models, where not every parameter has a Gram matrix."""
+    models = [own(backbone, i, whole) for i in range(2)]
+    mean = merge(models)
+    options = ({"labels": "model"}, {"labels": "data"})
+    updates = [merge(models, "regmean"), *(merge(models, "fisher", **o) for o in options)]
+    for update in updates:
+        assert update.modules() == models[0].modules()
+        with changed(backbone.network, update):
+            assert backbone(samples()[0]).isfinite().all()
+        assert not torch.allclose(update.delta(LINEAR[2]), mean.delta(LINEAR[2]), rtol=1e-2)
+    if not whole:  # no layer before the first one differs, so that its inputs are all the same
+        found, plain = updates[0].delta(LINEAR[0]), mean.delta(LINEAR[0])
+        torch.testing.assert_close(found, plain, rtol=1e-3, atol=1e-6)
+    if whole:
+        torch.testing.assert_close(updates[0].delta("norm.bias"), mean.delta("norm.bias"))
 
 
 # Running sums ------------------------------------------------------------------------------------
