@@ -282,6 +282,11 @@ def is_transposed(module: nn.Module | None) -> bool:
     return transformers is not None and isinstance(module, transformers.Conv1D)
 
 
+def parameter_name(network: nn.Module, name: str) -> str:
+    """Return the full name of the parameter behind the name of a module or parameter."""
+    return name if _owner(network, name) is None else f"{name}.weight"
+
+
 def _owner(vit: nn.Module, name: str) -> nn.Module | None:
     """Return the module of this name; None for the name of a parameter."""
     try:

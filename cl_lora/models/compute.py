@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from cl_lora.adapters.injection import SupportsDelta, module_weight
+from cl_lora.adapters.injection import SupportsDelta, module_weight, parameter_name
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.bottleneck import Composition, composed
 
@@ -54,7 +54,8 @@ class Compute:
         weights: dict[str, Tensor] = {}
         for name in update.modules():
             weight = module_weight(backbone.network, name)
-            weights[f"network.{name}.weight"] = weight + update.delta(name).to(weight)
+            changed = weight + update.delta(name).to(weight)
+            weights[f"network.{parameter_name(backbone.network, name)}"] = changed
         with self.autocast():
             out: Tensor = functional_call(backbone, weights, (inputs,))
         return out.float()
