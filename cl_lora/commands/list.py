@@ -87,6 +87,7 @@ def _registry(module: str, registry: str, field: str = "summary") -> Callable[[]
 LISTS: Mapping[str, Callable[[], Rows]] = {
     "benchmarks": _benchmarks,
     "models": lambda: _comment("model"),
+    "model_sources": _registry("cl_lora.models.backbones", "MODEL_SOURCES"),
     "methods": _methods,
     "coefficients": _coefficients,
     "residuals": _residuals,

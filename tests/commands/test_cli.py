@@ -386,7 +386,9 @@ def test_help_of_run_fits_and_ends_at_once(capfd) -> None:
     [
         ("benchmarks", "office_home"),
         ("models", "vit_tiny"),
+        ("model_sources", "clip"),
         ("methods", "dare_ties"),
+        ("residuals", "low_rank"),
         ("coefficients", "adaptive"),
         ("arms", "paper_adaptive"),
         ("experiments", "paper_b_pacs"),
@@ -394,6 +396,7 @@ def test_help_of_run_fits_and_ends_at_once(capfd) -> None:
         ("adaptations", "lora"),
         ("head_starts", "average"),
         ("images", "CIFAR100"),
+        ("texts", "sciq"),
         ("sources", "utkface"),
         ("references", "sequential"),
         ("protocols", "prefixes"),
