@@ -53,7 +53,11 @@ def save_t5(folder: Path, *, tied: bool = False, seed: int = 0, **config: Any) -
         "eos_token_id": 1,
         "dropout_rate": 0.0,
     }
-    T5ForConditionalGeneration(T5Config(**{**settings, **config})).save_pretrained(folder)
+    model = T5ForConditionalGeneration(T5Config(**{**settings, **config}))
+    if not tied:  # the library ties them anyway, unless the weights are there and differ
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(64, 32) * 0.2)
+        model.config.tie_word_embeddings = False
+    model.save_pretrained(folder)
     save_tokenizer(folder)
     return folder
 
