@@ -48,9 +48,9 @@ FIXED_ELECTION = Linearity(
 _SMALLEST_DIVISOR = 1e-8
 
 
-def column(weights: Tensor) -> Tensor:
-    """Return ``weights`` (n,) as (n, 1, 1), to scale a stack."""
-    return weights[:, None, None]
+def column(weights: Tensor, stack: Tensor) -> Tensor:
+    """Return ``weights`` (n,) as (n, 1, ...), to scale a stack (n, ...)."""
+    return weights.view(-1, *[1] * (stack.ndim - 1))
 
 
 def elect_total(stack: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ ELECT: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 SIGN: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "unweighted": lambda stack, weights: stack,
-    "weighted": lambda stack, weights: stack * column(weights.detach()),
+    "weighted": lambda stack, weights: stack * column(weights.detach(), stack),
 }
 DIVISOR: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "count": by_count,
