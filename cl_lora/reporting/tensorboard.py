@@ -154,8 +154,9 @@ def _write_arm(
 def _write_training(run: RunFolder, folder: Path, analysis: Analysis | None) -> None:
     images: dict[str, Figure | None] = {}
     with mpl.rc_context(dict(STYLE)):
-        for measure in analysis.similarity if analysis is not None else ():
-            images[f"similarity/{measure}"] = similarity_figure(analysis, measure)
+        if analysis is not None:
+            for measure in analysis.similarity:
+                images[f"similarity/{measure}"] = similarity_figure(analysis, measure)
         for name in _WHOLE:
             images[name] = FIGURES[name].of(run, metric_of(run))
     if any(images.values()):

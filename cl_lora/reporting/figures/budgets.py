@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.budgets import (
@@ -38,6 +38,7 @@ BARE = "θ₀"
 """How the pre-trained weights are called, where arms keep residuals to them."""
 
 _MILLION = 1e6
+_EVEN, _FEW = 3.0, 10.0  # factors between the ends of an axis: of even ticks, of few in a decade
 _REACH = (7.0, 16.0, 28.0, 42.0)  # points between a marker and its name, the nearest first
 _INTERVAL = "Whiskers: Student's 95 % interval over seeds, for these tasks."
 
@@ -117,12 +118,11 @@ def score_against_parameters(run: RunFolder, metric: Metric) -> Figure | None:
     colors = {a: color_of(k + 1) for k, f in enumerate(groups) for a in f.arms.values()}
     for k, family in enumerate(groups):
         joined = [points[a] for a in family.arms.values() if a in points]
-        x, y = _at(joined, metric)
-        ax.plot(x, y, color=color_of(k + 1), lw=0.8, zorder=2)
+        ax.plot(*_at(joined, metric), color=color_of(k + 1), lw=0.8, zorder=2)
     for row, p in points.items():
         apart = row in run.references
         color = GREY if apart else colors.get(row, color_of(0))
-        (x,), (y,) = _at([p], metric)
+        x, y = p.parameters / _MILLION, metric.scale * p.mean
         if not math.isnan(p.low):
             _whisker(ax, x, p, metric, color)
         ax.plot(
@@ -202,7 +202,7 @@ def score_by_residual(run: RunFolder, metric: Metric) -> Figure | None:
         ax.set_xlabel(budget)
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=1, handlelength=2.6)
     tasks = len(run.stream.shape(metric.name).final)
-    fig.supylabel(axis_title(metric, f"averaged over {tasks} tasks"), fontsize=8.5)
+    axes[0].set_ylabel(axis_title(metric, f"averaged over {tasks} task{'s' * (tasks != 1)}"))
     if singles:
         handles = [
             Line2D([], [], color=GREY, lw=1, ls=("--", "-.")[k % 2], label=row)
@@ -260,27 +260,34 @@ def _size_axis(ax: Axes, backbone: float) -> None:
     if math.isnan(backbone):
         return
     unit = backbone / _MILLION
-    above = ax.secondary_xaxis("top", functions=(lambda v: v / unit, lambda v: v * unit))
-    above.xaxis.set_major_locator(FixedLocator(_round_numbers(max(low / unit, 0.99), high / unit)))
+
+    def multiples(millions: Any) -> Any:
+        return np.asarray(millions) / unit
+
+    def millions(multiples: Any) -> Any:
+        return np.asarray(multiples) * unit
+
+    above = ax.secondary_xaxis("top", functions=(multiples, millions))
+    above.xaxis.set_major_locator(FixedLocator(_round_numbers(max(low / unit, 1.0), high / unit)))
     above.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
     above.xaxis.set_minor_locator(NullLocator())
     above.set_xlabel("multiples of the backbone")
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
-    """Return round numbers from ``low`` to ``high``: few over decades, more within one.
+    """Return round numbers from ``low`` to ``high``: few over decades, evenly spaced within one.
 
     Example:
-        >>> _round_numbers(0.9, 10), _round_numbers(95, 130)
-        ([1.0, 2.0, 5.0, 10.0], [95.0, 100.0, 110.0, 120.0, 130.0])
+        >>> _round_numbers(0.9, 11), _round_numbers(95, 130)
+        ([1.0, 2.0, 5.0, 10.0], [100.0, 110.0, 120.0, 130.0])
     """
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), tuple(1 + k / 10 for k in range(90))):
-        every = {round(d * 10.0**e, 9) for e in decades for d in digits}
-        found = sorted(v for v in every if low <= v <= high)
-        if len(found) >= 4:
-            break
-    return found[:: -(-len(found) // 9)]
+    if high < _EVEN * low:
+        every = [float(v) for v in MaxNLocator(7, steps=[1, 2, 5, 10]).tick_values(low, high)]
+    else:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        digits = (1, 2, 5) if high > _FEW * low else (1, 1.5, 2, 3, 4, 5, 6, 8)
+        every = sorted(d * 10.0**e for e in decades for d in digits)
+    return [round(v, 9) for v in every if low <= v <= high]
 
 
 def _at(points: Sequence[Point], metric: Metric) -> tuple[list[float], list[float]]:
