@@ -415,7 +415,7 @@ def _adaptation(
     if not isinstance(own, Mapping):
         raise UserError(f"expected adaptation to be a mapping of settings but got {own!r}")
     config = build(AdaptationConfig, {**dataclasses.asdict(defaults), **own}, "adaptation")
-    if rule.how == "search" and not config.warmup_steps:
+    if rule.how == "search" and not (config.warmup_steps or head_start.from_backbone):
         raise UserError(
             f"coefficients={rule.name} are chosen by the loss of a head that is warmed up, but "
             "adaptation.warmup_steps=0; give it some steps, or other coefficients"
