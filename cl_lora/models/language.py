@@ -314,15 +314,20 @@ def _read(load: Any, place: str, where: str, **options: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet(place: str) -> Iterator[None]:
-    """Show no progress bar beside the run's own, as reading a local folder takes a moment."""
+    """Show no progress bar beside the run's own, as reading a local folder takes a moment.
+
+    Nor is a head told of that is not tied to the embedding, as that of Flan-T5 is not.
+    """
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, told = logging.is_progress_bar_enabled(), logging.get_verbosity()
     if Path(place).is_dir():
         logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(told)
         if shown:
             logging.enable_progress_bar()
 
