@@ -154,9 +154,10 @@ def test_named_options_exist(page: Path, options: set[str]) -> None:
 
 @pytest.fixture(scope="module")
 def options() -> set[str]:
-    """Every option of the configuration, whatever benchmark is chosen."""
-    benchmarks = [f"benchmark={name}" for name in config_names("benchmark")]
-    return {key for benchmark in benchmarks for key in known_keys([benchmark])}
+    """Every option of the configuration, whatever is chosen."""
+    groups = ("benchmark", "model", "strategy")
+    choices = [f"{group}={name}" for group in groups for name in config_names(group)]
+    return {key for choice in choices for key in known_keys([choice])}
 
 
 def commands(page: Path) -> list[list[str]]:
