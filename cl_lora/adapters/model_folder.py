@@ -22,6 +22,7 @@ DELTA_FILE = "delta.safetensors"
 HEAD_FILE = "head.safetensors"
 TRAINING_FILE = "training.json"
 STATISTICS = "statistics"
+_LISTED = "files"  # in training.json, as of an adapter: what else belongs to it
 
 _FILES = frozenset({DELTA_FILE, HEAD_FILE, TRAINING_FILE, STATISTICS})
 
@@ -42,9 +43,10 @@ def read_model(
     """
     training = _training(folder)
     head = folder / HEAD_FILE
+    listed = training.pop(_LISTED, [HEAD_FILE] if head.exists() else [])
     return (
         LazyTensors(folder / DELTA_FILE),
-        dict(LazyTensors(head)) if head.exists() else {},
+        dict(LazyTensors(head)) if listed else {},
         training,
     )
 
@@ -71,7 +73,8 @@ def write_model(
         safetensors.torch.save_file(_owned(deltas), temporary / DELTA_FILE, {"format": "pt"})
         if head:
             safetensors.torch.save_file(_owned(head), temporary / HEAD_FILE)
-        files.write_json(temporary / TRAINING_FILE, dict(training))
+        listed = [HEAD_FILE] if head else []
+        files.write_json(temporary / TRAINING_FILE, {**training, _LISTED: listed})
 
 
 def is_whole_model(folder: Path) -> bool:
@@ -85,7 +88,9 @@ def is_whole_model(folder: Path) -> bool:
 
 def statistics_of(folder: Path) -> dict[str, Mapping[str, Tensor]]:
     """Return the statistics beside an adapter by name, read when they are asked for."""
-    return {path.stem: LazyTensors(path) for path in sorted(folder.glob(f"{STATISTICS}/*"))}
+    # What a killed process leaves beside them has another end.
+    found = sorted(folder.glob(f"{STATISTICS}/*.safetensors"))
+    return {path.stem: LazyTensors(path) for path in found}
 
 
 def write_statistic(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:

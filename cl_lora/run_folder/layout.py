@@ -37,6 +37,7 @@ LEFTOVERS = (
     *(f".{name}.*" for name in (RELATIONS_FILE, FACTS_FILE, REPORT_FILE)),
     *(f".{name}.*" for name in (SPECTRA_FILE, EMBEDDING_FILE, FIGURES, TENSORBOARD)),
     *(f"{name}/.*" for name in (f"{ADAPTERS}/*", BUFFERS, f"{HITS}/*", FIGURES, TENSORBOARD)),
+    f"{ADAPTERS}/*/*/statistics/.*",
 )
 
 
