@@ -38,8 +38,8 @@ HEAD_FILE = "head.safetensors"
 TRAINING_FILE = "training.json"
 
 _FILES = frozenset({CONFIG_FILE, WEIGHTS_FILE, HEAD_FILE, TRAINING_FILE, STATISTICS})
-_LISTED = "files"  # in training.json: what else belongs to the adapter
-_PREFIX = "base_model.model."
+LISTED = "files"  # in training.json: what else belongs to the adapter
+PREFIX = "base_model.model."
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.[^.]+)?\.weight")
 # What older versions of peft put between a trained module and its parameters.
 _WRAPPING = re.compile(r"^modules_to_save\.(?:default\.)?")
@@ -119,18 +119,18 @@ def write_files(folder: Path, contents: Contents) -> None:
     inside = base.head_module if contents.head else None
     tensors = {}
     for module, f in contents.factors.items():
-        tensors[f"{_PREFIX}{module}.lora_A.weight"] = _own_copy(f.A)
-        tensors[f"{_PREFIX}{module}.lora_B.weight"] = _own_copy(f.B)
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = _own_copy(f.A)
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = _own_copy(f.B)
     head = {key: _own_copy(value) for key, value in contents.head.items()}
     if inside:
-        tensors |= {f"{_PREFIX}{inside}.{key}": value for key, value in head.items()}
+        tensors |= {f"{PREFIX}{inside}.{key}": value for key, value in head.items()}
     config = make_lora_config(contents.factors, base, saves_head=inside is not None)
     beside = [HEAD_FILE] if head and not inside else []
     safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
     files.write_json(folder / CONFIG_FILE, config)
     if beside:
         safetensors.torch.save_file(head, folder / HEAD_FILE)
-    files.write_json(folder / TRAINING_FILE, {**contents.training, _LISTED: beside})
+    files.write_json(folder / TRAINING_FILE, {**contents.training, LISTED: beside})
 
 
 def check_replaceable(folder: Path) -> None:
@@ -199,7 +199,7 @@ def _read_training(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         # Of somebody else, or written before files were listed.
         return {}, (HEAD_FILE,) if (folder / HEAD_FILE).exists() else ()
     training = _read_json(path)
-    listed = training.pop(_LISTED, [HEAD_FILE] if (folder / HEAD_FILE).exists() else [])
+    listed = training.pop(LISTED, [HEAD_FILE] if (folder / HEAD_FILE).exists() else [])
     if not isinstance(listed, list) or set(listed) - _FILES:
         raise UserError(f"{path} lists files that no adapter has ({listed}); write it again")
     return training, tuple(listed)
@@ -380,7 +380,7 @@ def _sort_names(
     lora: dict[str, dict[str, str]] = {}
     saved: dict[str, dict[str, str]] = {}
     for key in tensors:
-        name = key.removeprefix(_PREFIX)
+        name = key.removeprefix(PREFIX)
         match = _LORA.fullmatch(name)
         module = _saved_module(name, settings.modules_to_save)
         if name == key or (match is None and module is None):

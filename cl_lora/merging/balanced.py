@@ -45,6 +45,7 @@ class BalancedSum:
     paper="this project, after Kesim and Helli 2024",
     linearity=ALWAYS,
     scaling=DeltaSpace.scaling,
+    across_modules=lambda options: True,
 )
 def _balanced(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
     """Prepare the sum of rescaled updates; stacking factors is the same in either space.

@@ -99,7 +99,10 @@ def subspace_overlap(a: Factors, b: Factors, k: int = DIRECTIONS) -> float:
     for module in a:
         if module not in b:
             continue
-        (u_a, s_a, v_a), (u_b, s_b, v_b) = _svd(a[module]), _svd(b[module])
+        (u_a, s_a, v_a), (u_b, s_b, v_b) = (
+            singular_directions(a[module]),
+            singular_directions(b[module]),
+        )
         count = min(k, len(s_a), len(s_b))
         if count:
             left = (u_a[:, :count].T @ u_b[:, :count]).square().sum()
@@ -122,7 +125,7 @@ def stable_rank(factors: Factors) -> float:
         UserError: if the update is zero.
     """
     _moving(factors)
-    values = [s for _, s, _ in map(_svd, factors.values()) if len(s)]
+    values = [s for _, s, _ in map(singular_directions, factors.values()) if len(s)]
     return sum(float((s / s[0]).square().sum()) for s in values) / len(values)
 
 
@@ -153,7 +156,7 @@ def _moving(entries: Entries) -> float:
     return length
 
 
-def _svd(factors: LoRAFactors) -> tuple[Tensor, Tensor, Tensor]:
+def singular_directions(factors: LoRAFactors) -> tuple[Tensor, Tensor, Tensor]:
     """Return U (d_out, r), S (r,) descending and V (d_in, r) in float64; r: rank of the update."""
     u, s, vh = decompose(LoRAFactors(factors.A.double(), factors.B.double(), factors.scaling))
     rank = int((s > _SMALLEST * s[0]).sum()) if len(s) else 0

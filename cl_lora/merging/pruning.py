@@ -22,6 +22,12 @@ TRIM = choice(
     help="keep the largest entries of each tensor (peft) or of the whole adapter (TIES paper)",
 )
 
+
+def is_global(options: Mapping[str, Any]) -> bool:
+    """Return whether entries are trimmed over the whole adapter."""
+    return bool(options["trim"] == "global")
+
+
 # Magnitudes are ordered as their bits: the integer type to read these as, and its 16-bit digits.
 _DIGITS = {torch.float32: (torch.int32, 2), torch.float64: (torch.int64, 4)}
 _BASE = 2**16
@@ -242,6 +248,7 @@ def _count_digits(magnitudes: Tensor, digit: int, prefix: Tensor) -> Tensor:
     paper="peft",
     linearity=IN_DELTA,
     options={"density": DENSITY, "trim": TRIM},
+    across_modules=is_global,
 )
 def _magnitude_prune(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
     """Prepare trimmed tensors for their sum."""

@@ -148,6 +148,8 @@ class MethodInfo:
         statistic: complete options -> name of the statistic that it needs of every adapter, one of
             :data:`cl_lora.models.statistics.STATISTICS`; None if it needs nothing but adapters.
         needs_task_id: the task must be known at inference.
+        across_modules: complete options -> whether the result of a module depends on the others,
+            so that all of them must be merged with the same options.
     """
 
     name: str
@@ -162,6 +164,7 @@ class MethodInfo:
     random: bool = False
     statistic: Callable[[Mapping[str, Any]], str] | None = None
     needs_task_id: bool = False
+    across_modules: Callable[[Mapping[str, Any]], bool] = lambda options: False
 
     @property
     def data_free(self) -> bool:

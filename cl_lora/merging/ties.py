@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cl_lora.merging.kernels import Pipeline, Spread, weighted_sum
-from cl_lora.merging.pruning import TRIM, trimming
+from cl_lora.merging.pruning import TRIM, is_global, trimming
 from cl_lora.merging.registry import DENSITY, Kernel, Linearity, choice, register
 from cl_lora.merging.spaces import SPACES, Sources
 
@@ -138,6 +138,7 @@ def disjoint(options: Mapping[str, Any]) -> Spread:
     paper="Yadav et al. 2023",
     linearity=FIXED_ELECTION,
     options={"density": DENSITY, "trim": TRIM, **ELECTION},
+    across_modules=is_global,
 )
 def _ties(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
     """Prepare trimmed tensors for their election."""
