@@ -101,7 +101,8 @@ def gather_statistics(
                 seed,
                 (kind.name, t),
             )
-            size = settings.options.eval_batch_size
+            # Padding that others of a batch ask for must not count among a sample's tokens.
+            size = 1 if backbone.pads else settings.options.eval_batch_size
             found = statistic.gather(observed, batches(experience, part, size, backbone.encode))
             bank = AdapterBank(bank_folder(run, seed, kind.name))
             bank.add_statistic(t, kind.names(benchmark)[t], statistic.name, found.result())
