@@ -108,7 +108,7 @@ class TensorWriter:
             "shape": list(tensor.shape),
             "data_offsets": [self.size, self.size + data.numel()],
         }
-        self._file.write(memoryview(data.numpy()))
+        self._file.write(data.numpy().data)
         self.size += data.numel()
 
     def close(self) -> None:
