@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_lora.adapters.injection import LoRAConfig
+from cl_lora.adapters.injection import LoRAConfig, module_weight
 from cl_lora.configuration.build import build
 from cl_lora.experiment.adaptations import ADAPTATIONS, AdaptationKind, get_adaptation
 from cl_lora.experiment.banks import FRESH, BankKind, get_arm_bank
@@ -28,6 +28,7 @@ from cl_lora.merging import (
 )
 from cl_lora.merging.registry import statistic_of
 from cl_lora.merging.residuals import ResidualChoice, make_residual
+from cl_lora.models.base import Backbone
 from cl_lora.models.head_policies import HEAD_POLICIES, HeadPolicy, get_head_policy
 from cl_lora.strategies.config import SUPPORT, VAL, AdaptationConfig
 from cl_lora.support.errors import UserError, unknown_name
@@ -282,7 +283,7 @@ def make_arm(name: str, settings: Mapping[str, Any], defaults: ArmDefaults | Non
         if not isinstance(settings, Mapping) or not {"method", "adapt", "residual"} & set(settings):
             raise UserError(f"expected a mapping with a 'method' but got {settings!r}")
         merges = settings.get("method") is not None
-        method, space, options = _merge(settings) if merges else (None, "delta", {})
+        method, space, options = _merge(settings) if merges else _no_merge(settings)
         residual = _residual(settings, merges)
         rule = make_rule(_rule_config(settings.get("coefficients", "uniform")))
         if rule.how == "gradient" and method is not None:
@@ -326,6 +327,13 @@ def _merge(settings: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
     return method, space, options
 
 
+def _no_merge(settings: Mapping[str, Any]) -> tuple[None, str, dict[str, Any]]:
+    for option in settings:
+        if option not in _OWN:
+            raise unknown_name("option", option, _OWN)
+    return None, "delta", {}
+
+
 def _residual(settings: Mapping[str, Any], merges: bool) -> ResidualChoice | None:
     """Read what each task keeps of its own adapter."""
     given = settings.get("residual")
@@ -335,6 +343,11 @@ def _residual(settings: Mapping[str, Any], merges: bool) -> ResidualChoice | Non
         raise UserError(
             "a residual needs an adapter of the task that is served, and an arm that is adapted "
             "has none; leave residual out, or adapt"
+        )
+    if settings.get("tune_head"):
+        raise UserError(
+            "tune_head trains one head for what is merged, but with a residual every task is "
+            "served with the head of its own adapter; leave tune_head out, or residual"
         )
     if not merges:
         odd = [key for key in _MERGE if settings.get(key) is not None]
@@ -509,18 +522,29 @@ def check_protocol(
             )
 
 
-def check_residuals(arms: Sequence[Arm], lora: LoRAConfig) -> None:
+def check_residuals(arms: Sequence[Arm], lora: LoRAConfig, backbone: Backbone) -> None:
     """Check that what residuals keep is there: no more than the rank of the adapters.
+
+    Args:
+        arms: the arms.
+        lora: the shape of a LoRA.
+        backbone: whose layers or weights are trained.
 
     Raises:
         UserError: naming the arm.
     """
     for arm in arms:
-        rank = arm.bank.tuning.rank(lora)
-        if arm.residual is None or arm.method is not None or rank is None:
-            continue  # of a difference to a merge the rank is known when it is there
+        if arm.residual is None:
+            continue
+        tuning = arm.bank.tuning
+        names = tuning.modules(backbone, lora)
+        shapes = [tuple(module_weight(backbone.network, name).shape) for name in names]
+        ranks = [min(shape) for shape in shapes if len(shape) == 2]
+        rank = tuning.rank(lora)
+        if rank is not None and arm.method is None:
+            ranks.append(rank)  # of a difference to a merge it is known when that is there
         try:
-            arm.residual.check_rank(rank)
+            arm.residual.check_rank(min(ranks))
         except UserError as error:
             raise UserError(f"Arm {arm.name!r}: {error}") from error
 

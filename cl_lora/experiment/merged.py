@@ -110,19 +110,25 @@ class _Merge:
         for member in self.members:
             adapter = self.bench.banks[self.arm.bank.name][member]
             update = TaskUpdate(shared, residual.take(adapter.entries, shared))
-            served[member] = update, self._head_beside(member)
+            served[member] = update, self._head_beside(update, adapter, member)
         parts = {}
         for j in self.stage.evaluated:
             update, head = served[j if j in served else self.members[-1]]
             parts[j] = Part(update, freeze(head or self._head_of(update, j)))
         return parts
 
-    def _head_beside(self, member: int) -> nn.Module | None:
-        """Return the head of one adapter; None where every experience has its own."""
-        if self.arm.policy.apart:
+    def _head_beside(self, update: TaskUpdate, adapter: Adapter, member: int) -> nn.Module | None:
+        """Return the head that serves one adapter; None where every experience has its own.
+
+        One that is made of support samples is that of the time when the adapter was the newest.
+        """
+        bench, arm = self.bench, self.arm
+        if arm.policy.apart:
             return None
-        alone = self.bench.alone(self.arm.bank, member, self.stage.seen_by(member))
-        return alone[self.stage.evaluated[0]].head
+        stage = self.stage.seen_by(member)
+        return arm.policy.serve(
+            HeadSources([adapter.head], None, lambda: bench.prototypes(update, arm.spc, stage))
+        )
 
     def _head_of(self, update: Change, j: int) -> nn.Module:
         """Return the head that serves experience ``j`` where every experience has its own."""

@@ -294,7 +294,7 @@ class _Run:
         self._check_partners()
         few_shot = settings.protocol.few_shot
         check_protocol(self.ledger.arms, self.ledger.references, few_shot, self.stages)
-        check_residuals(self.ledger.arms, settings.lora)
+        check_residuals(self.ledger.arms, settings.lora, backbone)
         self._check_statistics()
         check_weights(self.ledger.arms, len(benchmark.experiences))
         check_groups(self.ledger.arms, modules)
