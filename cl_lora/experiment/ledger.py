@@ -96,6 +96,15 @@ class Ledger:
             arm.name: CONTROL for arm in controls
         }
 
+    @property
+    def _banks_of_rows(self) -> dict[str, dict[str, str]]:
+        """Which bank a reference row serves, where that is not the usual one."""
+        return {
+            row.name: {"bank": row.banks[0].name}
+            for row in self.references
+            if len(row.banks) == 1 and row.banks[0] is not FRESH
+        }
+
     def record(
         self, settings: Settings, identity: Mapping[str, Any], stages: Sequence[Stage] = ()
     ) -> ConfigRecord:
@@ -108,7 +117,7 @@ class Ledger:
             identity=identity,
             identity_defaults=strategy_defaults(),
             arms=self.given,
-            variants={arm.name: arm.variant for arm in self.arms},
+            variants={arm.name: arm.variant for arm in self.arms} | self._banks_of_rows,
             descriptions=descriptions,
             references=tuple(row.name for row in self.references),
             yardstick=self._yardstick(settings),

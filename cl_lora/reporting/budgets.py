@@ -19,6 +19,9 @@ heads left out; and the entry of the backbone's record in ``stream.json`` that c
 
 CONFIDENCE = 0.95
 
+SINGLES = ("single", "single_full")
+"""The roles of rows that serve every task by a model of its own."""
+
 
 def parameters_of(run: RunFolder) -> dict[str, float]:
     """Return how many numbers each arm and reference row needs to serve all tasks.
@@ -63,6 +66,11 @@ def leading_metrics(run: RunFolder) -> tuple[Metric, ...]:
     first = headline(run)
     of_tasks = {task.metrics[0].name: task.metrics[0] for task in run.stream.tasks}
     return tuple(of_tasks.values()) if first.name in of_tasks else (first,)
+
+
+def singles(run: RunFolder) -> tuple[str, ...]:
+    """Return the reference rows that serve every task by a model of its own."""
+    return tuple(row for row in run.references if run.roles.get(row) in SINGLES)
 
 
 def choosable(run: RunFolder) -> tuple[str, ...]:

@@ -133,8 +133,9 @@ def _write_arm(
             last = view.steps[-1]
             found = view.results.items()
             _add(writer, {(tag, last): of_arm[arm] for tag, of_arm in found if arm in of_arm})
-            # A group of subsets has no stages.
-            for metric in [] if view.face.kind == "group" else _metrics(view.run):
+            # A group of subsets has no stages, and what is merged once a single one.
+            lone = view.face.kind == "group" or has_budgets(run)
+            for metric in [] if lone else _metrics(view.run):
                 _add_matrix(writer, view, arm, metric, last)
             for step, values in _by_group(view, arm):
                 # Not through torch, whose histograms fail on few distinct values.

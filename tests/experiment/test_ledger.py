@@ -16,6 +16,7 @@ from whole_runs import rows, run, stamps
 
 from cl_lora.configuration.compose import compose_config
 from cl_lora.experiment.ledger import Ledger, open_ledger
+from cl_lora.experiment.references import get_references
 from cl_lora.experiment.settings import read_settings
 from cl_lora.run_folder.config_file import ConfigRecord, read_config
 from cl_lora.support.errors import DivergedError, UserError
@@ -195,3 +196,11 @@ def test_arms_are_measured_by_what_needs_no_merge_and_is_no_upper_bound(
     raw = compose_config(overrides(Path("runs/x"), more))
     settings = read_settings({**raw, "arms": arms})
     assert ledger(None, arms, more).record(settings, {}).yardstick == yardstick
+
+
+def test_a_row_of_another_bank_says_which() -> None:
+    """Reports tell by it what a row is made of; the usual bank and two banks go without saying."""
+    rows = get_references(("single", "single_full", "sequential", "trivial"))
+    ledger = Ledger({}, (), rows, (0,), {}, ())
+    assert ledger._banks_of_rows == {"single_full": {"bank": "full"}}
+    assert ledger._roles == {n: n for n in ("single", "single_full", "trivial")}

@@ -208,7 +208,7 @@ def test_which_stages_a_row_is_scored_at(bench) -> None:
         "single_x1.5",
     ]  # fmt: skip
     assert {n: r for n, r in roles.items() if n == r} == {
-        n: n for n in ("single", "head_only", "trivial")
+        n: n for n in ("single", "single_full", "head_only", "trivial")
     }
 
 

@@ -62,7 +62,7 @@ ARMS = _arms()
 ROWS = {
     "base": ("", "", BACKBONE, 0.481),
     "single": ("single", "", BACKBONE + len(TASKS) * 24 * 32 * 576, 0.897),
-    "single_full": ("single", "full", len(TASKS) * BACKBONE, 0.905),
+    "single_full": ("single_full", "full", len(TASKS) * BACKBONE, 0.905),
 }
 
 

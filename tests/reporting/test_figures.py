@@ -25,7 +25,7 @@ from cl_lora.reporting.figures import (
     write_figures,
 )
 from cl_lora.reporting.figures.axes import axis_title
-from cl_lora.reporting.figures.labels import label_points
+from cl_lora.reporting.figures.labels import label_column, label_points
 from cl_lora.reporting.figures.registry import figure, in_order
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support.errors import UserError
@@ -123,6 +123,23 @@ def test_arms_in_a_crowd_are_all_named_apart(monkeypatch):
     # In the order of their points, so that lines do not cross.
     heights = [t.xyann[1] for t in sorted(crowd, key=lambda t: t.xy[1]) if t.arrowprops]
     assert heights == sorted(heights)
+
+
+def test_names_of_points_that_lie_in_a_heap_stand_in_a_column(monkeypatch):
+    figure = Figure(figsize=(6.6, 4.6), layout="constrained")
+    ax = figure.add_subplot()
+    ax.set_xscale("log")
+    points = {f"a_merge_with_a_name_{i}": (5.0, 70 + i / 50) for i in range(12)}
+    for point in (*points.values(), (5.0, 40.0), (40.0, 90.0)):
+        ax.plot(*point, "o")
+    label_column(figure, ax, {**points, "alone": (5.0, 40.0)}, {"alone"})
+    label_points(figure, ax, {"far": (40.0, 90.0)}, [(5.0, 70.0), (40.0, 90.0)], set())
+    assert texts_apart(figure, monkeypatch) > 14
+    named = {t.get_text(): t for t in ax.texts}
+    heights = [named[name].xyann[1] for name in points]
+    assert heights == sorted(heights)
+    assert len({named[name].xyann[0] for name in points}) == 1
+    assert named["alone"].get_color() == figures.GREY
 
 
 def test_every_arm_stands_in_the_final_scores(many, drawn):
@@ -377,6 +394,11 @@ def test_a_taken_name_is_refused_but_to_the_same_function_again(registry):
 def test_a_name_that_names_no_file_is_refused(registry):
     with pytest.raises(UserError, match="names the figure's files"):
         figure("../x", "Title", "Caption.")
+
+
+def test_a_section_that_is_not_there_is_refused(registry):
+    with pytest.raises(UserError, match="Unknown section of the report 'budget': did you mean"):
+        figure("mine", "Title", "Caption.", section="budget")
 
 
 def test_every_figure_says_what_it_shows():

@@ -20,6 +20,7 @@ from cl_lora.merging import prepare
 from cl_lora.models.heads import ConstantHead, freeze
 
 SINGLE, TRIVIAL, HEAD_ONLY = "single", "trivial", "head_only"
+SINGLE_FULL = "single_full"
 """What the rows stand for in the analysis of a run."""
 
 
@@ -56,6 +57,7 @@ class SingleFull(_OfTasks):
 
     name = "single_full"
     summary = "each task served by a backbone of its own, fully fine-tuned, and its head"
+    role = SINGLE_FULL
     banks = (FULL,)
     yardstick = 4
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.budgets import (
@@ -22,10 +22,11 @@ from cl_lora.reporting.budgets import (
     has_budgets,
     on_front,
     points_of,
+    singles,
 )
 from cl_lora.reporting.describe import ArmSettings, arm_settings
 from cl_lora.reporting.figures.axes import axis_title
-from cl_lora.reporting.figures.labels import label_points
+from cl_lora.reporting.figures.labels import label_column, label_points
 from cl_lora.reporting.figures.registry import figure
 from cl_lora.reporting.figures.style import GREY, color_of, line_of, marker_of
 from cl_lora.run_folder.layout import FRESH
@@ -38,6 +39,7 @@ BARE = "θ₀"
 """How the pre-trained weights are called, where arms keep residuals to them."""
 
 _MILLION = 1e6
+_HEAP = 4  # rows of one size whose names stand in a column
 _EVEN, _FEW = 3.0, 10.0  # factors between the ends of an axis: of even ticks, of few in a decade
 _REACH = (7.0, 16.0, 28.0, 42.0)  # points between a marker and its name, the nearest first
 _INTERVAL = "Whiskers: Student's 95 % interval over seeds, for these tasks."
@@ -135,8 +137,8 @@ def score_against_parameters(run: RunFolder, metric: Metric) -> Figure | None:
             zorder=4,
         )
     _draw_front(ax, [points[row] for row in on_front(run, metric)], metric)
-    ax.margins(0.16, 0.08)  # merges stand below one another at the left, and need names too
-    _size_axis(ax, backbone_of(run))
+    ax.margins(0.1, 0.08)
+    above = _size_axis(ax, backbone_of(run))
     tasks = len(run.stream.shape(metric.name).final)
     ax.set_ylabel(axis_title(metric, f"averaged over {tasks} task{'s' * (tasks != 1)}"))
     merged = any(a not in colors and a in points for a in run.arms)
@@ -151,8 +153,14 @@ def score_against_parameters(run: RunFolder, metric: Metric) -> Figure | None:
         ]
     handles.append(Line2D([], [], color="black", ls="--", lw=0.9, label="Pareto front"))
     fig.legend(handles=handles, loc="outside upper left", ncols=3)
-    places = {row: (x, y) for row, p in points.items() for (x,), (y,) in [_at([p], metric)]}
-    label_points(fig, ax, places, list(places.values()), set(run.references), reach=_REACH)
+    muted = set(run.references)
+    places = {row: (p.parameters / _MILLION, metric.scale * p.mean) for row, p in points.items()}
+    column = _column(places)
+    if column:
+        label_column(fig, ax, column, muted)
+        _round_ticks(ax, above, backbone_of(run))
+    others = {row: place for row, place in places.items() if row not in column}
+    label_points(fig, ax, others, list(places.values()), muted, reach=_REACH)
     return fig
 
 
@@ -181,10 +189,10 @@ def score_by_residual(run: RunFolder, metric: Metric) -> Figure | None:
     lines = max(sum(f.budget == b for f in kept) for b in budgets)
     fig = Figure(figsize=(3.7 * len(budgets) + 0.8, 3.1 + 0.17 * lines), layout="constrained")
     axes = fig.subplots(1, len(budgets), squeeze=False, sharey=True)[0]
-    singles = [r for r in run.references if run.roles.get(r) == "single" and r in points]
+    alone = [row for row in singles(run) if row in points]
     for ax, budget in zip(axes, budgets, strict=True):
         ax.set_xscale("log")
-        for k, row in enumerate(singles):
+        for k, row in enumerate(alone):
             ax.axhline(metric.scale * points[row].mean, color=GREY, lw=1, ls=("--", "-.")[k % 2])
         values: set[float] = set()
         for k, family in ((k, f) for k, f in enumerate(every, start=1) if f in kept):
@@ -203,12 +211,12 @@ def score_by_residual(run: RunFolder, metric: Metric) -> Figure | None:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=1, handlelength=2.6)
     tasks = len(run.stream.shape(metric.name).final)
     axes[0].set_ylabel(axis_title(metric, f"averaged over {tasks} task{'s' * (tasks != 1)}"))
-    if singles:
+    if alone:
         handles = [
             Line2D([], [], color=GREY, lw=1, ls=("--", "-.")[k % 2], label=row)
-            for k, row in enumerate(singles)
+            for k, row in enumerate(alone)
         ]
-        fig.legend(handles=handles, loc="outside upper left", ncols=len(singles))
+        fig.legend(handles=handles, loc="outside upper left", ncols=len(alone))
     return fig
 
 
@@ -249,29 +257,43 @@ def _draw_front(ax: Axes, found: Sequence[Point], metric: Metric) -> None:
     )
 
 
-def _size_axis(ax: Axes, backbone: float) -> None:
-    """Write millions below, and multiples of the backbone above where it is known."""
-    low, high = ax.get_xlim()
-    ax.xaxis.set_major_locator(FixedLocator(_round_numbers(low, high)))
+def _column(places: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """Return the points of the smallest size, such as those of all merges, if there are many."""
+    smallest = min(x for x, _ in places.values())
+    found = {row: place for row, place in places.items() if place[0] == smallest}
+    return found if len(found) >= _HEAP else {}
+
+
+def _size_axis(ax: Axes, backbone: float) -> Any:
+    """Write millions below; return an axis of multiples above, where the backbone is known."""
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("numbers to serve all tasks, in millions (log axis)")
-    if math.isnan(backbone):
-        return
-    unit = backbone / _MILLION
+    above = None
+    if not math.isnan(backbone):
+        unit = backbone / _MILLION
 
-    def multiples(millions: Any) -> Any:
-        return np.asarray(millions) / unit
+        def multiples(millions: Any) -> Any:
+            return np.asarray(millions) / unit
 
-    def millions(multiples: Any) -> Any:
-        return np.asarray(multiples) * unit
+        def millions(multiples: Any) -> Any:
+            return np.asarray(multiples) * unit
 
-    above = ax.secondary_xaxis("top", functions=(multiples, millions))
-    above.xaxis.set_major_locator(FixedLocator(_round_numbers(max(low / unit, 1.0), high / unit)))
-    above.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
-    above.xaxis.set_minor_locator(NullLocator())
-    above.set_xlabel("multiples of the backbone")
+        above = ax.secondary_xaxis("top", functions=(multiples, millions))
+        above.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
+        above.xaxis.set_minor_locator(NullLocator())
+        above.set_xlabel("multiples of the backbone")
+    _round_ticks(ax, above, backbone)
+    return above
+
+
+def _round_ticks(ax: Axes, above: Any, backbone: float) -> None:
+    low, high = ax.get_xlim()
+    ax.xaxis.set_major_locator(FixedLocator(_round_numbers(low, high)))
+    if above is not None:
+        unit = backbone / _MILLION
+        ticks = _round_numbers(max(low / unit, 1.0), high / unit)
+        above.xaxis.set_major_locator(FixedLocator(ticks))
 
 
 def _round_numbers(low: float, high: float) -> list[float]:

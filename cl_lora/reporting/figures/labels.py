@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from cl_lora.reporting.figures.style import GREY
+
+_GAP = 16  # points between a column of points and their names
 
 _LEADER: Mapping[str, Any] = {"arrowstyle": "-", "lw": 0.5, "color": GREY}
 
@@ -26,7 +29,7 @@ def label_points(
     margin: bool = True,
     reach: Sequence[float] = (7.0,),
 ) -> None:
-    """Name points: beside them where that covers no point and no name, else in the right margin.
+    """Name points: beside them where that covers no point and no text, else in the right margin.
 
     Names in the margin stand below one another in the order of their points, so that the lines
     that lead to them hardly cross. Without a ``margin``, as where panels stand abreast, names that
@@ -46,6 +49,7 @@ def label_points(
     pixels = fig.dpi / 72
     dots = [ax.transData.transform(p) for p in obstacles]
     taken = [Bbox.from_extents(x, y, x, y).padded(5 * pixels) for x, y in dots]
+    taken += [Text.get_window_extent(text) for text in ax.texts]  # without the lines of some
     frame = ax.get_window_extent()
     colors = {name: GREY if name in muted else "black" for name in labels}
     crowded: list[tuple[float, float, str]] = []
@@ -99,6 +103,53 @@ def label_points(
             fontsize=7,
             color=colors[name],
             arrowprops={**_LEADER, "relpos": (0, 0.5)},
+            zorder=1,
+        )
+
+
+def label_column(
+    fig: Figure, ax: Axes, labels: Mapping[str, tuple[float, float]], muted: set[str]
+) -> None:
+    """Name points of one x, at the left of them, below one another in the order of the points.
+
+    The axis, which is logarithmic, is widened at its left to make room. Points that lie in a heap
+    are told apart by lines that lead to them.
+
+    Args:
+        fig: the figure, with everything else that takes room on it.
+        ax: its axes.
+        labels: name -> the point, in data; all have one x.
+        muted: names in grey.
+    """
+    fig.draw_without_rendering()
+    pixels, frame = fig.dpi / 72, ax.get_window_extent()
+    probes = [ax.text(0, 0, name, fontsize=7) for name in labels]
+    widest = max(probe.get_window_extent().width for probe in probes)
+    for probe in probes:
+        probe.remove()
+    share = (widest + (_GAP + 8) * pixels) / frame.width  # of the frame, at the left of the points
+    (x,) = {point[0] for point in labels.values()}
+    low, high = (math.log(v) for v in ax.get_xlim())
+    ax.set_xlim(left=math.exp(min(low, (math.log(x) - share * high) / (1 - share))))
+    ordered = sorted(labels, key=lambda name: labels[name][1])
+    places = [(ax.transData.transform(labels[n])[1] - frame.y0) / frame.height for n in ordered]
+    gap = 10.5 * pixels / frame.height
+    # Spread to both sides: as far up as the heap needs, and half of that down again.
+    up = _spaced(places, gap)
+    down = [1 - y for y in reversed(_spaced([1 - y for y in reversed(places)], gap))]
+    middle = _spaced([(a + b) / 2 for a, b in zip(up, down, strict=True)], gap)
+    left = (ax.transData.transform((x, 0))[0] - frame.x0 - _GAP * pixels) / frame.width
+    for name, height in zip(ordered, middle, strict=True):
+        ax.annotate(
+            name,
+            labels[name],
+            xytext=(left, height),
+            textcoords="axes fraction",
+            ha="right",
+            va="center",
+            fontsize=7,
+            color=GREY if name in muted else "black",
+            arrowprops={**_LEADER, "relpos": (1, 0.5), "shrinkA": 0, "shrinkB": 3},
             zorder=1,
         )
 

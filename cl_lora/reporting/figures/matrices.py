@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from cl_lora.evaluation.continual import FloatArray
 from cl_lora.evaluation.metrics import Metric
+from cl_lora.reporting.budgets import has_budgets
 from cl_lora.reporting.figures.axes import axis_title
 from cl_lora.reporting.figures.numbers import mean_matrix, scored_arms
 from cl_lora.reporting.figures.registry import figure
@@ -34,9 +35,10 @@ def score_matrices(run: RunFolder, metric: Metric) -> Figure | None:
     """Draw R (S, T) of every arm, mean over seeds: a row per stage, a column per experience.
 
     Returns:
-        The figure; None for means over a group of subsets, which have no stages.
+        The figure; None for means over a group of subsets, which have no stages, and where all
+        is merged once: each would be a single row, which the table has.
     """
-    if run.stream.trained_stages[-1].group:
+    if run.stream.trained_stages[-1].group or has_budgets(run):
         return None
     arms = scored_arms(run)
     columns = min(5, len(arms))

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -27,6 +27,30 @@ from cl_lora.support.errors import UserError
 _DATA_SETS = 3  # how many are drawn
 _PARTS = ("q", "k", "v")
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
+_TOWER = re.compile(r"(?:^|\.)(encoder|decoder)\.")
+_CROSS = re.compile(r"EncDecAttention|encoder_attn|crossattention")
+
+
+class Layer(NamedTuple):
+    """A row of the figure; layers sort as a model computes them.
+
+    Attributes:
+        decodes: whether it is in the decoder of a model that has one.
+        number: in its tower.
+        crosses: whether these are its layers of cross-attention.
+        tower: ``encoder`` or ``decoder``; empty where a model has no towers.
+    """
+
+    decodes: bool
+    number: int
+    crosses: bool
+    tower: str
+
+    @property
+    def label(self) -> str:
+        """What it is called on the axis."""
+        words = (self.tower, str(self.number), "cross" if self.crosses else "")
+        return " ".join(word for word in words if word)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +58,12 @@ class Heat:
     """Numbers by layer and upstream adapter, for each part of a layer.
 
     Attributes:
-        layers: numbers of the layers, ascending.
+        layers: in order.
         adapters: indices of the upstream experiences.
         parts: part, e.g. ``q`` -> (layers, adapters) values; NaN where there is none.
     """
 
-    layers: tuple[int, ...]
+    layers: tuple[Layer, ...]
     adapters: tuple[int, ...]
     parts: Mapping[str, FloatArray]
 
@@ -145,10 +169,10 @@ def similarities(run: RunFolder, experience: int, like: Heat) -> Heat | None:
 
 
 def _heat(
-    rows: pd.DataFrame, layers: Sequence[int] = (), adapters: Sequence[int] = ()
+    rows: pd.DataFrame, layers: Sequence[Layer] = (), adapters: Sequence[int] = ()
 ) -> Heat | None:
     means: Any = rows.groupby(["group", "adapter"])["value"].mean()
-    values: dict[tuple[str, int, int], float] = {}
+    values: dict[tuple[str, Layer, int], float] = {}
     for (group, adapter), value in means.items():
         layer, part = _place(str(group))
         if layer is not None:
@@ -166,17 +190,23 @@ def _heat(
     return Heat(tuple(layers), tuple(adapters), parts)
 
 
-def _place(group: str) -> tuple[int | None, str]:
-    """Return the number of the layer of a group of modules, and the part of the layer it is.
+def _place(group: str) -> tuple[Layer | None, str]:
+    """Return the layer of a group of modules, and the part of the layer it is.
 
     Example:
-        >>> _place("blocks.3.attn.qkv.q"), _place("blocks.3"), _place("all")
-        ((3, 'q'), (3, ''), (None, 'all'))
+        >>> layer, part = _place("decoder.block.3.layer.1.EncDecAttention.q")
+        >>> layer.label, part
+        ('decoder 3 cross', 'q')
+        >>> _place("all")
+        (None, 'all')
     """
     found = _LAYER.search(group)
     if found is None:
         return None, group
-    return int(found[1]), group[found.end() :].rpartition(".")[2]
+    tower = _TOWER.search(group[: found.start() + 1])
+    name, cross = tower[1] if tower else "", bool(_CROSS.search(group))
+    layer = Layer(name == "decoder", int(found[1]), cross, name)
+    return layer, group[found.end() :].rpartition(".")[2]
 
 
 def _draw_row(row: Any, run: RunFolder, weights: Heat, similar: Heat | None) -> None:
@@ -208,7 +238,7 @@ def _draw_heat(ax: Axes, run: RunFolder, heat: Heat, part: str, limits: tuple[fl
     ax.grid(visible=False)
     names = shorten([run.experiences[i] for i in heat.adapters], 8)
     ax.set_xticks(range(len(names)), names, rotation=90)
-    ax.set_yticks(range(len(heat.layers)), [str(layer) for layer in heat.layers])
+    ax.set_yticks(range(len(heat.layers)), [layer.label for layer in heat.layers])
     ax.tick_params(length=0, labelsize=6.5 if len(names) <= 10 else 5)
     for spine in ax.spines.values():
         spine.set_visible(False)

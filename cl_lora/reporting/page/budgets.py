@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cl_lora.evaluation.metrics import Metric
-from cl_lora.reporting.budgets import Point, backbone_of, best_within, choosable, points_of
+from cl_lora.reporting.budgets import Point, backbone_of, best_within, choosable, points_of, singles
 from cl_lora.reporting.tables import Column, ResultTable, sizes_table
 from cl_lora.reporting.tables.budgets import MULTIPLE, SIZE
 from cl_lora.run_folder.reader import RunFolder
@@ -56,8 +56,8 @@ def lead_of_budgets(run: RunFolder, metric: Metric) -> str:
     ]
     rows = [
         f"{row} {_said('', points[row], metric, backbone)}".replace("  ", " ")
-        for row in run.references
-        if run.roles.get(row) == "single" and row in points
+        for row in singles(run)
+        if row in points
     ]
     if rows:
         told.append(f"For reference, every task by itself: {', '.join(rows)}.")
@@ -71,9 +71,10 @@ def _outdone(run: RunFolder, points: Mapping[str, Point], best: str, up: bool) -
     sign, mine = (1 if up else -1), points[best]
     rows = [
         row
-        for row in run.references
-        if run.roles.get(row) == "single" and row in points
-        if points[row].parameters <= mine.parameters and sign * points[row].mean > sign * mine.mean
+        for row in singles(run)
+        if row in points
+        and points[row].parameters <= mine.parameters
+        and sign * points[row].mean > sign * mine.mean
     ]
     if not rows:
         return []

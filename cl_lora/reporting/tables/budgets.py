@@ -61,7 +61,7 @@ def with_sizes(table: ResultTable, run: RunFolder) -> ResultTable:
 
 
 def sizes_table(run: RunFolder, metric: Metric) -> ResultTable | None:
-    """Return what every row needs beside what it reaches, from the smallest to the largest.
+    """Return what every row needs beside what it reaches, the smallest first, of equals the best.
 
     The average over tasks stands with Student's 95 % interval over seeds. A note names the Pareto
     front. Reference rows stand below.
@@ -72,7 +72,15 @@ def sizes_table(run: RunFolder, metric: Metric) -> ResultTable | None:
     points = points_of(run, metric) if has_budgets(run) else {}
     if not points:
         return None
-    ordered = sorted(points, key=lambda row: (row in run.references, points[row].parameters))
+    sign = -1.0 if metric.higher_is_better else 1.0
+    ordered = sorted(
+        points,
+        key=lambda row: (
+            row in run.references,
+            points[row].parameters,
+            sign * points[row].mean,
+        ),
+    )
     backbone = backbone_of(run)
     known = not math.isnan(backbone)
     arrow = "" if metric.higher_is_better else " ↓"
