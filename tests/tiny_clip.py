@@ -18,7 +18,7 @@ def write_clip(folder: Path, seed: int = 0, preprocessor: bool = True) -> Path:
     """Write model, tokenizer and preprocessor, and return the folder."""
     from transformers import CLIPConfig, CLIPModel
 
-    letters = [*string.ascii_lowercase, *string.digits, *".,-"]
+    letters = [*string.ascii_lowercase, *string.digits, *'.,-/"']
     ends = [f"{letter}</w>" for letter in letters]
     tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *ends, "ca", "cat</w>"]
     small: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2}
