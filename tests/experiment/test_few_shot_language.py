@@ -20,6 +20,7 @@ from whole_runs import rows, stamps
 from cl_lora.benchmarks import make_benchmark
 from cl_lora.configuration.compose import compose_config
 from cl_lora.experiment.pipeline import execute
+from cl_lora.reporting.figures.weights import learned_weights, middle_stage, similarities
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support.errors import UserError
 
@@ -274,3 +275,24 @@ def test_settings_that_do_not_go_together(
     with pytest.raises(UserError, match=said):
         execute(compose_config(given))
     assert not list(tmp_path.glob("run/adapters/*"))
+
+
+def test_encoder_decoder_and_cross_attention_are_rows_of_their_own(place: Place) -> None:
+    run = RunFolder.read(place.run)
+    stage = middle_stage(run, "learned", 3)
+    assert stage is not None
+    heat = learned_weights(run, "learned", stage, 3)
+    assert heat is not None
+    assert [layer.label for layer in heat.layers] == [
+        *("encoder 0", "encoder 1", "decoder 0", "decoder 0 cross", "decoder 1"),
+        "decoder 1 cross",
+    ]
+    table = run.coefficients
+    module = "decoder.block.1.layer.1.EncDecAttention.v"
+    rows_ = table[(table["arm"] == "learned") & (table["stage"] == 1) & (table["group"] == module)]
+    assert heat.parts["v"][-1] == pytest.approx(rows_.sort_values("adapter")["value"].to_numpy())
+    similar = similarities(run, 3, heat)
+    assert similar is not None
+    # The decoder's first self-attention sees the start token alone.
+    assert np.isnan(similar.parts["v"][2]).all()
+    assert np.isfinite(similar.parts["v"][3]).all()

@@ -246,13 +246,14 @@ def _draw_heat(ax: Axes, run: RunFolder, heat: Heat, part: str, limits: tuple[fl
 
 
 def _correlation(pairs: Sequence[tuple[FloatArray, FloatArray]]) -> float:
-    """Return the rank correlation of all entries of several matrices; NaN where undefined."""
+    """Return the rank correlation of the entries of matrices that both have; NaN if undefined."""
     if not pairs:
         return math.nan
     a, b = (np.concatenate([pair[i].ravel() for pair in pairs]) for i in (0, 1))
+    both = np.isfinite(a) & np.isfinite(b)  # layers that see no input have no similarity
     try:
-        return rank_correlation(a, b)
-    except UserError:  # all equal, as of one adapter, or not all there
+        return rank_correlation(a[both], b[both])
+    except UserError:  # all equal, as of one adapter, or too few
         return math.nan
 
 
