@@ -334,6 +334,7 @@ class StoredFactors(Mapping[str, LoRAFactors]):
         settings: LoRASettings,
     ) -> None:
         self._folder, self._tensors, self._settings = folder, tensors, settings
+        self._finite: set[str] = set()
         self._names = {module: names[module] for module in sorted(names, key=natural)}
         for module, pair in self._names.items():
             if set(pair) != {"A", "B"}:
@@ -351,11 +352,12 @@ class StoredFactors(Mapping[str, LoRAFactors]):
 
     def __getitem__(self, module: str) -> LoRAFactors:
         factors = self.read(module)
-        if not is_finite(factors):
+        if module not in self._finite and not is_finite(factors):
             raise UserError(
                 f"Expected finite factors but module {module!r} of the adapter in {self._folder} "
                 "holds NaN or infinity; train it again with a smaller learning rate"
             )
+        self._finite.add(module)  # looking again would take as long as reading again
         return factors
 
     def __contains__(self, module: object) -> bool:
@@ -369,8 +371,13 @@ class StoredFactors(Mapping[str, LoRAFactors]):
 
     def dtype(self, module: str) -> torch.dtype:
         """Return in which precision the factors of a module are stored."""
-        A, B = (self._tensors[self._names[module][side]].dtype for side in "AB")
+        A, B = (_dtype(self._tensors, self._names[module][side]) for side in "AB")
         return torch.promote_types(A, B)
+
+
+def _dtype(tensors: Mapping[str, Tensor], name: str) -> torch.dtype:
+    # A lazy file knows it without reading the tensor.
+    return tensors.dtype(name) if isinstance(tensors, LazyTensors) else tensors[name].dtype
 
 
 def _sort_names(

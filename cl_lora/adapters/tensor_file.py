@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import safetensors
 import torch
@@ -14,57 +15,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cl_lora.support.errors import UserError
-
-Read = TypeVar("Read")
-
-
-class LazyTensors(Mapping[str, Tensor]):
-    """The tensors of one file by name, in the order of the file; none is kept once it is read.
-
-    Raises:
-        UserError: if the file is missing, was cut short, or is no safetensors file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        # A dictionary for its order and its quick look-up.
-        self._names = dict.fromkeys(self._opened(lambda file: list(file.keys())))
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._opened(lambda file: _tensor(file, name))
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a tensor, which stays on the disk."""
-        found = self._opened(lambda file: file.get_slice(name).get_shape())
-        return tuple(found)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def _opened(self, read: Callable[[Any], Read]) -> Read:
-        if not self.path.is_file():
-            raise UserError(
-                f"Expected {self.path} but it is missing; only safetensors files are read"
-            )
-        try:
-            with safetensors.safe_open(self.path, framework="pt") as file:
-                return read(file)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{self.path} is no readable safetensors file ({error})") from error
-
-
-def _tensor(file: Any, name: str) -> Tensor:
-    tensor: Tensor = file.get_tensor(name)
-    return tensor
-
 
 _DTYPES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
@@ -81,6 +31,103 @@ _DTYPES: Mapping[torch.dtype, str] = {
     torch.bool: "BOOL",
 }
 """What the header calls the precisions."""
+
+_PRECISIONS = {name: dtype for dtype, name in _DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor lies in its file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    first: int
+    size: int
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """The tensors of one file by name, in the order of the file; none is kept once it is read.
+
+    The file is not mapped: what was read and dropped takes no memory.
+
+    Raises:
+        UserError: if the file is missing, was cut short, or is no safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        _expect(path)
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                names = list(file.keys())  # the library checks every place before we use it
+            self._places = _places(path, names)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is no readable safetensors file ({error})") from error
+
+    def __getitem__(self, name: str) -> Tensor:
+        place = self._places[name]
+        dtype = self.dtype(name)
+        if not place.size:
+            return torch.empty(place.shape, dtype=dtype)
+        _expect(self.path)
+        data = bytearray(place.size)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(place.first)
+                view, found = memoryview(data), 0
+                while found < place.size and (more := file.readinto(view[found:])):
+                    found += more
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read ({error.strerror})") from error
+        if found < place.size:
+            raise UserError(f"{self.path} was cut short while it was read; write it again")
+        return torch.frombuffer(data, dtype=dtype).view(place.shape)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor, which stays on the disk."""
+        return self._places[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the precision of a tensor, which stays on the disk.
+
+        Raises:
+            UserError: if torch has no such numbers.
+        """
+        kind = self._places[name].dtype
+        if kind not in _PRECISIONS:
+            raise UserError(
+                f"Tensor {name!r} of {self.path} holds numbers of kind {kind}, which cannot be "
+                f"read; known: {', '.join(_PRECISIONS)}"
+            )
+        return _PRECISIONS[kind]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def _expect(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"Expected {path} but it is missing; only safetensors files are read")
+
+
+def _places(path: Path, names: Sequence[str]) -> dict[str, _Place]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    places = {}
+    for name in names:
+        about = header[name]
+        first, last = about["data_offsets"]
+        shape = tuple(about["shape"])
+        places[name] = _Place(about["dtype"], shape, 8 + length + first, last - first)
+    return places
+
 
 _ENTRY = 160  # bytes of the header that hold precision, shape and place of a tensor, and more
 

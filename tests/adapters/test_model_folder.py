@@ -15,7 +15,6 @@ import safetensors.torch
 import torch
 
 from cl_lora.adapters import Adapter, AdapterBank, LoRAFactors
-from cl_lora.adapters import tensor_file as tensor_file_module
 from cl_lora.adapters.model_folder import is_model_folder, is_whole_model
 from cl_lora.adapters.tensor_file import LazyTensors
 from cl_lora.support.errors import UserError
@@ -54,13 +53,13 @@ def saved(tmp_path: Path) -> Path:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of all tensors that are read from now on."""
     found: list[str] = []
-    original = tensor_file_module._tensor
+    original = LazyTensors.__getitem__
 
-    def spy(file: Any, name: str) -> torch.Tensor:
+    def spy(file: LazyTensors, name: str) -> torch.Tensor:
         found.append(name)
         return original(file, name)
 
-    monkeypatch.setattr(tensor_file_module, "_tensor", spy)
+    monkeypatch.setattr(LazyTensors, "__getitem__", spy)
     return found
 
 
