@@ -110,6 +110,7 @@ class LoRATuning(Tuning):
     name = "lora"
     summary = "a LoRA beside the frozen weights"
     low_rank = True
+    low_rank = True
 
     def opened(self, backbone: Backbone, lora: LoRAConfig, start: Tuned | None) -> Opened:
         """Wrap the network by peft."""

@@ -47,6 +47,7 @@ _OWN = (
     "residual",
     *_ADAPTING,
 )
+FACTORS = "factors"
 BASE, MERGE = "base", "merge"
 """Where an arm that is adapted starts: the bare backbone, or the merge of its members."""
 
@@ -311,7 +312,7 @@ def make_arm(name: str, settings: Mapping[str, Any], defaults: ArmDefaults | Non
             tune_head=_tune_head(settings, rule, policy),
             members=None if settings.get("members") is None else _count(settings, "members", 1),
             adaptation=_adaptation(settings, merges, rule, defaults.adaptation),
-            bank=_bank(settings),
+            bank=_bank(settings, space),
             residual=residual,
             select_on=_select_on(settings, rule, policy),
         )
@@ -359,12 +360,17 @@ def _residual(settings: Mapping[str, Any], merges: bool) -> ResidualChoice | Non
     return make_residual({"name": given} if isinstance(given, str) else given)
 
 
-def _bank(settings: Mapping[str, Any]) -> BankKind:
+def _bank(settings: Mapping[str, Any], space: str) -> BankKind:
     bank = get_arm_bank(str(settings.get("bank") or FRESH.name))
     if settings.get("adapt") is not None and bank is not FRESH:
         raise UserError(
             f"bank={bank.name} is for merges and residuals but this arm is adapted to support "
             "sets, from adapters; leave bank out, or adapt"
+        )
+    if space == FACTORS and not bank.tuning.low_rank:
+        raise UserError(
+            f"space={space} merges the factors of adapters but what bank={bank.name} holds has "
+            "none; use space=delta"
         )
     return bank
 
