@@ -267,6 +267,7 @@ class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
             name=name,
             factors=self._tuned.factors,
             deltas=self._tuned.deltas,
+            base=self.backbone.base_model,
             head={k: v.detach().cpu().clone() for k, v in self.model.head.state_dict().items()},
             training={
                 "experience": index,

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from cl_lora.adapters.base_model import BaseModel
 from cl_lora.support.errors import UserError
 from cl_lora.support.files import digest
 from cl_lora.support.registry import check_free, look_up
@@ -102,9 +103,12 @@ class Backbone(nn.Module, ABC):
         one_attention: whether evaluation writes it out too then, for features that are equal.
         pads: whether inputs of unlike length are padded, so that a mean over the tokens of one
             sample is only its own in a batch of one.
+        base_model: what the folders of its adapters say of it, so that peft opens them by
+            themselves; nothing where its network is no model that peft could load.
     """
 
     pads: ClassVar[bool] = False
+    base_model: BaseModel = BaseModel()
     network: nn.Module
     features: int
     targets: Mapping[str, str]

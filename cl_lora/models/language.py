@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cl_lora.adapters.base_model import BaseModel
 from cl_lora.models.base import Backbone, ModelConfig, ModelSource, register_source
 from cl_lora.models.heads import TokenHead, freeze
 from cl_lora.support.errors import UserError
@@ -294,6 +295,7 @@ def _load(config: ModelConfig) -> LanguageBackbone:
     network.set_output_embeddings(FullPrecision.of(network.get_output_embeddings()))
     network.requires_grad_(False).eval()
     made = LanguageBackbone(network, tokenizer, config.max_length or _LENGTH)
+    made.base_model = BaseModel(task_type="SEQ_2_SEQ_LM", name_or_path=place)
     return made.eval()
 
 

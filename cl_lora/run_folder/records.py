@@ -10,7 +10,6 @@ from typing import Any
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.evaluation.shape import Shape
 
-
 PARAMETERS = "parameters"
 """The quantity of accounts: how many numbers serve all tasks, the backbone once, heads left out."""
 

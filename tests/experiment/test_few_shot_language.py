@@ -194,13 +194,12 @@ def test_adapters_hold_no_copy_of_the_language_models_head(place: Place) -> None
         assert head["letters"].tolist() == [3, 4, 5, 6, 7][: len(head["letters"])]
 
 
-def test_peft_loads_an_adapter_into_the_model(place: Place) -> None:
-    from peft import PeftModel
+def test_peft_opens_an_adapter_with_its_model_by_itself(place: Place) -> None:
+    from peft import AutoPeftModelForSeq2SeqLM
     from transformers import T5ForConditionalGeneration
 
     (folder,) = (place.run / "adapters" / "seed-0").glob("*-quail")
-    bare = T5ForConditionalGeneration.from_pretrained(place.model)
-    merged = PeftModel.from_pretrained(bare, folder).merge_and_unload()
+    merged = AutoPeftModelForSeq2SeqLM.from_pretrained(folder).merge_and_unload()
     plain = T5ForConditionalGeneration.from_pretrained(place.model)
     for module, delta in deltas_of(place, "quail").items():
         expected = plain.get_submodule(module).weight.double() + delta
