@@ -87,6 +87,11 @@ def open_inputs(recipe: Recipe, *, allow_different_base: bool = False) -> Inputs
     kinds = {path: _is_adapter(path) for path in paths}
     adapters = [path for path, adapter in kinds.items() if adapter]
     models = [path for path, adapter in kinds.items() if not adapter]
+    if models and recipe.base is None:
+        raise UserError(
+            f"Expected a PEFT LoRA folder but {models[0]} has no {CONFIG_FILE}; give the folder "
+            "that save_pretrained wrote, or --base for models that were fine-tuned as a whole"
+        )
     if adapters and models:
         raise UserError(
             f"Expected either adapters or whole models but {adapters[0]} is an adapter and "
@@ -94,11 +99,7 @@ def open_inputs(recipe: Recipe, *, allow_different_base: bool = False) -> Inputs
         )
     if adapters:
         return _open_adapters(recipe, paths, allow_different_base)
-    if recipe.base is None:
-        raise UserError(
-            f"Expected a PEFT LoRA folder but {models[0]} has no {CONFIG_FILE}; give the folder "
-            "that save_pretrained wrote, or --base for models that were fine-tuned as a whole"
-        )
+    assert recipe.base is not None
     base = Checkpoint(recipe.base)
     opened = _named([fine_tuned(base, path) for path in paths])
     return Inputs(tuple(paths), opened, (Head(),) * len(paths), checkpoint=base)
@@ -123,7 +124,7 @@ def _open_adapters(recipe: Recipe, paths: Sequence[Path], allow_different_base: 
         return Inputs(tuple(paths), opened, heads)
     folders = [open_folder(path) for path in paths]
     named = [
-        ("the recipe", str(recipe.base) if recipe.base else recipe.base_name),
+        ("the recipe", str(recipe.base) if recipe.base_name and recipe.base else recipe.base_name),
         *((str(m.path), m.base_name) for m in recipe.members if m.base_name),
         *((str(p), f.base.name_or_path) for p, f in zip(paths, folders, strict=True)),
     ]
