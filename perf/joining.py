@@ -176,15 +176,15 @@ def apart(paths: list[Path], case: str, by: str, layers: int) -> dict[str, float
 
 def main() -> None:
     if len(sys.argv) > 1:
-        case, by, layers, *paths = sys.argv[1:]
-        print(json.dumps(measure([Path(p) for p in paths], case, by, int(layers))))
+        of, who, depth, *given = sys.argv[1:]
+        print(json.dumps(measure([Path(p) for p in given], of, who, int(depth))))
         return
     folder = Path(tempfile.mkdtemp())
     try:
         whole, few = folder / "whole", folder / "few"
         paths, small = write_adapters(whole, LAYERS), write_adapters(few, FEW)
         weight = 4 * WIDTH * WIDTH * 4 / 1e6
-        rows = []
+        rows: list[dict[str, Any]] = []
         for case, by, layers in RUNS:
             found = apart(small if layers == FEW else paths, case, by, layers)
             beyond = found["peak_MB"] - 2 * adapter_mb(layers)
