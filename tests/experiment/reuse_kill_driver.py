@@ -1,6 +1,6 @@
-"""Kills real runs of whole backbones at a few moments and finishes them; prints what came out.
+"""Kills a real run of whole backbones at a few moments and finishes it; prints what came out.
 
-As kill_driver.py, whose imports and forks it shares. Run as:
+As kill_driver.py, whose imports it shares. Run as:
 python reuse_kill_driver.py FOLDER OVERRIDES, the second a list in JSON.
 """
 
@@ -14,12 +14,12 @@ import sys
 import time
 from pathlib import Path
 
-import kill_driver
+import kill_driver  # noqa: F401  its imports, done once
 
 from cl_lora.cli import main
 
-MOMENTS = ((1, 0, 0), (2, 1, 0))
-"""Whole models, statistics and lines of scores at which a run is killed."""
+MOMENTS = ((1, 0), (2, 1))
+"""Whole models and statistics that are there when a run is killed."""
 
 
 def start(run: Path, given: list[str]) -> int:
@@ -48,40 +48,30 @@ def statistics(run: Path) -> dict[str, int]:
     return stamps(run, "adapters/seed-*/[0-9]*/statistics/[a-z]*.safetensors")
 
 
-def drive(folder: Path, given: list[str]) -> list[dict[str, object]]:
-    """Kill and finish one run for each moment."""
-    results: list[dict[str, object]] = []
-    for number, wanted in enumerate(MOMENTS):
-        run = folder / f"killed-{number}"
+def drive(folder: Path, given: list[str]) -> dict[str, object]:
+    """Kill one run at each moment, then finish it."""
+    run = folder / "killed"
+    made: dict[str, int] = {}
+    killed: list[bool] = []
+    there: list[tuple[int, int]] = []
+    for wanted in MOMENTS:
         child = start(run, given)
-        while any(
-            there < least
-            for there, least in zip(
-                (len(models(run)), len(statistics(run)), kill_driver.lines(run / "scores.csv")),
-                wanted,
-                strict=True,
-            )
-        ):
+        while len(models(run)) < wanted[0] or len(statistics(run)) < wanted[1]:
             time.sleep(0.001)
         os.kill(child, signal.SIGKILL)
-        status = os.waitpid(child, 0)[1]
-        before = {**models(run), **statistics(run)}
-        scored = kill_driver.lines(run / "scores.csv")
-        code = os.waitstatus_to_exitcode(os.waitpid(start(run, given), 0)[1])
-        after = {**models(run), **statistics(run)}
-        results.append(
-            {
-                "folder": str(run),
-                "code": code,
-                "killed": os.WIFSIGNALED(status),
-                "models": sum("delta" in name for name in before),
-                "statistics": sum("statistics" in name for name in before),
-                "lines": scored,
-                "made_again": [name for name, when in before.items() if after[name] != when],
-                "leftovers": [str(p) for p in run.rglob(".*.*")],
-            }
-        )
-    return results
+        killed.append(os.WIFSIGNALED(os.waitpid(child, 0)[1]))
+        there.append((len(models(run)), len(statistics(run))))
+        made = {**models(run), **statistics(run), **made}
+    code = os.waitstatus_to_exitcode(os.waitpid(start(run, given), 0)[1])
+    after = {**models(run), **statistics(run)}
+    return {
+        "folder": str(run),
+        "code": code,
+        "killed": killed,
+        "there": there,
+        "made_again": [name for name, when in made.items() if after[name] != when],
+        "leftovers": [str(p) for p in run.rglob(".*.*")],
+    }
 
 
 if __name__ == "__main__":
