@@ -215,6 +215,38 @@ def train_dropout(model: Any) -> None:
             module.train()
 
 
+def adapter_parameters(model: Any) -> list[nn.Parameter]:
+    """Return the trainable factors of a model made by :func:`inject`."""
+    return [
+        factor[ADAPTER_NAME].weight
+        for _, layer in _lora_layers(model)
+        for factor in (layer.lora_A, layer.lora_B)
+    ]
+
+
+@contextlib.contextmanager
+def set_aside(model: Any) -> Iterator[None]:
+    """Take the adapter out for a while; its layers come back as the same objects.
+
+    Meanwhile the network has the modules that it had before it was injected, under their names, so
+    that an optimizer that holds the adapter's parameters need not know.
+    """
+    layers = dict(_lora_layers(model))
+    network = model.get_base_model()
+    for name, layer in layers.items():
+        _put(network, name, layer.base_layer)
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            _put(network, name, layer)
+
+
+def _put(network: nn.Module, name: str, module: nn.Module) -> None:
+    holder, _, last = name.rpartition(".")
+    setattr(network.get_submodule(holder), last, module)
+
+
 def remove(model: Any) -> nn.Module:
     """Take the adapter out again and return the bare backbone, weights untouched."""
     vit: nn.Module = model.unload()

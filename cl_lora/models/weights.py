@@ -6,7 +6,7 @@ Each is taken back bit for bit.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +28,15 @@ class Weights:
     values: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, network: nn.Module) -> Weights:
-        """Return copies of all parameters of a network."""
-        return cls({name: p.detach().clone() for name, p in network.named_parameters()})
+    def of(cls, network: nn.Module, names: Collection[str] | None = None) -> Weights:
+        """Return copies of the parameters of a network with these names; of all where None."""
+        return cls(
+            {
+                name: p.detach().clone()
+                for name, p in network.named_parameters()
+                if names is None or name in names
+            }
+        )
 
     def write(self, network: nn.Module) -> None:
         """Write the weights into the network's parameters."""
