@@ -104,6 +104,7 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
     "kinds": _registry("cl_lora.tasks", "KINDS"),
     "metrics": _metrics,
     "figures": _registry("cl_lora.reporting.figures", "FIGURES", "title"),
+    "trackers": _registry("cl_lora.tracking", "TRACKERS"),
 }
 """What can be listed; every entry makes its rows when it is asked for."""
 

@@ -5,24 +5,49 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cl_lora.commands.terminal import Parser
+from cl_lora.commands.terminal import Parser, quieten
 
 
 def run(given: Sequence[str]) -> int:
     """Make the report of a run again, and print where it is."""
     parser = Parser("report", "Make the report of a finished run again from its folder.")
     parser.add_argument("run", metavar="RUN", type=Path, help="the folder of the run")
+    parser.add_argument(
+        "--tracker",
+        metavar="NAME",
+        dest="trackers",
+        action="append",
+        default=[],
+        help="send the run to a tracker as well, as mlflow or wandb: what it does not hold yet",
+    )
     parser.add_plugins()
     arguments = parser.parse_args(given)
+    quieten()
     from cl_lora.configuration.plugins import load_plugins
 
     load_plugins(arguments.plugins)
     folder: Path = arguments.run
-    write_reports(folder)
+    sent = _report_and_send(folder, arguments.trackers) if arguments.trackers else []
+    if not arguments.trackers:
+        write_reports(folder)
     print(f"Report:      {folder / 'report.html'}")
     print(f"Figures:     {folder / 'figures'}")
     print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}")
-    return 0
+    for name, place in sent:
+        print(f"Sent to:     {name}, {place}")
+    return 0 if len(sent) == len(arguments.trackers) else 2
+
+
+def _report_and_send(folder: Path, trackers: Sequence[str]) -> list[tuple[str, str]]:
+    """Write the reports and send the run; return the trackers that hold all of it, and where."""
+    from cl_lora.run_folder.reader import RunFolder
+    from cl_lora.tracking import connected
+
+    RunFolder.read(folder)  # what is no finished run is said before anything is connected to
+    with connected(trackers) as tracking:
+        write_reports(folder)
+        tracking.finished(folder)
+    return [(sender.name, sender.place) for sender in tracking.senders if sender.works]
 
 
 def write_reports(folder: str | Path) -> tuple[Path, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from cl_lora.support.errors import UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from cl_lora.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
@@ -79,16 +82,32 @@ def execute(config: Mapping[str, Any]) -> Path:
     load_plugins(config["plugins"])
     from cl_lora.experiment import pipeline
 
-    folder = pipeline.execute(config)
-    say_failed(folder)
-    if config["report"] and _is_older(folder / "report.html", folder / "scores.csv"):
-        print("writing report, figures and TensorBoard files", file=sys.stderr)
-        write_reports(folder)
+    tracker = pipeline.check(config).options.tracker  # before anything is connected to
+    with _connected(tracker) as tracking:
+        folder = pipeline.execute(config, tracking)
+        say_failed(folder)
+        if config["report"] and _is_older(folder / "report.html", folder / "scores.csv"):
+            print("writing report, figures and TensorBoard files", file=sys.stderr)
+            write_reports(folder)
+        if tracking is not None:
+            tracking.finished(folder)
     print_table(folder)
     print(f"Run folder: {folder}")
     if config["report"]:
         print(f"Report:     {folder / 'report.html'}")
     return folder
+
+
+@contextmanager
+def _connected(tracker: str | Sequence[str] | None) -> Iterator[Tracking | None]:
+    """Yield what sends to trackers; None where none is asked for, and nothing is imported then."""
+    if not tracker:
+        yield None
+        return
+    from cl_lora.tracking import connected
+
+    with connected(tracker) as tracking:
+        yield tracking
 
 
 def _is_older(made: Path, source: Path) -> bool:

@@ -31,6 +31,7 @@ from cl_lora.experiment.embedding import embed
 from cl_lora.experiment.evaluator import Evaluator
 from cl_lora.experiment.few_shot import check_few_shot, outline
 from cl_lora.experiment.ledger import Ledger, open_ledger
+from cl_lora.experiment.listener import Listener, Silent
 from cl_lora.experiment.merged import serve_arm
 from cl_lora.experiment.relations import facts, relations
 from cl_lora.experiment.serving import Served, Workbench, count_parameters, numbers_to_serve
@@ -80,13 +81,14 @@ Buffers = dict[int, tuple[Indices, ...]]
 """Samples a class -> for each experience the indices of its buffer."""
 
 
-def execute(raw: Mapping[str, Any]) -> Path:
+def execute(raw: Mapping[str, Any], listener: Listener | None = None) -> Path:
     """Do what is missing of a run, and return its folder.
 
     Everything that can be wrong with the configuration or the data is found before training.
 
     Args:
         raw: the resolved configuration, plain containers only.
+        listener: is told of the run while it is computed.
 
     Raises:
         UserError: for the first thing that is wrong, in one sentence.
@@ -111,7 +113,8 @@ def execute(raw: Mapping[str, Any]) -> Path:
     identity = json.loads(json.dumps(settings.identity(benchmark.fingerprint, backbone.record())))
     folder = settings.folder(identity)
     with locked(folder):
-        return _Run(settings, benchmark, backbone, modules, identity, folder).finish()
+        run = _Run(settings, benchmark, backbone, modules, identity, folder)
+        return run.finish(listener or Silent())
 
 
 def check(raw: Mapping[str, Any]) -> Settings:
@@ -305,8 +308,11 @@ class _Run:
         self.supports = {seed: self._supports(seed) for seed in self.ledger.seeds}
         self.results = Results(folder, self.ledger.rows, self._cells())
 
-    def finish(self) -> Path:
+    def finish(self, listener: Listener) -> Path:
         """Record what is run, do what is missing, and return the folder.
+
+        Args:
+            listener: is told of every unit.
 
         Raises:
             DivergedError: if arms diverged; everything else is finished then.
@@ -321,8 +327,9 @@ class _Run:
                     self._train(seed)
             record = self._stream().record()
             files.write_json(self.folder / layout.STREAM_FILE, record)
+            listener.begun(self.folder)
             with self.results.writing():
-                failed = [error for seed in self.ledger.seeds for error in self._seed(seed)]
+                failed = [e for seed in self.ledger.seeds for e in self._seed(seed, listener)]
             self._say_edges()
         if failed:
             names = ", ".join(self.ledger.stopped)
@@ -333,7 +340,7 @@ class _Run:
             )
         return self.folder
 
-    def _seed(self, seed: int) -> list[DivergedError]:
+    def _seed(self, seed: int, listener: Listener) -> list[DivergedError]:
         """Train and score what is missing of one seed; return the errors of arms that diverged."""
         self._write_buffers(seed)
         bench = Workbench(
@@ -362,7 +369,7 @@ class _Run:
             for row, scored in rows
             if stage in scored and not self.results.done(seed, row.name, stage.index)
         ]
-        failed = self._score(bench, units) if units else []
+        failed = self._score(bench, units, listener) if units else []
         self._place_features(bench)
         return failed
 
@@ -475,7 +482,9 @@ class _Run:
         """The index of the experience whose features are placed in the plane."""
         return embedded(self.settings, self.benchmark)
 
-    def _score(self, bench: Workbench, units: Sequence[tuple[_Row, Stage]]) -> list[DivergedError]:
+    def _score(
+        self, bench: Workbench, units: Sequence[tuple[_Row, Stage]], listener: Listener
+    ) -> list[DivergedError]:
         failed: list[DivergedError] = []
         evaluator = Evaluator(bench)
         held: tuple[int, ...] = ()
@@ -501,11 +510,13 @@ class _Run:
                 hits = {(stage.index, j): r.hits for j, r in results.items() if r.hits is not None}
                 if hits:
                     write_hits(layout.hits_file(self.folder, bench.seed, row.name), hits)
+                scores = list(evaluator.as_scores(row.name, stage, results))
                 self.results.add(
-                    evaluator.as_scores(row.name, stage, results),
+                    scores,
                     served.coefficients,
                     (*served.accounts, *self._counted(bench, row, stage, served)),
                 )
+                listener.scored(scores)
         s, t = "s" * (arms != 1), "s" * (rows != 1)
         log.info("seed %d: evaluated %d arm%s and %d reference row%s", bench.seed, arms, s, rows, t)
         return failed

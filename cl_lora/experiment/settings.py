@@ -63,6 +63,7 @@ class RunOptions:
             of a protocol that merges all at once: its name, or its number from 0; None for none.
         report: whether report, figures and TensorBoard files are written at the end.
         plugins: modules that register further choices.
+        tracker: names of the trackers that the run is sent to, one or several; None for none.
     """
 
     seeds: Sequence[int] | int = (0,)
@@ -82,6 +83,7 @@ class RunOptions:
     embed: str | int | None = None
     report: bool = True
     plugins: Sequence[str] = ()
+    tracker: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         for key in ("spc", "buffer_batch_size", "eval_batch_size", "threads", "draws"):

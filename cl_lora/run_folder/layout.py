@@ -19,6 +19,7 @@ FACTS_FILE = "adapter_facts.csv"
 SPECTRA_FILE = "spectra.csv"
 EMBEDDING_FILE = "embedding.csv"
 REPORT_FILE = "report.html"
+TRACKING_FILE = "tracking.json"
 LOG_FILE = "log.txt"
 LOCK_FILE = ".lock"
 ADAPTERS = "adapters"
@@ -34,7 +35,7 @@ FRESH = "fresh"
 LEFTOVERS = (
     *(f".{name}.*" for name in (CONFIG_FILE, ENVIRONMENT_FILE, STREAM_FILE)),
     *(f".{name}.*" for name in (SCORES_FILE, COEFFICIENTS_FILE, ACCOUNTS_FILE, SIMILARITY_FILE)),
-    *(f".{name}.*" for name in (RELATIONS_FILE, FACTS_FILE, REPORT_FILE)),
+    *(f".{name}.*" for name in (RELATIONS_FILE, FACTS_FILE, REPORT_FILE, TRACKING_FILE)),
     *(f".{name}.*" for name in (SPECTRA_FILE, EMBEDDING_FILE, FIGURES, TENSORBOARD)),
     *(f"{name}/.*" for name in (f"{ADAPTERS}/*", BUFFERS, f"{HITS}/*", FIGURES, TENSORBOARD)),
     f"{ADAPTERS}/*/*/statistics/.*",
