@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from cl_lora.joining import from_options, join, open_inputs
+from cl_lora.support.memory import give_back_at_once
 from perf.common import random_adapters, report
 from perf.memory import high_water, reset_high_water
 
@@ -138,6 +139,7 @@ def measure(paths: list[Path], case: str, by: str, layers: int) -> dict[str, flo
     """Return peak memory and seconds of one case."""
     import peft  # noqa: F401  (it is imported before memory is counted)
 
+    give_back_at_once()  # as the command does
     process = psutil.Process()
     with tempfile.TemporaryDirectory() as folder:
         small = write_small(Path(folder))

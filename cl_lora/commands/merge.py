@@ -28,6 +28,9 @@ def run(given: Sequence[str]) -> int:
     """Merge and print what came out, or compare without merging."""
     arguments = _parser().parse_args(_attached(given))
     quieten()
+    from cl_lora.support.memory import give_back_at_once
+
+    give_back_at_once()
     from cl_lora.configuration.plugins import load_plugins
 
     load_plugins(arguments.plugins)

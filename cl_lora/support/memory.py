@@ -13,6 +13,7 @@ import torch
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # what the kernel takes for "forget the highest resident set"
 _MB = 1024.0**2
+_MMAP_THRESHOLD, _LARGE = -3, 2**22  # what mallopt calls it, and from how many bytes on
 
 
 @dataclass
@@ -49,10 +50,26 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         peak.mb = max(0.0, highest - start)
 
 
-def _reset() -> float | None:
-    """Forget the highest resident set and return what is held now, in MiB."""
+def give_back() -> None:
+    """Give freed memory back to the system, where the C library does when it is asked (Linux)."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def give_back_at_once() -> None:
+    """Have this process give every large tensor back to the system as soon as it is freed.
+
+    The C library of Linux learns from what is freed to keep ever larger pieces for later, which no
+    tensor of another size fits into: a loop over tensors of many sizes grows without holding
+    anything. For a command that promises little memory; elsewhere keeping pieces is faster.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(_MMAP_THRESHOLD, _LARGE)
+
+
+def _reset() -> float | None:
+    """Forget the highest resident set and return what is held now, in MiB."""
+    give_back()
     try:
         _CLEAR.write_text(_RESET_PEAK)
     except OSError:
