@@ -23,6 +23,7 @@ from cl_lora.benchmarks.sources import class_tree, hub, torchvision_sets, tree  
 from cl_lora.benchmarks.sources.shapes import benchmark as shapes  # noqa: F401
 from cl_lora.benchmarks.sources.shapes import image_set as shapes_set  # noqa: F401
 from cl_lora.benchmarks.streams import (  # noqa: F401
+    class_incremental,
     covariate_shift,
     few_shot_language,
     label_shift,

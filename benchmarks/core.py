@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,8 @@ class Experience:
         test: indices to be tested on, disjoint from both.
         subsets: masks by name, bool (N,), of samples whose primary metric is reported by itself,
             such as the faces of a list that are occluded.
+        labels: numbers of the task's labels that it brings, where experiences that share a task
+            bring labels of their own; None where it has all.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Experience:
     val: Indices
     test: Indices
     subsets: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    labels: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +85,25 @@ class Benchmark:
     def tasks(self) -> tuple[Task, ...]:
         """The different tasks, in the order in which they first occur."""
         return tuple(dict.fromkeys(experience.task for experience in self.experiences))
+
+    @property
+    def grows(self) -> bool:
+        """Whether labels come with the experiences: those of one to come are not known yet."""
+        return any(experience.labels is not None for experience in self.experiences)
+
+    def asked(self, j: int, among: Iterable[int]) -> Task:
+        """Return what is asked of a sample of experience ``j``: its task, among labels that count.
+
+        Args:
+            j: index of the experience.
+            among: indices of the experiences that the sample may be of as far as is known, with
+                the same task: those seen so far, or ``j`` alone where that is told.
+        """
+        task = self.experiences[j].task
+        brought = [self.experiences[i].labels for i in among]
+        if not brought or None in brought:
+            return task
+        return task.among(label for labels in brought for label in labels or ())
 
 
 def domain_benchmark(

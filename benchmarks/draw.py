@@ -24,7 +24,9 @@ def draw_buffer(benchmark: Benchmark, samples_per_class: int, seed: int) -> tupl
 
     What a draw balances is the task's: its classes, or bins of its values (the strata). The
     samples of a stratum are the first ``samples_per_class`` of a permutation that depends only on
-    the seed and the names of experience and stratum: buffers of growing size are nested.
+    the seed and the names of experience and stratum: buffers of growing size are nested. Where an
+    experience brings labels of its own, those are its strata, so that the buffers of the
+    experiences seen so far are together balanced over the classes seen so far.
 
     Args:
         benchmark: where to draw from.
@@ -103,11 +105,12 @@ def _draw(experience: Experience, samples_per_class: int, seed: int) -> Indices:
 
 
 def _strata(experience: Experience) -> Iterator[tuple[str, Indices]]:
-    """Yield the name and the train samples of every stratum."""
+    """Yield the name and the train samples of every stratum that the experience brings."""
     task, indices = experience.task, experience.train
     strata, names = task.kind.strata(task, experience.targets[indices])
     for number, name in enumerate(names):
-        yield name, indices[strata == number]
+        if experience.labels is None or number in experience.labels:
+            yield name, indices[strata == number]
 
 
 def _is_count(value: object, least: int = 1) -> bool:

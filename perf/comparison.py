@@ -69,7 +69,7 @@ def main() -> None:
         def train() -> None:
             LoRAStrategy(
                 backbone=backbone,
-                task=bench.task,
+                task=benchmark.tasks[0],
                 lora=settings.lora,
                 training=full,
                 seed=0,

@@ -1,8 +1,8 @@
-"""Groups of classes, each a task of its own: pure functions on numbers of classes."""
+"""Groups of classes, each an experience: pure functions on numbers of classes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +10,9 @@ import numpy as np
 from cl_lora.benchmarks.cache import Pixels
 from cl_lora.benchmarks.core import Experience
 from cl_lora.benchmarks.sources.image_sets import ImageSet
-from cl_lora.benchmarks.splits import Indices
+from cl_lora.benchmarks.splits import Indices, Splits
 from cl_lora.benchmarks.streams.held_out import stream_order
-from cl_lora.support.errors import UserError
+from cl_lora.support.errors import UserError, unknown_name
 from cl_lora.support.seeding import numpy_generator
 from cl_lora.tasks import CLASS, Task
 
@@ -24,7 +24,7 @@ class Group:
     """Some classes of an image set.
 
     Attributes:
-        name: of the experience and of its task.
+        name: of the experience, and of its task where it has one of its own.
         classes: numbers of the classes; their order is that of the task's labels.
     """
 
@@ -80,6 +80,70 @@ def disjoint_groups(
         Group(f"classes_{start}_{start + length - 1}", tuple(order[start : start + length]))
         for start, length in zip(starts, sizes, strict=True)
     )
+
+
+def equal_groups(order: Sequence[int], number: int) -> tuple[Group, ...]:
+    """Split all classes into disjoint groups of one size, ``group_0``, ``group_1``, ...
+
+    Args:
+        order: the classes in the order in which they are handed out.
+        number: of groups, at least 2.
+
+    Raises:
+        UserError: the classes do not split so, or a group would have fewer than two.
+    """
+    count = len(order)
+    fitting = [n for n in range(2, count // _LEAST + 1) if count % n == 0]
+    remedy = f"give {', '.join(map(str, fitting)) or 'more classes'}, or name the groups"
+    if count < _LEAST * number:
+        raise UserError(
+            f"Expected benchmark.groups to leave at least {_LEAST} classes for each group but "
+            f"{count} classes do not give {number} groups; {remedy}"
+        )
+    if count % number:
+        raise UserError(
+            f"Expected benchmark.groups to divide the number of classes but {count} is not a "
+            f"multiple of {number}; {remedy}"
+        )
+    size = count // number
+    return tuple(
+        Group(f"group_{i}", tuple(order[i * size : (i + 1) * size])) for i in range(number)
+    )
+
+
+def named_groups(
+    classes: Sequence[str], names: Mapping[str, Sequence[str]], what: str
+) -> tuple[Group, ...]:
+    """Return groups whose classes are given by name, in the given order.
+
+    Args:
+        classes: names of all classes; those that are in no group are left out.
+        names: name of a group -> names of its classes, at least two groups.
+        what: the set that the classes are of, for messages.
+
+    Raises:
+        UserError: a class is unknown or in two groups, or a group has fewer than two.
+    """
+    number_of = {name: number for number, name in enumerate(classes)}
+    group_of: dict[str, str] = {}
+    groups = []
+    for group, members in names.items():
+        for name in members:
+            if name not in number_of:
+                raise unknown_name(f"class of {what} in benchmark.groups.{group}", name, classes)
+            if name in group_of:
+                raise UserError(
+                    f"Expected benchmark.groups to name a class once but {name!r} is in "
+                    f"{group_of[name]!r} and in {group!r}; leave it out of one"
+                )
+            group_of[name] = group
+        if len(members) < _LEAST:
+            raise UserError(
+                f"Expected at least {_LEAST} classes in benchmark.groups.{group} but got "
+                f"{len(members)}; add some"
+            )
+        groups.append(Group(group, tuple(number_of[name] for name in members)))
+    return tuple(groups)
 
 
 def entangled_groups(
@@ -143,15 +207,23 @@ def group_experience(images: ImageSet, inputs: Pixels, group: Group) -> Experien
         inputs: (N, ...), its decoded images; shared, not copied.
         group: the classes; images of all others have target -1 and are in no part.
     """
+    targets = targets_among(images, group.classes)
+    task = Task(group.name, CLASS, tuple(images.classes[number] for number in group.classes))
+    parts = parts_with(images.parts, targets, range(len(group.classes)))
+    return Experience(group.name, task, inputs, targets, parts.train, parts.val, parts.test)
+
+
+def targets_among(images: ImageSet, classes: Sequence[int]) -> Indices:
+    """Return labels int64 (N,) that count from 0 in the order of some classes; -1 for others."""
     label_of = np.full(len(images.classes), -1, dtype=np.int64)
-    label_of[list(group.classes)] = np.arange(len(group.classes))
-    targets = label_of[images.labels]
+    label_of[list(classes)] = np.arange(len(classes))
+    return label_of[images.labels]
+
+
+def parts_with(parts: Splits, targets: Indices, labels: Sequence[int]) -> Splits:
+    """Return of every part the samples whose target is one of some labels."""
 
     def kept(part: Indices) -> Indices:
-        return part[targets[part] >= 0]
+        return part[np.isin(targets[part], labels)]
 
-    parts = images.parts
-    task = Task(group.name, CLASS, tuple(images.classes[number] for number in group.classes))
-    return Experience(
-        group.name, task, inputs, targets, kept(parts.train), kept(parts.val), kept(parts.test)
-    )
+    return Splits(kept(parts.train), kept(parts.val), kept(parts.test))

@@ -44,7 +44,7 @@ class Evaluator:
 
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
-        self._known: dict[tuple[Hashable, int], Result] = {}
+        self._known: dict[tuple[Hashable, Task, int], Result] = {}
 
     def score(
         self, served: Served, stage: Stage, advance: Callable[[], None] = lambda: None
@@ -52,22 +52,27 @@ class Evaluator:
         """Return the result on every experience of a stage; ``advance`` is called after each."""
         results: dict[int, Result] = {}
         for group in _groups(served, stage):
-            missing = {}
+            missing, tasks = {}, {}
             for j, part in group.items():
-                known = self._known.get((part.key, j)) if part.key is not None else None
+                tasks[j] = self.bench.own_task(j) if part.told else self._asked(j, stage)
+                known = self._known.get((part.key, tasks[j], j)) if part.key is not None else None
                 if known is None:
                     missing[j] = part
                 else:
                     results[j] = known
                     advance()
-            for j, result in self._measured(missing, advance):
+            for j, result in self._measured(missing, tasks, advance):
                 results[j] = result
                 if missing[j].key is not None:
-                    self._known[missing[j].key, j] = result
+                    self._known[missing[j].key, tasks[j], j] = result
         return {j: results[j] for j in stage.evaluated}
 
+    def _asked(self, j: int, stage: Stage) -> Task:
+        """Return what is asked of experience ``j`` where it is not known which one a sample is."""
+        return self.bench.benchmark.asked(j, stage.members)
+
     def _measured(
-        self, parts: Mapping[int, Part], advance: Callable[[], None]
+        self, parts: Mapping[int, Part], tasks: Mapping[int, Task], advance: Callable[[], None]
     ) -> Iterator[tuple[int, Result]]:
         """Yield the result on each experience; the parts share one change of the backbone."""
         if not parts:
@@ -77,12 +82,11 @@ class Evaluator:
         serving = None if first.features is not None else first.update
         with changed(self.bench.backbone.network, serving), torch.no_grad():
             for j, part in parts.items():
-                yield j, self._one(j, part)
+                yield j, self._one(j, part, tasks[j])
                 advance()
 
-    def _one(self, j: int, part: Part) -> Result:
+    def _one(self, j: int, part: Part, task: Task) -> Result:
         experience = self.bench.benchmark.experiences[j]
-        task = experience.task
         head = part.head.to(self.bench.compute.device)
         pairs = [(head(batch), targets) for batch, targets in self._features(j, part)]
         scores = _scores(task, pairs)
@@ -90,17 +94,17 @@ class Evaluator:
             rows = torch.from_numpy(mask).to(pairs[0][1].device)
             outputs, targets = (torch.cat(column)[rows] for column in zip(*pairs, strict=True))
             scores[metric.name] = _scores(task, [(outputs, targets)])[primary(task).name]
-        hits = (task.kind.hits(outputs, targets) for outputs, targets in pairs)
+        hits = (task.hits(outputs, targets) for outputs, targets in pairs)
         right = [h.cpu().numpy() for h in hits if h is not None]
         return Result(scores, np.concatenate(right) if right else None)
 
     def single(self, j: int) -> float:
         """Return the primary score of experience ``j`` by its own adapter and head."""
-        part = self.bench.single(j)
-        if (part.key, j) not in self._known:
-            for _, result in self._measured({j: part}, lambda: None):
-                self._known[part.key, j] = result
-        return self._known[part.key, j].scores[primary(self._task(j)).name]
+        part, task = self.bench.single(j), self.bench.own_task(j)
+        if (part.key, task, j) not in self._known:
+            for _, result in self._measured({j: part}, {j: task}, lambda: None):
+                self._known[part.key, task, j] = result
+        return self._known[part.key, task, j].scores[primary(task).name]
 
     def _task(self, j: int) -> Task:
         return self.bench.benchmark.experiences[j].task

@@ -21,6 +21,7 @@ def outline(settings: Settings, benchmark: Benchmark) -> Outline:
         shots=settings.options.shot_list,
         draws=settings.options.draws,
         subsets=settings.subsets,
+        grows=benchmark.grows,
     )
 
 

@@ -71,7 +71,8 @@ class _Merge:
         assert update is not None
         if arm.policy.apart:
             heads = {j: freeze(self._head_of(update, j)) for j in self.stage.evaluated}
-            return Served({j: Part(update, head) for j, head in heads.items()}, coefficients)
+            parts = {j: Part(update, head, told=True) for j, head in heads.items()}
+            return Served(parts, coefficients)
         assert update.alpha is not None
         head = tuned or self._head(update, update.alpha)
         return Served.everywhere(Part(update, freeze(head)), self.stage, coefficients)
@@ -114,7 +115,7 @@ class _Merge:
         parts = {}
         for j in self.stage.evaluated:
             update, head = served[j if j in served else self.members[-1]]
-            parts[j] = Part(update, freeze(head or self._head_of(update, j)))
+            parts[j] = Part(update, freeze(head or self._head_of(update, j)), told=True)
         return parts
 
     def _head_beside(self, update: TaskUpdate, adapter: Adapter, member: int) -> nn.Module | None:
@@ -159,6 +160,7 @@ class _Merge:
             return search(arm.rule, plan, tasks.loss).alpha, None
         inputs, targets = bench.support(arm.sees, self.stage)
         fit, judge = folds(len(targets), arm.spc if arm.policy.needs_support else 1)
+        task = bench.task_at(self.stage)
 
         def loss(update: Update) -> float:
             assert update.alpha is not None
@@ -168,8 +170,7 @@ class _Merge:
             with applied(bench.backbone.network, update):
                 features = list(bench.compute.features(bench.backbone, batches))
             outputs = head(torch.cat([f for f, _ in features]))
-            value = bench.task.loss(outputs, torch.cat([y for _, y in features]))
-            return float(value)
+            return float(task.loss(outputs, torch.cat([y for _, y in features])))
 
         return search(arm.rule, plan, loss).alpha, None
 
@@ -189,11 +190,12 @@ class _Merge:
         order = list(draws(len(targets), size, steps, bench.seed, "buffer-batches", index))
 
         features_of = self._features(plan)
+        task = bench.task_at(self.stage)
 
         def loss(update: Update, step: int) -> Tensor:
             rows = order[step]
             features = features_of(update, inputs[rows].to(device))
-            return bench.task.loss(outputs(features, update), targets[rows].to(device))
+            return task.loss(outputs(features, update), targets[rows].to(device))
 
         extra = list(head.parameters()) if arm.tune_head else []
         lr = bench.head_lr if extra else None

@@ -42,12 +42,15 @@ class Part:
         key: parts with equal keys give the same scores, whatever arm and stage they serve; None
             where that is not known.
         features: names the update in the store of features; None where it is served but once.
+        told: whether it serves an experience because it is known which one a sample is of: then
+            answers are among the labels of that experience, not among all that were seen.
     """
 
     update: Change
     head: nn.Module
     key: Hashable | None = None
     features: Hashable | None = None
+    told: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,10 +212,13 @@ class Workbench:
     partners: Sequence[Adapter] = ()
     _support: dict[tuple[Samples, tuple[int, ...]], Batch] = field(default_factory=dict)
 
-    @property
-    def task(self) -> Task:
-        """The task that all experiences share."""
-        return self.benchmark.tasks[0]
+    def task_at(self, stage: Stage) -> Task:
+        """Return the task that all experiences share, among the labels seen at a stage."""
+        return self.benchmark.asked(stage.members[0], stage.members)
+
+    def own_task(self, j: int) -> Task:
+        """Return the task of experience ``j`` where it is known that a sample is of it."""
+        return self.benchmark.asked(j, (j,))
 
     @cached_property
     def store(self) -> FeatureStore:
@@ -249,7 +255,7 @@ class Workbench:
         """Return the own adapter of experience ``j`` in a bank, and its head."""
         bank = bank or self.main_bank
         update = OwnUpdate(self.banks[bank.name][j])
-        return Part(update, self.own_head(j, bank), ("single", bank.name, j))
+        return Part(update, self.own_head(j, bank), ("single", bank.name, j), told=True)
 
     def partner(self, j: int) -> Adapter:
         """Return the adapter of experience ``j`` that was trained from another seed."""
@@ -274,7 +280,7 @@ class Workbench:
             self.initial_head(j),
             samples(experience.train),
             samples(experience.val) if stops else None,
-            experience.task,
+            self.own_task(j),
             self.training,
             self.seed,
             experience.name,
@@ -320,7 +326,7 @@ class Workbench:
         with applied(self.backbone.network, update):
             parts = list(self.compute.features(self.backbone, pairs))
         features, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-        return PrototypeHead(features, labels, self.task.outputs)
+        return PrototypeHead(features, labels, self.task_at(stage).outputs)
 
     def untrained(self, stage: Stage) -> Served:
         """Return the bare backbone under a new head."""
@@ -371,4 +377,4 @@ class Workbench:
     ) -> Part:
         """Return a backbone under the head of experience ``j``, which changes when it has come."""
         come = None if key is None else (key, stage.few_shot or j in stage.members)
-        return Part(update, self.head_at(stage, j, bank), come, features)
+        return Part(update, self.head_at(stage, j, bank), come, features, told=True)

@@ -94,10 +94,10 @@ class Tasks:
         return float(self._task(j).loss(outputs, torch.cat([y for _, y in found])))
 
     def _task(self, j: int) -> Task:
-        return self.bench.benchmark.experiences[j].task
+        return self.bench.own_task(j)
 
 
 def _trivial_loss(bench: Workbench, j: int, targets: Tensor) -> float:
     experience = bench.benchmark.experiences[j]
     constant = experience.task.constant(experience.targets[experience.train])
-    return float(experience.task.loss(constant.expand(len(targets), -1), targets))
+    return float(bench.own_task(j).loss(constant.expand(len(targets), -1), targets))

@@ -67,6 +67,7 @@ class Outline:
         shots: K, samples per class of the support sets, or ``"all"``.
         draws: how many support sets are drawn for each K.
         subsets: which subsets of the bank are merged.
+        grows: whether labels come with the experiences: one that has not come cannot be scored.
     """
 
     names: Sequence[str]
@@ -75,6 +76,7 @@ class Outline:
     shots: tuple[Shots, ...] = ()
     draws: int = 1
     subsets: Subsets = field(default_factory=Subsets)
+    grows: bool = False
 
     @property
     def indices(self) -> tuple[int, ...]:
@@ -130,10 +132,12 @@ class Protocol:
                 "another protocol, or a stream with more experiences"
             )
         for index, stage in enumerate(made):
-            self._check(stage, index, count)
-        return (untrained(outline.names), *made) if self.untrained else made
+            self._check(stage, index, count, outline.grows)
+        # Before any training no label is known where labels come with the experiences.
+        scored_before = self.untrained and not outline.grows
+        return (untrained(outline.names), *made) if scored_before else made
 
-    def _check(self, stage: Stage, index: int, experiences: int) -> None:
+    def _check(self, stage: Stage, index: int, experiences: int, grows: bool) -> None:
         named = (*stage.members, *stage.evaluated, *stage.support)
         problem = None
         if stage.index != index:
@@ -142,6 +146,8 @@ class Protocol:
             problem = "merges or scores nothing"
         elif not set(named) <= set(range(experiences)):
             problem = f"names an experience outside 0..{experiences - 1}"
+        elif grows and not set(stage.evaluated) <= set(stage.members):
+            problem = "scores an experience whose labels have not come yet"
         if problem:
             raise UserError(
                 f"Stage {stage.name!r} of the protocol {self.name!r} {problem}; correct the "
@@ -217,16 +223,23 @@ def get_protocol(name: str) -> Protocol:
 
 @register_protocol(
     "prefixes",
-    summary="after experience t the adapters 0..t are merged and every experience is scored",
+    summary="after experience t the adapters 0..t are merged and every experience is scored that "
+    "can be",
     ordered=True,
 )
 def prefixes(outline: Outline) -> tuple[Stage, ...]:
-    """Return a stage after each experience."""
+    """Return a stage after each experience.
+
+    All experiences are scored, also those to come; where labels come with the experiences, those
+    seen so far.
+    """
     everything = outline.indices
-    return tuple(
-        Stage(t, name, everything[: t + 1], everything, everything[: t + 1])
-        for t, name in enumerate(outline.names)
-    )
+
+    def stage(t: int, name: str) -> Stage:
+        seen = everything[: t + 1]
+        return Stage(t, name, seen, seen if outline.grows else everything, seen)
+
+    return tuple(stage(t, name) for t, name in enumerate(outline.names))
 
 
 @register_protocol(

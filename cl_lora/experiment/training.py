@@ -96,7 +96,7 @@ def gather_statistics(
                 compute,
                 OwnUpdate(adapter),
                 freeze(head_of(adapter.head)).to(settings.device),
-                experience.task,
+                _learned(settings, benchmark, kind, t),
                 adapter.modules(),
                 seed,
                 (kind.name, t),
@@ -116,6 +116,19 @@ def gather_statistics(
         else adapters
         for kind, adapters in banks.items()
     }
+
+
+def _learned(settings: Settings, benchmark: Benchmark, kind: BankKind, t: int) -> Task:
+    """Return what the adapter ``t`` of a bank learns: its task, among the labels known by then.
+
+    A head that is trained on from experience to experience learns all labels seen so far, those of
+    earlier experiences as what its samples are not. One that starts anew has nothing to say of
+    labels of others, and learns its own.
+    """
+    if kind.joint:
+        return benchmark.experiences[t].task
+    alone = settings.training.policy.restarts and not kind.lineage.continues
+    return benchmark.asked(t, (t,) if alone else range(t + 1))
 
 
 def check_banks(
@@ -209,7 +222,7 @@ class _Trainer:
         for experience in list(stream)[first:]:
             t = experience.current_experience
             title = kind.title(names[t])
-            task = self.benchmark.experiences[t].task
+            task = _learned(self.settings, self.benchmark, kind, t)
             adapter = strategy.train_adapter(
                 experience, title, f"{kind.name}-{t}", task, partial(self._validation, kind, t)
             )

@@ -233,7 +233,7 @@ class PrototypeHead(nn.Module):
 
     Args:
         features: float tensor (n, d), features of the support samples.
-        labels: int64 tensor (n,); every class must occur.
+        labels: int64 tensor (n,); a class that does not occur has the logit 0.
         classes: how many classes there are.
     """
 

@@ -28,6 +28,7 @@ class ClassKind(TaskKind):
     summary: ClassVar[str] = "one of several labels"
     metrics: ClassVar[tuple[Metric, ...]] = (ACCURACY, F1)
     target_dtype: ClassVar[torch.dtype] = torch.int64
+    chooses: ClassVar[bool] = True
 
     def outputs(self, task: Task) -> int:
         """Return the number of labels: one logit each."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
@@ -39,6 +40,7 @@ class TaskKind(ABC):
         target_dtype: of the targets as tensors.
         of_tokens: whether outputs are those of a language model: the tokens of the labels, and what
             is left of its vocabulary. Only a head that is made of the labels' texts has them.
+        chooses: whether outputs are logits, one for each label: then some labels can be left out.
     """
 
     name: ClassVar[str]
@@ -46,6 +48,7 @@ class TaskKind(ABC):
     metrics: ClassVar[tuple[Metric, ...]]
     target_dtype: ClassVar[torch.dtype]
     of_tokens: ClassVar[bool] = False
+    chooses: ClassVar[bool] = False
 
     @abstractmethod
     def outputs(self, task: Task) -> int:
@@ -204,6 +207,8 @@ class Task:
             them in their unit. Metrics are always in their unit.
         normaliser: of landmarks, the two points whose distance errors are divided by.
         period: of an angle, in radians: values that differ by it are the same.
+        choices: numbers of the labels that an answer is chosen among, ascending; None for all. The
+            outputs of other labels count as minus infinity, in the loss and in every score.
     """
 
     name: str
@@ -212,6 +217,38 @@ class Task:
     scaling: Scaling | None = None
     normaliser: tuple[int, int] | None = None
     period: float = 0.0
+    choices: tuple[int, ...] | None = None
+
+    def among(self, labels: Iterable[int]) -> Task:
+        """Return the task with answers among some labels only; the task itself with all of them.
+
+        Args:
+            labels: their numbers, at least one.
+
+        Raises:
+            UserError: if there are none, a number is no label's, or outputs are not logits of
+                labels.
+        """
+        chosen = tuple(sorted(set(labels)))
+        if not self.kind.chooses:
+            raise UserError(
+                f"Expected a task whose outputs are logits of labels, of which some can be left "
+                f"out, but {self.name!r} is of kind {self.kind.name!r}"
+            )
+        if not chosen or not 0 <= chosen[0] <= chosen[-1] < len(self.labels):
+            raise UserError(
+                f"Expected numbers of labels of task {self.name!r}, from 0 to "
+                f"{len(self.labels) - 1}, but got {list(chosen)}"
+            )
+        return replace(self, choices=None if len(chosen) == len(self.labels) else chosen)
+
+    def _restricted(self, outputs: Tensor) -> Tensor:
+        """Return outputs (batch, outputs), minus infinity where a label is none of the choices."""
+        if self.choices is None:
+            return outputs
+        hidden = torch.ones(outputs.shape[-1], dtype=torch.bool)
+        hidden[list(self.choices)] = False
+        return outputs.masked_fill(hidden.to(outputs.device), -math.inf)
 
     @property
     def outputs(self) -> int:
@@ -220,7 +257,7 @@ class Task:
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch; see :meth:`TaskKind.loss`."""
-        return self.kind.loss(self, outputs, targets)
+        return self.kind.loss(self, self._restricted(outputs), targets)
 
     def drawn_loss(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
         """Return the mean loss on targets drawn from the outputs; see :meth:`TaskKind.drawn_loss`.
@@ -228,15 +265,20 @@ class Task:
         Raises:
             UserError: if the kind cannot draw targets.
         """
-        return self.kind.drawn_loss(self, outputs, generator)
+        return self.kind.drawn_loss(self, self._restricted(outputs), generator)
 
     def accumulator(self) -> Accumulator:
         """Return what turns batches into scores, empty."""
-        return self.kind.accumulator(self)
+        accumulator = self.kind.accumulator(self)
+        return accumulator if self.choices is None else _Restricted(self, accumulator)
+
+    def hits(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Return which samples are right; see :meth:`TaskKind.hits`."""
+        return self.kind.hits(self._restricted(outputs), targets)
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """Return what outputs mean; see :meth:`TaskKind.predictions`."""
-        return self.kind.predictions(self, outputs)
+        return self.kind.predictions(self, self._restricted(outputs))
 
     def constant(self, targets: npt.NDArray[Any]) -> Tensor:
         """Return the trivial predictor's outputs; see :meth:`TaskKind.constant`."""
@@ -245,6 +287,19 @@ class Task:
     def check_targets(self, targets: npt.NDArray[Any], where: str) -> None:
         """Check targets; see :meth:`TaskKind.check_targets`."""
         self.kind.check_targets(self, targets, where)
+
+
+class _Restricted:
+    """Adds up an evaluation in which answers are among some labels only."""
+
+    def __init__(self, task: Task, accumulator: Accumulator) -> None:
+        self._task, self._accumulator = task, accumulator
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        self._accumulator.update(self._task._restricted(outputs), targets)
+
+    def scores(self) -> Mapping[str, float]:
+        return self._accumulator.scores()
 
 
 KINDS: dict[str, TaskKind] = {}

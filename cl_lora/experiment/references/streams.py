@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cl_lora.experiment.banks import FRESH, JOINT, SEQUENTIAL, BankKind
 from cl_lora.experiment.references.core import Reference, register_reference
@@ -54,7 +55,8 @@ class Oracle(Reference):
         """
         members = {m: bench.alone(FRESH, m, stage.seen_by(m)) for m in stage.members}
         newest = members[stage.members[-1]]
-        return Served({j: members.get(j, newest)[j] for j in stage.evaluated})
+        parts = {j: members.get(j, newest)[j] for j in stage.evaluated}
+        return Served({j: replace(part, told=True) for j, part in parts.items()})
 
 
 @register_reference

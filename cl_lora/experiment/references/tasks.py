@@ -78,7 +78,10 @@ class HeadOnly(_OfTasks):
     def serve(self, bench: Workbench, stage: Stage) -> Served:
         """Train a head for every task on the features of the bare backbone."""
         return Served(
-            {j: Part(None, bench.refit(None, j, BARE), "head_only", BARE) for j in stage.evaluated}
+            {
+                j: Part(None, bench.refit(None, j, BARE), "head_only", BARE, told=True)
+                for j in stage.evaluated
+            }
         )
 
 
@@ -97,7 +100,7 @@ class Trivial(_OfTasks):
         for j in stage.evaluated:
             experience = bench.benchmark.experiences[j]
             outputs = experience.task.constant(experience.targets[experience.train])
-            parts[j] = Part(None, freeze(ConstantHead(outputs)), "trivial", BARE)
+            parts[j] = Part(None, freeze(ConstantHead(outputs)), "trivial", BARE, told=True)
         return Served(parts)
 
 
@@ -112,7 +115,9 @@ class SingleNewHead(_OfTasks):
     def serve(self, bench: Workbench, stage: Stage) -> Served:
         """Train a head for every task on the features of its own adapter."""
         own = {j: bench.single(j, FRESH) for j in stage.evaluated}
-        return Served({j: Part(p.update, bench.refit(p.update, j)) for j, p in own.items()})
+        return Served(
+            {j: Part(p.update, bench.refit(p.update, j), told=True) for j, p in own.items()}
+        )
 
 
 @register_reference
@@ -130,7 +135,7 @@ class OtherSeed(_OfTasks):
         for j in stage.evaluated:
             pair = [bench.banks[FRESH.name][j], bench.partner(j)]
             update = prepare(pair, "cat").combine(torch.ones(2, dtype=torch.float64))
-            parts[j] = Part(update, bench.own_head(j, FRESH))
+            parts[j] = Part(update, bench.own_head(j, FRESH), told=True)
         return Served(parts)
 
 
@@ -146,7 +151,7 @@ class _Scaled(_OfTasks):
         for j in stage.evaluated:
             plan = prepare([bench.banks[FRESH.name][j]], "cat")
             update = plan.combine(torch.tensor([self.factor], dtype=torch.float64))
-            parts[j] = Part(update, bench.own_head(j, FRESH))
+            parts[j] = Part(update, bench.own_head(j, FRESH), told=True)
         return Served(parts)
 
 
