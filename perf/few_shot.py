@@ -58,7 +58,7 @@ def main() -> None:
         places: tuple[tuple[str, Any, str], ...] = (
             ("drawing the images", pipeline, "make_benchmark"),
             ("training the adapters", pipeline, "train_banks"),
-            ("comparing features", pipeline._Run, "_compare_features"),
+            ("comparing features", pipeline.Run, "_compare_features"),
             ("adapting", pipeline, "adapt_arm"),
             ("scoring", Evaluator, "score"),
         )

@@ -23,9 +23,14 @@ log = logging.getLogger(__name__)
 
 def run(given: Sequence[str]) -> int:
     """Run what Hydra's overrides and flags ask for."""
+    quieten()
+    if any(word.startswith("--shard") for word in given):
+        from cl_lora.commands import shard
+
+        if shard.is_asked(given):
+            return shard.run(given)
     from cl_lora.configuration.launch import launch
 
-    quieten()
     return launch(given, job, check)
 
 

@@ -194,8 +194,7 @@ class _Adapting:
 
     @property
     def _merge_key(self) -> tuple[str, ...]:
-        variant = {k: v for k, v in self.arm.merge_variant.items() if k != "coefficients"}
-        return json.dumps(variant, sort_keys=True), str(self.arm.of(self.stage))
+        return merge_key(self.arm, self.stage)
 
     def _coefficients(self, plan: Plan) -> Tensor:
         arm = self.arm
@@ -427,6 +426,12 @@ class _Adapting:
         )
         fitted = _Fitted(start.change, means, start.alpha, 0, start.key)
         return self._serve(fitted, {"trainable_parameters": 0.0})
+
+
+def merge_key(arm: Arm, stage: Stage) -> tuple[str, ...]:
+    """Return what names the merge of an arm at a stage, whatever its coefficients."""
+    variant = {k: v for k, v in arm.merge_variant.items() if k != "coefficients"}
+    return json.dumps(variant, sort_keys=True), str(arm.of(stage))
 
 
 def edges(chosen: Mapping[str, Sequence[float]], grid: Sequence[float]) -> list[str]:

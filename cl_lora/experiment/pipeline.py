@@ -26,10 +26,11 @@ from cl_lora.experiment.arms import (
     check_residuals,
     check_weights,
 )
-from cl_lora.experiment.banks import FRESH, BankKind, Banks
+from cl_lora.experiment.banks import FRESH, Banks
 from cl_lora.experiment.embedding import embed
 from cl_lora.experiment.evaluator import Evaluator
 from cl_lora.experiment.few_shot import check_few_shot, outline
+from cl_lora.experiment.growing import check_growing
 from cl_lora.experiment.ledger import Ledger, open_ledger
 from cl_lora.experiment.listener import Listener, Silent
 from cl_lora.experiment.merged import serve_arm
@@ -47,7 +48,7 @@ from cl_lora.experiment.spectra import spectra
 from cl_lora.experiment.stages import Stage, Subsets, continued, shots_of
 from cl_lora.experiment.task_metrics import metrics_of_task, reported
 from cl_lora.experiment.training import check_banks, gather_statistics, train_banks
-from cl_lora.merging import prepare
+from cl_lora.merging import prepare as prepare_merge
 from cl_lora.models.backbones import Backbone, input_size
 from cl_lora.models.compute import Compute
 from cl_lora.models.heads import HEAD_SHAPES
@@ -56,9 +57,11 @@ from cl_lora.models.statistics import get_statistic
 from cl_lora.run_folder import layout
 from cl_lora.run_folder.config_file import read_config, write_config
 from cl_lora.run_folder.environment import device_name, environment, write_environment
+from cl_lora.run_folder.folding import fold_hits, fold_records, remove_parts
 from cl_lora.run_folder.hits import write_hits
 from cl_lora.run_folder.identity import require_same
 from cl_lora.run_folder.lock import locked, require_run_folder
+from cl_lora.run_folder.parts import part_folders, with_stopped
 from cl_lora.run_folder.reader import read_stream
 from cl_lora.run_folder.records import (
     PARAMETERS,
@@ -93,6 +96,40 @@ def execute(raw: Mapping[str, Any], listener: Listener | None = None) -> Path:
     Raises:
         UserError: for the first thing that is wrong, in one sentence.
     """
+    given = prepare(raw)
+    with locked(given.folder):
+        run = Run(given, part_folders(given.folder))
+        run.listener = listener or Silent()
+        return run.finish()
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a command needs to score a run.
+
+    Attributes:
+        settings: of the command.
+        benchmark: the stream.
+        backbone: the bare backbone.
+        modules: names of the modules that adapters change.
+        identity: what decides the numbers.
+        folder: the run folder.
+    """
+
+    settings: Settings
+    benchmark: Benchmark
+    backbone: Backbone
+    modules: Sequence[str]
+    identity: Mapping[str, Any]
+    folder: Path
+
+
+def prepare(raw: Mapping[str, Any]) -> Prepared:
+    """Read what a configuration names, and check all that can be before the folder is looked into.
+
+    Raises:
+        UserError: for the first thing that is wrong, in one sentence.
+    """
     set_threads(raw.get("threads"))
     settings = check(raw)
     if settings.given_folder is not None:
@@ -112,9 +149,7 @@ def execute(raw: Mapping[str, Any], listener: Listener | None = None) -> Path:
             backbone.task_head(task)  # of what it can make none is said before training
     identity = json.loads(json.dumps(settings.identity(benchmark.fingerprint, backbone.record())))
     folder = settings.folder(identity)
-    with locked(folder):
-        run = _Run(settings, benchmark, backbone, modules, identity, folder)
-        return run.finish(listener or Silent())
+    return Prepared(settings, benchmark, backbone, modules, identity, folder)
 
 
 def check(raw: Mapping[str, Any]) -> Settings:
@@ -216,6 +251,7 @@ def _check_tasks(settings: Settings, benchmark: Benchmark) -> None:
                     f"of {experience.name!r} is empty; set benchmark.val_fraction=0.1, or "
                     "strategy.patience=null"
                 )
+    check_growing(settings, benchmark)
     _check_policies(settings, benchmark)
 
 
@@ -265,7 +301,7 @@ def embedded(settings: Settings, benchmark: Benchmark) -> int | None:
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """What is scored: an arm or a reference row."""
 
     name: str
@@ -274,24 +310,33 @@ class _Row:
     arm: Arm | None = None
 
 
-class _Run:
-    """One run folder, from what is there to all that is wanted."""
+class Run:
+    """One run folder, from what is there to all that is wanted.
 
-    def __init__(
-        self,
-        settings: Settings,
-        benchmark: Benchmark,
-        backbone: Backbone,
-        modules: Sequence[str],
-        identity: Mapping[str, Any],
-        folder: Path,
-    ) -> None:
-        self.settings, self.benchmark, self.backbone = settings, benchmark, backbone
-        self.identity, self.folder = identity, folder
+    Args:
+        given: what the command needs.
+        parts: folders of parts of the run that other processes have scored: what they hold counts,
+            and is moved into the run.
+
+    Raises:
+        UserError: if the command and what is there do not go together.
+    """
+
+    def __init__(self, given: Prepared, parts: Sequence[Path] = ()) -> None:
+        self.settings, self.benchmark, self.backbone = settings, benchmark, backbone = (
+            given.settings,
+            given.benchmark,
+            given.backbone,
+        )
+        self.identity, self.folder, self.parts = given.identity, given.folder, parts
+        # Where everything that is scored here goes.
+        self.place = folder = given.folder
+        self.listener: Listener = Silent()
         there = (folder / layout.CONFIG_FILE).exists()
         recorded = read_config(folder) if there else None
         if recorded is not None:
-            require_same(folder, recorded.identity, identity, strategy_defaults())
+            require_same(folder, recorded.identity, self.identity, strategy_defaults())
+            recorded = with_stopped(recorded, parts)
         self.stages = self._all_stages()
         self.ledger: Ledger = open_ledger(folder, recorded, settings)
         self._check_partners()
@@ -300,53 +345,84 @@ class _Run:
         check_residuals(self.ledger.arms, settings.lora, backbone)
         self._check_statistics()
         check_weights(self.ledger.arms, len(benchmark.experiences))
-        check_groups(self.ledger.arms, modules)
+        check_groups(self.ledger.arms, given.modules)
         check_banks(settings, benchmark, backbone, folder, self.ledger.seeds, self.ledger.banks)
-        self._check_merges()
         backbone.one_attention = settings.protocol.few_shot
         self.buffers = {seed: self._draw(seed) for seed in self.ledger.seeds}
         self.supports = {seed: self._supports(seed) for seed in self.ledger.seeds}
-        self.results = Results(folder, self.ledger.rows, self._cells())
+        self.results = Results(folder, self.ledger.rows, self._cells(), parts)
 
-    def finish(self, listener: Listener) -> Path:
+    def finish(self) -> Path:
         """Record what is run, do what is missing, and return the folder.
 
-        Args:
-            listener: is told of every unit.
-
         Raises:
+            UserError: if adapters that are there cannot be merged as asked.
             DivergedError: if arms diverged; everything else is finished then.
         """
+        self._check_merges()
         self.results.forget(self.ledger.renewed)  # before they are recorded as going on
         self._write_config()
+        self._join_parts()
         self._write_environment()
         with logging_to(self.folder / layout.LOG_FILE):
             # A control of one seed looks at the adapters of another.
             if any(row.needs_partner for row in self.ledger.references):
                 for seed in self.ledger.seeds:
                     self._train(seed)
-            record = self._stream().record()
-            files.write_json(self.folder / layout.STREAM_FILE, record)
-            listener.begun(self.folder)
+            self._write_stream()
+            self.listener.begun(self.folder)
             with self.results.writing():
-                failed = [e for seed in self.ledger.seeds for e in self._seed(seed, listener)]
+                failed = [error for seed in self.ledger.seeds for error in self._seed(seed)]
             self._say_edges()
+        self._raise(failed)
+        return self.folder
+
+    def _raise(self, failed: Sequence[DivergedError]) -> None:
+        """Say which arms diverged, if any did."""
         if failed:
             names = ", ".join(self.ledger.stopped)
             raise DivergedError(
-                f"{failed[0]}; everything else is finished and {self.folder} goes on without "
+                f"{failed[0]}; everything else is finished and {self.place} goes on without "
                 f"{names}: name an arm with other settings to try it again, or leave it out "
                 "(~arms.NAME)"
             )
-        return self.folder
 
-    def _seed(self, seed: int, listener: Listener) -> list[DivergedError]:
+    def _join_parts(self) -> None:
+        """Move what the parts hold into the run; the scores last, as they seal the rest."""
+        if self.parts:
+            fold_hits(self.folder, self.parts)
+            self.results.write()
+            fold_records(self.folder, self.parts)
+        remove_parts(self.folder)
+
+    def _seed(self, seed: int) -> list[DivergedError]:
         """Train and score what is missing of one seed; return the errors of arms that diverged."""
         self._write_buffers(seed)
-        bench = Workbench(
+        bench = self._bench(seed)
+        self._compare_features(bench)
+        self._relate_adapters(bench)
+        self._measure_spectra(bench)
+        units = self._missing(seed)
+        failed = self._score(bench, units) if units else []
+        self._place_features(bench)
+        return failed
+
+    def _missing(self, seed: int) -> list[tuple[Row, Stage]]:
+        """Return what is still to be scored of a seed, stage by stage."""
+        rows = [(row, set(row.stages)) for row in self._rows(seed)]
+        return [
+            (row, stage)
+            for stage in self.stages
+            for row, scored in rows
+            if stage in scored and not self.results.done(seed, row.name, stage.index)
+        ]
+
+    def _bench(self, seed: int) -> Workbench:
+        """Return all that serving a seed needs; what is missing of its adapters is trained."""
+        return Workbench(
             benchmark=self.benchmark,
             backbone=self.backbone,
-            banks=self._with_statistics(seed, self._train(seed)),
+            banks=self._banks(seed),
             compute=Compute(self.settings.device, self.settings.bf16),
             seed=seed,
             policy=self.settings.training.policy,
@@ -359,19 +435,9 @@ class _Run:
             relative=self._relative,
             partners=self._partners(seed),
         )
-        self._compare_features(bench)
-        self._relate_adapters(bench)
-        self._measure_spectra(bench)
-        rows = [(row, set(row.stages)) for row in self._rows()]
-        units = [
-            (row, stage)
-            for stage in self.stages
-            for row, scored in rows
-            if stage in scored and not self.results.done(seed, row.name, stage.index)
-        ]
-        failed = self._score(bench, units, listener) if units else []
-        self._place_features(bench)
-        return failed
+
+    def _banks(self, seed: int) -> Banks:
+        return self._with_statistics(seed, self._train(seed))
 
     def _train(self, seed: int) -> Banks:
         return train_banks(
@@ -467,7 +533,9 @@ class _Run:
         there = EMBEDDINGS.read(path) if path.exists() else []
         known = {row.arm for row in there if row.evaluated == wanted and row.seed == bench.seed}
         last = self.stages[-1]
-        rows = [row for row in self._rows() if row.name not in known and last in row.stages]
+        rows = [
+            row for row in self._rows(bench.seed) if row.name not in known and last in row.stages
+        ]
         rows = [row for row in rows if row.name not in self.ledger.stopped]
         if not rows:
             return
@@ -482,13 +550,13 @@ class _Run:
         """The index of the experience whose features are placed in the plane."""
         return embedded(self.settings, self.benchmark)
 
-    def _score(
-        self, bench: Workbench, units: Sequence[tuple[_Row, Stage]], listener: Listener
-    ) -> list[DivergedError]:
+    def _score(self, bench: Workbench, units: Sequence[tuple[Row, Stage]]) -> list[DivergedError]:
         failed: list[DivergedError] = []
         evaluator = Evaluator(bench)
         held: tuple[int, ...] = ()
-        arms, rows = len(self.ledger.arms), len(self.ledger.references)
+        rows = self._rows(bench.seed)
+        arms = sum(row.arm is not None for row in rows)
+        references = len(rows) - arms
         total = sum(len(stage.evaluated) for _, stage in units)
         with progress.meter(f"seed {bench.seed}: evaluating {arms} arms", total) as advance:
             for row, stage in units:
@@ -509,20 +577,22 @@ class _Run:
                 results = evaluator.score(served, stage, advance)
                 hits = {(stage.index, j): r.hits for j, r in results.items() if r.hits is not None}
                 if hits:
-                    write_hits(layout.hits_file(self.folder, bench.seed, row.name), hits)
+                    write_hits(layout.hits_file(self.place, bench.seed, row.name), hits)
                 scores = list(evaluator.as_scores(row.name, stage, results))
                 self.results.add(
                     scores,
                     served.coefficients,
                     (*served.accounts, *self._counted(bench, row, stage, served)),
                 )
-                listener.scored(scores)
-        s, t = "s" * (arms != 1), "s" * (rows != 1)
-        log.info("seed %d: evaluated %d arm%s and %d reference row%s", bench.seed, arms, s, rows, t)
+                self.listener.scored(scores)
+        log.info(
+            "seed %d: evaluated %d arm%s and %d reference row%s",
+            *(bench.seed, arms, "s" * (arms != 1), references, "s" * (references != 1)),
+        )
         return failed
 
     def _counted(
-        self, bench: Workbench, row: _Row, stage: Stage, served: Served
+        self, bench: Workbench, row: Row, stage: Stage, served: Served
     ) -> tuple[Account, ...]:
         """Return how many numbers a row needs to serve, where the protocol counts them."""
         if not self.settings.protocol.counts:
@@ -531,10 +601,11 @@ class _Run:
         numbers = float(numbers_to_serve(served, backbone))
         return (Account(bench.seed, row.name, stage.index, PARAMETERS, numbers),)
 
-    def _rows(self) -> list[_Row]:
-        references = [_Row(r.name, r.scored(self.stages), r.serve) for r in self.ledger.references]
+    def _rows(self, seed: int) -> list[Row]:
+        """Return what is scored for a seed."""
+        references = [Row(r.name, r.scored(self.stages), r.serve) for r in self.ledger.references]
         arms = [
-            _Row(arm.name, arm.scored(self.stages), partial(_serve, arm), arm)
+            Row(arm.name, arm.scored(self.stages), partial(_serve, arm), arm)
             for arm in self.ledger.arms
         ]
         return [*references, *arms]
@@ -561,23 +632,29 @@ class _Run:
     def _check_merges(self) -> None:
         """Prepare every merge of a bank that is there already: what does not fit shows now."""
         for seed in self.ledger.seeds:
-            for kind in {arm.bank.name: arm.bank for arm in self.ledger.arms}.values():
+            arms = self._arms_of(seed)
+            for kind in {arm.bank.name: arm.bank for arm in arms}.values():
                 bank = AdapterBank(layout.bank_folder(self.folder, seed, kind.name))
                 names = kind.names(self.benchmark)
                 if all(bank.has(t, name) for t, name in enumerate(names)):
                     adapters = [bank.load(t, name) for t, name in enumerate(names)]
-                    self._check_merges_of(kind, bank.folder, adapters, seed)
+                    of_kind = [arm for arm in arms if arm.bank is kind]
+                    self._check_merges_of(of_kind, bank.folder, adapters, seed)
+
+    def _arms_of(self, seed: int) -> Sequence[Arm]:
+        """Return the arms that are scored for a seed."""
+        return self.ledger.arms
 
     def _check_merges_of(
-        self, kind: BankKind, folder: Path, adapters: Sequence[Adapter], seed: int
+        self, arms: Sequence[Arm], folder: Path, adapters: Sequence[Adapter], seed: int
     ) -> None:
-        for arm in self.ledger.arms:
-            if arm.method is None or arm.bank is not kind:
+        for arm in arms:
+            if arm.method is None:
                 continue
             if not all(arm.statistic in (None, *adapter.statistics) for adapter in adapters):
                 continue  # it is gathered first
             try:
-                prepare(adapters, arm.method, space=arm.space, seed=seed, **arm.options)
+                prepare_merge(adapters, arm.method, space=arm.space, seed=seed, **arm.options)
             except UserError as error:
                 raise UserError(f"Arm {arm.name!r}, adapters in {folder}: {error}") from error
 
@@ -662,10 +739,13 @@ class _Run:
 
     def _write_config(self) -> None:
         record = self.ledger.record(self.settings, self.identity, self.stages)
-        write_config(self.folder, record)
+        write_config(self.place, record)
+
+    def _write_stream(self) -> None:
+        files.write_json(self.folder / layout.STREAM_FILE, self._stream().record())
 
     def _write_environment(self) -> None:
-        path = self.folder / layout.ENVIRONMENT_FILE
+        path = self.place / layout.ENVIRONMENT_FILE
         settings = self.settings
         here = environment(
             device=str(settings.device),

@@ -65,8 +65,8 @@ def choose(run: RunFolder, row: str, stage: str | None = None, seed: int | None 
     stages = [s for s in run.stream.trained_stages if s.index in indices]
     if not stages:
         raise UserError(
-            f"{row!r} of seed {seed} has no scores in {run.path}; run the same command again to "
-            "finish it"
+            f"{row!r} of seed {seed} has no scores in {run.path}; "
+            + (run.missing_parts or "run the same command again to finish it")
         )
     return Choice(run, row, stages[-1] if stage is None else _stage(stages, stage, row), seed)
 

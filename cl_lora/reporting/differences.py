@@ -11,8 +11,8 @@ import numpy as np
 from cl_lora.evaluation.aggregate import Difference, differences_of
 from cl_lora.evaluation.bootstrap import paired_bootstrap
 from cl_lora.evaluation.metrics import Metric
-from cl_lora.run_folder.hits import Hits, read_hits
-from cl_lora.run_folder.layout import hits_file
+from cl_lora.run_folder.hits import Hits
+from cl_lora.run_folder.parts import joined_hits
 from cl_lora.run_folder.reader import RunFolder
 
 CONFIDENCE = 0.95
@@ -125,11 +125,10 @@ def final_hits(
         UserError: if a file is damaged.
     """
     for run in runs:
-        path = hits_file(run.path, seed, arm)
         shape = run.stream.shape(metric.name)
-        if not path.is_file() or seed not in run.scores.seeds or arm not in run.scores.arms:
+        if seed not in run.scores.seeds or arm not in run.scores.arms:
             continue
-        hits = read_hits(path)
+        hits = joined_hits(run.path, seed, arm)
         stage = shape.stages - 1 if last is None else last
         kept = [hits.get((stage, j)) for j in shape.final]
         right = [x for x in kept if x is not None]

@@ -22,6 +22,8 @@ REPORT_FILE = "report.html"
 TRACKING_FILE = "tracking.json"
 LOG_FILE = "log.txt"
 LOCK_FILE = ".lock"
+PLAN_FILE = "plan.json"
+PARTS = "parts"
 ADAPTERS = "adapters"
 BUFFERS = "buffers"
 HITS = "hits"
@@ -36,7 +38,8 @@ LEFTOVERS = (
     *(f".{name}.*" for name in (CONFIG_FILE, ENVIRONMENT_FILE, STREAM_FILE)),
     *(f".{name}.*" for name in (SCORES_FILE, COEFFICIENTS_FILE, ACCOUNTS_FILE, SIMILARITY_FILE)),
     *(f".{name}.*" for name in (RELATIONS_FILE, FACTS_FILE, REPORT_FILE, TRACKING_FILE)),
-    *(f".{name}.*" for name in (SPECTRA_FILE, EMBEDDING_FILE, FIGURES, TENSORBOARD)),
+    *(f".{name}.*" for name in (SPECTRA_FILE, EMBEDDING_FILE, FIGURES, TENSORBOARD, PARTS)),
+    f"{LOCK_FILE}-*",  # of what parts do one after the other
     *(f"{name}/.*" for name in (f"{ADAPTERS}/*", BUFFERS, f"{HITS}/*", FIGURES, TENSORBOARD)),
     f"{ADAPTERS}/*/*/statistics/.*",
 )
@@ -55,6 +58,11 @@ def buffer_file(run: Path, seed: int, spc: int) -> Path:
 def support_file(run: Path, seed: int) -> Path:
     """Return where a run keeps the indices of the support sets of a seed."""
     return run / BUFFERS / f"seed-{seed}-support.json"
+
+
+def plan_file(run: Path) -> Path:
+    """Return where a run keeps which part scores what."""
+    return run / PARTS / PLAN_FILE
 
 
 def hits_file(run: Path, seed: int, arm: str) -> Path:

@@ -1,8 +1,13 @@
-"""Who may write to a run folder: one process at a time, and only into a folder of ours."""
+"""Who may write to a run folder: one process at a time, and only into a folder of ours.
+
+Only the processes that score parts of a run write side by side: each into a part of its own. They
+share the lock of the run folder, so that no process that writes to all of it comes between them.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +16,8 @@ from pathlib import Path
 from cl_lora.run_folder.layout import CONFIG_FILE, LEFTOVERS, LOCK_FILE
 from cl_lora.support import files
 from cl_lora.support.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -23,18 +30,54 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: if the folder holds something else than a run, cannot be written, or is in use.
     """
+    with _held(folder, fcntl.LOCK_EX):
+        _remove_leftovers(folder)
+        yield
+
+
+@contextmanager
+def shared(folder: Path) -> Iterator[None]:
+    """Make the folder and keep every process from it that writes to all of it.
+
+    Raises:
+        UserError: as :func:`locked`.
+    """
+    with _held(folder, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def in_turn(folder: Path, what: str) -> Iterator[None]:
+    """Wait until no other process that shares the folder does ``what``, and keep them from it.
+
+    Args:
+        folder: the run folder, whose lock this process shares.
+        what: names it among what is done in turn; part of a file's name.
+    """
+    with files.explain_write_errors(folder):
+        lock = (folder / f"{LOCK_FILE}-{what}").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for another process: %s", what)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _held(folder: Path, how: int) -> Iterator[None]:
     with files.explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         require_run_folder(folder)
         lock = (folder / LOCK_FILE).open("w")
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, how | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
                 f"Another process is writing to {folder}; wait for it, or choose another run_dir"
             ) from error
-        _remove_leftovers(folder)
         yield
 
 

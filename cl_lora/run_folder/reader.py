@@ -22,6 +22,7 @@ from cl_lora.run_folder.layout import (
     SCORES_FILE,
     STREAM_FILE,
 )
+from cl_lora.run_folder.parts import Joined, missing_parts, part_folders, with_stopped
 from cl_lora.run_folder.records import StreamRecord
 from cl_lora.run_folder.rows import (
     ACCOUNTS,
@@ -83,6 +84,8 @@ class RunFolder:
         spectra: contents of ``spectra.csv``: seed, bank, adapter, index, value, energy.
         embedding: contents of ``embedding.csv``: seed, arm, evaluated, sample, label, x, y.
         curves: training curves of every adapter, by seed, bank and experience.
+        missing_parts: a sentence on the parts that are not whole where several processes score the
+            run side by side; empty if there is none.
     """
 
     path: Path
@@ -98,6 +101,7 @@ class RunFolder:
     spectra: pd.DataFrame
     embedding: pd.DataFrame
     curves: tuple[TrainingCurve, ...]
+    missing_parts: str = ""
 
     @property
     def name(self) -> str:
@@ -193,15 +197,16 @@ class RunFolder:
                 f"{path} is no run folder: it has no {CONFIG_FILE}; "
                 "give the folder that cl-lora run wrote"
             )
-        config = read_config(path).record()
+        parts = part_folders(path)
+        config = with_stopped(read_config(path), parts).record()
         if not (path / STREAM_FILE).is_file():
             raise UserError(
                 f"{path} is unfinished: it has a {CONFIG_FILE} but no {STREAM_FILE}, so nothing "
                 "was trained yet; run the same command again to finish it"
             )
         stream = read_stream(path / STREAM_FILE)
-        has_scores = (path / SCORES_FILE).is_file()
-        scores = ScoreTable.read(path / SCORES_FILE) if has_scores else ScoreTable()
+        joined, order = Joined(path, parts), (*config["arms"], *config["references"])
+        scores = ScoreTable(joined.scores(order))
         for what, found, listed in (
             ("experiences", scores.experiences, len(stream.names)),
             ("stages", scores.stages, len(stream.trained_stages)),
@@ -215,12 +220,13 @@ class RunFolder:
         # What was scored of an arm that was stopped stays in the file, and out of every report.
         rows = {*config["arms"], *config["references"]}
         scores = ScoreTable(score for score in scores if score.arm in rows)
-        coefficients, accounts, similarity, relations, adapter_facts, spectra, embedding = (
-            _frame(path, file, stream, rows)
-            for file in (
-                *(COEFFICIENTS, ACCOUNTS, SIMILARITIES, RELATIONS, FACTS),
-                *(SPECTRA, EMBEDDINGS),
-            )
+        coefficients, accounts = (
+            _frame(path / file.name, file, joined.rows(file, order), stream, rows)
+            for file in (COEFFICIENTS, ACCOUNTS)
+        )
+        similarity, relations, adapter_facts, spectra, embedding = (
+            _frame(path / file.name, file, _rows(path / file.name, file), stream, rows)
+            for file in (SIMILARITIES, RELATIONS, FACTS, SPECTRA, EMBEDDINGS)
         )
         environment = path / ENVIRONMENT_FILE
         run = cls(
@@ -237,6 +243,7 @@ class RunFolder:
             spectra=spectra,
             embedding=embedding,
             curves=_read_curves(path / ADAPTERS),
+            missing_parts=missing_parts(path, scores, config.get("stopped") or ()),
         )
         if not allow_unfinished:
             run.check_finished()
@@ -260,8 +267,10 @@ class RunFolder:
         """Raise an error that says what is there and what is missing, if anything is.
 
         Raises:
-            UserError: if an arm has no score after the last experience.
+            UserError: if an arm has no score after the last experience, or a part is not whole.
         """
+        if self.missing_parts:
+            raise UserError(self.missing_parts)
         missing = self.missing()
         if not missing:
             return
@@ -306,10 +315,14 @@ def read_stream(path: Path) -> StreamRecord:
         raise _damaged(path, str(error)) from error
 
 
-def _frame(path: Path, file: RowFile[Any], stream: StreamRecord, arms: Set[str]) -> pd.DataFrame:
-    """Return the rows of a file that belong to ``arms``; none where there is no file."""
-    there = path / file.name
-    rows = file.read(there) if there.is_file() else []
+def _rows(path: Path, file: RowFile[Any]) -> list[Any]:
+    return file.read(path) if path.is_file() else []
+
+
+def _frame(
+    path: Path, file: RowFile[Any], rows: Sequence[Any], stream: StreamRecord, arms: Set[str]
+) -> pd.DataFrame:
+    """Return the rows of a file that belong to ``arms``."""
     frame = pd.DataFrame(
         {
             key: pd.Series([getattr(r, key) for r in rows], dtype=kind)
@@ -321,7 +334,7 @@ def _frame(path: Path, file: RowFile[Any], stream: StreamRecord, arms: Set[str])
     for column in limits.keys() & set(frame.columns):
         if not frame[column].isin(range(limits[column])).all():
             raise _damaged(
-                there,
+                path,
                 f"it has rows of other experiences than the {len(stream.names)} of the stream",
             )
     if "arm" in frame:

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 from cl_lora.evaluation.scores import Score, ScoreTable
 from cl_lora.run_folder.layout import SCORES_FILE
+from cl_lora.run_folder.parts import Joined
 from cl_lora.run_folder.records import Account, Coefficient
 from cl_lora.run_folder.rows import ACCOUNTS, COEFFICIENTS, RowFile
 from cl_lora.support import files
@@ -35,19 +36,27 @@ class Results:
         folder: the run folder.
         order: names of the arms and rows, as they are sorted.
         cells: what a whole unit of each stage has.
+        parts: folders of parts of the run; what they hold counts, and is written here with the
+            rest.
     """
 
-    def __init__(self, folder: Path, order: Sequence[str], cells: Mapping[int, Cells]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        order: Sequence[str],
+        cells: Mapping[int, Cells],
+        parts: Sequence[Path] = (),
+    ) -> None:
         self._folder, self._order = folder, list(order)
-        there = folder / SCORES_FILE
-        scores = ScoreTable.read(there) if there.exists() else ScoreTable()
+        there = Joined(folder, parts)
+        scores = there.scores(order)
         units: dict[tuple[int, str, int], set[tuple[int, str]]] = {}
         for s in scores:
             units.setdefault((s.seed, s.arm, s.stage), set()).add((s.evaluated, s.metric))
         whole = {unit for unit, found in units.items() if frozenset(found) == cells.get(unit[2])}
         self.scores = ScoreTable(s for s in scores if (s.seed, s.arm, s.stage) in whole)
-        self._coefficients = _Table(folder, COEFFICIENTS)
-        self._accounts = _Table(folder, ACCOUNTS)
+        self._coefficients = _Table(folder, COEFFICIENTS, there.rows(COEFFICIENTS), bool(parts))
+        self._accounts = _Table(folder, ACCOUNTS, there.rows(ACCOUNTS), bool(parts))
         self._patience, self._pending = 0, False
         self._written, self._took = time.monotonic(), 0.0
 
@@ -112,12 +121,14 @@ class Results:
 class _Table(Generic[OfUnit]):
     """Rows that belong to units, and their file."""
 
-    def __init__(self, folder: Path, file: RowFile[OfUnit]) -> None:
+    def __init__(
+        self, folder: Path, file: RowFile[OfUnit], there: Iterable[OfUnit], changed: bool
+    ) -> None:
         self._path, self._file = folder / file.name, file
         self._units: dict[tuple[int, str, int], list[OfUnit]] = {}
-        for row in file.read(self._path) if self._path.exists() else []:
+        for row in there:
             self._units.setdefault((row.seed, row.arm, row.stage), []).append(row)
-        self._changed = False
+        self._changed = changed and bool(self._units)
 
     def rows(self) -> Iterator[OfUnit]:
         """Yield every row."""
