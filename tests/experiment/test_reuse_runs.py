@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+import task_bench
 import torch
 import yaml
 from bench import features as features_under
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from whole_runs import content, rows, stamps
 
+from cl_lora.adapters import Adapter
 from cl_lora.adapters.injection import LoRAConfig
 from cl_lora.benchmarks import Benchmark, Experience, make_benchmark
 from cl_lora.cli import main
@@ -943,6 +945,57 @@ def test_a_new_head_is_trained_under_each_residual(
         expected = bench.refit(served.update(j), j).state_dict()
         found = served.head(j).state_dict()
         assert all(torch.equal(found[k], expected[k]) for k in expected)
+
+
+def whole_bank(bench: Any, first: int) -> tuple[Adapter, ...]:
+    """Return a random whole model and a random head for each task."""
+    made = []
+    for j, adapter in enumerate(bench.banks["fresh"]):
+        draw = torch.Generator().manual_seed(first + j)
+        named = bench.backbone.network.named_parameters()
+        deltas = {
+            name.removesuffix(".weight"): torch.randn(p.shape, generator=draw) / 8
+            for name, p in named
+        }
+        head = {k: torch.randn(v.shape, generator=draw) / 2 for k, v in adapter.head.items()}
+        made.append(Adapter(adapter.name, {}, head, deltas=deltas))
+    return tuple(made)
+
+
+@pytest.mark.parametrize("seen", ["val", "support"])
+def test_a_choice_for_whole_backbones_is_made_under_their_own_heads(
+    backbone: Backbone, seen: str
+) -> None:
+    """Heads that are far apart: another bank's would choose something else."""
+    bench = task_bench.bench_of(task_bench.unlike_tasks(), backbone)
+    bench = replace(bench, banks={**bench.banks, "full": whole_bank(bench, 100)})
+    values = [0.05, 0.2, 0.4, 0.7, 1.0]
+    given = {"bank": "full", "method": "task_arithmetic", "select_on": seen}
+    made = task_bench.arm(**given, coefficients={"name": "grid", "values": values})
+    served = serve_arm(bench, made, task_bench.stages(bench, "all_at_once")["all"])
+    bank = [{m: d.double().numpy() for m, d in a.deltas.items()} for a in bench.banks["full"]]
+
+    def chosen(heads: str) -> float:
+        losses = []
+        for value in values:
+            shares = []
+            for j, e in enumerate(bench.benchmark.experiences):
+                indices = e.val if seen == "val" else bench.buffers[2][j]
+                head = bench.banks[heads][j].head
+
+                def loss(
+                    update: Deltas, e: Experience = e, rows: Any = indices, head: Any = head
+                ) -> float:
+                    outputs = outputs_of(dense(backbone, update), head, e, rows)
+                    found = loss_by_hand(e.task, torch.from_numpy(outputs), e.targets[rows])
+                    return float(found)
+
+                shares.append(loss(weighted(bank, value)) / loss(bank[j]))
+            losses.append(float(np.mean(shares)))
+        return values[int(np.argmin(losses))]
+
+    assert [c.value for c in served.coefficients] == [chosen("full")] * 3
+    assert chosen("fresh") != chosen("full")
 
 
 # What is wrong is said before anything is trained ------------------------------------------------
