@@ -760,7 +760,9 @@ class Run:
         return StreamRecord(
             name=benchmark.name,
             experiences=tuple(
-                ExperienceRecord(e.name, e.task.name, len(e.train), len(e.val), len(e.test))
+                ExperienceRecord(
+                    *(e.name, e.task.name, len(e.train), len(e.val), len(e.test), e.labels)
+                )
                 for e in benchmark.experiences
             ),
             tasks=tuple(

@@ -151,7 +151,10 @@ def arm_settings(run: RunFolder, arm: str) -> ArmSettings:
 def at_the_end(run: RunFolder) -> str:
     """Say when final scores were measured."""
     if run.stream.ordered:
-        several = len({e.task for e in run.stream.experiences}) > 1
+        experiences = run.stream.experiences
+        if any(e.labels is not None for e in experiences):
+            return "after the last group of classes"
+        several = len({e.task for e in experiences}) > 1
         return f"after the last {'task' if several else 'domain'}"
     if has_budgets(run):
         return "when all tasks are served"

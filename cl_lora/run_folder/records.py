@@ -182,13 +182,36 @@ class TaskRecord:
 
 @dataclass(frozen=True)
 class ExperienceRecord:
-    """An experience: its name, the name of its task, and how many samples each part has."""
+    """An experience: its name, the name of its task, and how many samples each part has.
+
+    ``labels`` are the numbers of the task's labels that it brings, where experiences that share a
+    task bring labels of their own; None elsewhere.
+    """
 
     name: str
     task: str
     train: int
     val: int
     test: int
+    labels: tuple[int, ...] | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return plain JSON that :meth:`from_record` reads; what there is not is left out."""
+        found = {key: value for key, value in vars(self).items() if value is not None}
+        return {**found, "labels": list(self.labels)} if self.labels is not None else found
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> ExperienceRecord:
+        """Return the experience of :meth:`record`; errors as :meth:`StreamRecord.from_record`."""
+        labels = record.get("labels")
+        return cls(
+            str(record["name"]),
+            str(record["task"]),
+            int(record["train"]),
+            int(record["val"]),
+            int(record["test"]),
+            None if labels is None else tuple(map(int, labels)),
+        )
 
 
 @dataclass(frozen=True)
@@ -296,7 +319,7 @@ class StreamRecord:
             "name": self.name,
             "fingerprint": self.fingerprint,
             "protocol": {"name": self.protocol, "ordered": self.ordered},
-            "experiences": [vars(e) for e in self.experiences],
+            "experiences": [e.record() for e in self.experiences],
             "tasks": [task.record() for task in self.tasks],
             "stages": [
                 {
@@ -320,12 +343,7 @@ class StreamRecord:
             ValueError: if the fields contradict one another.
         """
         tasks = tuple(map(TaskRecord.from_record, record["tasks"]))
-        experiences = tuple(
-            ExperienceRecord(
-                str(e["name"]), str(e["task"]), int(e["train"]), int(e["val"]), int(e["test"])
-            )
-            for e in record["experiences"]
-        )
+        experiences = tuple(map(ExperienceRecord.from_record, record["experiences"]))
         stages = tuple(
             StageRecord(
                 int(s["index"]),
