@@ -22,7 +22,7 @@ DELTA_FILE = "delta.safetensors"
 HEAD_FILE = "head.safetensors"
 TRAINING_FILE = "training.json"
 STATISTICS = "statistics"
-_LISTED = "files"  # in training.json, as of an adapter: what else belongs to it
+LISTED = "files"  # in training.json: what else belongs to an adapter
 
 _FILES = frozenset({DELTA_FILE, HEAD_FILE, TRAINING_FILE, STATISTICS})
 
@@ -43,7 +43,7 @@ def read_model(
     """
     training = _training(folder)
     head = folder / HEAD_FILE
-    listed = training.pop(_LISTED, [HEAD_FILE] if head.exists() else [])
+    listed = training.pop(LISTED, [HEAD_FILE] if head.exists() else [])
     return (
         LazyTensors(folder / DELTA_FILE),
         dict(LazyTensors(head)) if listed else {},
@@ -74,7 +74,7 @@ def write_model(
         if head:
             safetensors.torch.save_file(_owned(head), temporary / HEAD_FILE)
         listed = [HEAD_FILE] if head else []
-        files.write_json(temporary / TRAINING_FILE, {**training, _LISTED: listed})
+        files.write_json(temporary / TRAINING_FILE, {**training, LISTED: listed})
 
 
 def is_whole_model(folder: Path) -> bool:

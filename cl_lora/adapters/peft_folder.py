@@ -26,7 +26,7 @@ from cl_lora.adapters.base_model import BaseModel
 from cl_lora.adapters.entries import is_finite
 from cl_lora.adapters.factors import LoRAFactors
 from cl_lora.adapters.lora_config import LoRASettings, make_lora_config, parse_lora_config
-from cl_lora.adapters.model_folder import STATISTICS
+from cl_lora.adapters.model_folder import LISTED, STATISTICS
 from cl_lora.adapters.tensor_file import LazyTensors
 from cl_lora.support import files
 from cl_lora.support.errors import UserError
@@ -38,7 +38,6 @@ HEAD_FILE = "head.safetensors"
 TRAINING_FILE = "training.json"
 
 _FILES = frozenset({CONFIG_FILE, WEIGHTS_FILE, HEAD_FILE, TRAINING_FILE, STATISTICS})
-LISTED = "files"  # in training.json: what else belongs to the adapter
 PREFIX = "base_model.model."
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.[^.]+)?\.weight")
 # What older versions of peft put between a trained module and its parameters.
