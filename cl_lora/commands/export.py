@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cl_lora.commands.terminal import Parser, quieten
+from cl_lora.support.errors import UserError
 
 if TYPE_CHECKING:
     from cl_lora.export import Exported
@@ -46,8 +47,18 @@ def run(given: Sequence[str]) -> int:
         "--with-base", action="store_true", help="write the weights of the base model too"
     )
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="a new folder")
+    parser.add_argument(
+        "--push",
+        metavar="REPO",
+        help="send the folder to this model repository of the Hugging Face hub, once it is written",
+    )
+    parser.add_argument(
+        "--private", action="store_true", help="make the repository of --push a private one"
+    )
     parser.add_plugins()
     arguments = parser.parse_args(given)
+    if arguments.private and arguments.push is None:
+        raise UserError("--private says how --push makes a repository; give --push REPO too")
     quieten()
     from cl_lora.configuration.plugins import load_plugins
     from cl_lora.run_folder.reader import RunFolder
@@ -56,7 +67,10 @@ def run(given: Sequence[str]) -> int:
     load_plugins([*(finished.config.get("plugins") or ()), *arguments.plugins])
     from cl_lora.export import export
     from cl_lora.export.choice import choose
+    from cl_lora.export.push import check_push, push
 
+    if arguments.push is not None:
+        check_push(arguments.push)
     exported = export(
         choose(finished, arguments.arm, arguments.stage, arguments.seed),
         arguments.out,
@@ -66,6 +80,8 @@ def run(given: Sequence[str]) -> int:
         with_base=arguments.with_base,
     )
     print("\n".join(_said(exported, arguments.seed is None)))
+    if arguments.push is not None:
+        print(f"Hub:     {push(exported, arguments.push, private=arguments.private)}")
     return 0
 
 
