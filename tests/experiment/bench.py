@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_lora.adapters import Adapter, LoRAFactors
+from cl_lora.adapters import Adapter, LoRAFactors, entry_name
 from cl_lora.adapters.injection import LoRAConfig, applied, target_modules
 from cl_lora.benchmarks import Benchmark
 from cl_lora.benchmarks.batches import target_tensor
@@ -53,8 +53,19 @@ def random_adapter(backbone: Backbone, number: int) -> Adapter:
     return Adapter(f"a{number}", factors, head)
 
 
+def random_model(backbone: Backbone, number: int) -> Adapter:
+    """Return a whole model as full fine-tuning would leave it, but at random."""
+    generator = torch_generator(number, "model")
+    deltas = {
+        entry_name(name): torch.randn(p.shape, generator=generator) / 50
+        for name, p in backbone.network.named_parameters()
+    }
+    head = new_linear_head(backbone.features, 3, seed=number).state_dict()
+    return Adapter(f"m{number}", {}, head, deltas=deltas)
+
+
 def workbench(benchmark: Benchmark, backbone: Backbone, head: str = "shared") -> Workbench:
-    """Return a seed with random adapters: 0 to 2 fresh, 10 to 12 sequential, 20 joint."""
+    """Return a seed at random: fresh adapters 0 to 2, sequential 10 to 12, joint 20, models 30."""
     Counting.passes = 0
     fresh, sequential = (
         tuple(random_adapter(backbone, first + i) for i in range(3)) for first in (0, 10)
@@ -62,7 +73,12 @@ def workbench(benchmark: Benchmark, backbone: Backbone, head: str = "shared") ->
     return Workbench(
         benchmark=benchmark,
         backbone=backbone,
-        banks={"fresh": fresh, "sequential": sequential, "joint": (random_adapter(backbone, 20),)},
+        banks={
+            "fresh": fresh,
+            "sequential": sequential,
+            "joint": (random_adapter(backbone, 20),),
+            "full": tuple(random_model(backbone, 30 + i) for i in range(3)),
+        },
         compute=Counting(torch.device("cpu"), bf16=False),
         seed=0,
         policy=get_head_policy(head),

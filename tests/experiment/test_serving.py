@@ -21,7 +21,7 @@ from bench import (
 
 from cl_lora.adapters.injection import inject
 from cl_lora.benchmarks import Benchmark
-from cl_lora.experiment.banks import FRESH
+from cl_lora.experiment.banks import BANKS, FRESH
 from cl_lora.experiment.evaluator import Evaluator
 from cl_lora.experiment.references import REFERENCES, get_references
 from cl_lora.experiment.serving import Workbench
@@ -160,7 +160,13 @@ def test_reference_rows_by_name() -> None:
 @pytest.mark.parametrize("name", list(REFERENCES))
 def test_a_row_says_what_it_is(name) -> None:
     assert REFERENCES[name].summary
-    assert FRESH in REFERENCES[name].banks
+    assert set(REFERENCES[name].banks) <= {*BANKS.values()}
+
+
+def test_rows_without_an_adapter_need_no_bank() -> None:
+    bare = [name for name, row in REFERENCES.items() if not row.banks]
+    assert bare == ["head_only", "trivial"]
+    assert REFERENCES["single_full"].banks == (BANKS["full"],)
 
 
 def test_prototypes_of_a_row_see_the_buffer_of_its_time(benchmark_16, backbone) -> None:
