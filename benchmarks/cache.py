@@ -1,19 +1,20 @@
 """Decode every image once: a uint8 array in a file that is mapped, not read.
 
 The file's name is a digest of the images' content and size, so a file is never out of date; it is
-written under another name and renamed, so a file that exists is whole and two processes that build
-the same one do no harm.
+written under another name and renamed, so a file that exists is whole. Of several processes that
+need the same file one builds it and the others wait; one that dies lets the next build it.
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -25,6 +26,8 @@ from PIL import Image, UnidentifiedImageError
 from cl_lora.support.errors import UserError
 from cl_lora.support.files import digest, explain_write_errors
 from cl_lora.support.progress import track
+
+log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -95,8 +98,11 @@ def cached_images(source: ImageSource, size: int, folder: Path) -> Pixels:
     shape = (source.count, size, size, 3)
     images = _open(path, shape)
     if images is None:
-        _build(path, source, shape)
-        images = _open(path, shape)
+        with _sole_builder(path):
+            images = _open(path, shape)  # which another process may have built meanwhile
+            if images is None:
+                _build(path, source, shape)
+                images = _open(path, shape)
         if images is None:
             raise UserError(
                 f"Expected {path} to hold the decoded images but it does not; remove it"
@@ -198,6 +204,40 @@ def _build(path: Path, source: ImageSource, shape: tuple[int, ...]) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def _sole_builder(path: Path) -> Iterator[None]:
+    """Wait until no other process builds ``path``: a lock beside it, which ends with its process.
+
+    The file of the lock is removed again. Where the file system has no locks nobody waits: two
+    processes that build the same file do no harm.
+    """
+    name = path.with_suffix(".lock")
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = name.open("w")
+        while _wait_for(file, path) and not os.fstat(file.fileno()).st_nlink:
+            file.close()  # who held it has removed it: another process may hold a new one
+            file = name.open("w")
+    with file:
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                name.unlink()
+
+
+def _wait_for(file: IO[str], path: Path) -> bool:
+    """Lock ``file``, and return whether the file system has locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("waiting for another process that makes %s", path)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
 
 
 def _locked_temporary(path: Path) -> tuple[int, str]:

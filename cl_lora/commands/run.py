@@ -16,9 +16,19 @@ from cl_lora.support.errors import UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from cl_lora.experiment.settings import Settings
     from cl_lora.tracking import Tracking
 
 log = logging.getLogger(__name__)
+
+_IMPORTS = (
+    "cl_lora.experiment.pipeline",
+    "cl_lora.strategies.lora",
+    "cl_lora.benchmarks.avalanche",
+    "peft",  # only after ours, which make it loadable beside any torch
+    "timm.models.vision_transformer",
+)
+"""What every job imports sooner or later."""
 
 
 def run(given: Sequence[str]) -> int:
@@ -31,11 +41,15 @@ def run(given: Sequence[str]) -> int:
             return shard.run(given)
     from cl_lora.configuration.launch import launch
 
-    return launch(given, job, check)
+    return launch(given, job, check, _IMPORTS)
 
 
-def job(composed: DictConfig) -> None:
-    """Run one job of Hydra's, in this process or in one that a launcher started."""
+def job(composed: DictConfig) -> str:
+    """Run one job of Hydra's, in this process or in one that a launcher started.
+
+    Returns:
+        Its run folder.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -45,11 +59,21 @@ def job(composed: DictConfig) -> None:
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         print(f"[{hydra.job.num + 1}] {' '.join(hydra.overrides.task)}", file=sys.stderr)
-    execute(plain(composed))
+    return str(execute(plain(composed)))
 
 
-def check(jobs: Sequence[Mapping[str, Any]]) -> None:
+def check(
+    jobs: Sequence[Mapping[str, Any]], side_by_side: bool = False
+) -> dict[int, dict[str, Any]]:
     """Check every job before the first is trained, and that no two differ in one folder.
+
+    Args:
+        jobs: their configurations.
+        side_by_side: whether two may run at the same time, each then in a folder of its own.
+
+    Returns:
+        Job -> what is set for it: where jobs side by side differ in their seeds alone, that their
+        seeds have run folders apart.
 
     Raises:
         UserError: with the first thing that is wrong.
@@ -62,10 +86,14 @@ def check(jobs: Sequence[Mapping[str, Any]]) -> None:
 
     recipes: dict[str, Mapping[str, Any]] = {}
     variants: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for settings in map(pipeline.check, jobs):
+    shared: dict[str, list[int]] = {}
+    every = [pipeline.check(config) for config in jobs]
+    _check_trackers([settings.options.tracker for settings in every])
+    for number, settings in enumerate(every):
         recipe, folder = settings.recipe, settings.given_folder
         # Where the configuration names the folder, jobs of one recipe share it.
         place = f"run_dir={folder}" if folder else json.dumps(recipe, default=str)
+        shared.setdefault(place, []).append(number)
         if recipes.setdefault(place, recipe) != recipe:
             raise UserError(
                 f"The combinations of --multirun need a folder each but all go to {place}; leave "
@@ -77,6 +105,34 @@ def check(jobs: Sequence[Mapping[str, Any]]) -> None:
                     f"The combinations of --multirun would define arm {arm.name!r} in several ways "
                     "in one run folder; give each a run_dir, or the arms names of their own"
                 )
+    if not side_by_side:
+        return {}
+    changes: dict[int, dict[str, Any]] = {}
+    for numbers in shared.values():
+        if len(numbers) > 1:
+            _check_apart(numbers, [every[n] for n in numbers])
+            changes |= {n: {"seeds_apart": True} for n in numbers}
+    return changes
+
+
+def _check_apart(numbers: Sequence[int], jobs: Sequence[Settings]) -> None:
+    """Refuse jobs of one run folder that may run at the same time, unless their seeds differ."""
+    taken: dict[int, int] = {}
+    for number, settings in zip(numbers, jobs, strict=True):
+        for seed in settings.seeds:
+            first = taken.setdefault(seed, number)
+            if first != number:
+                raise UserError(
+                    f"Jobs {first + 1} and {number + 1} of --multirun would write to one run "
+                    f"folder at the same time, both with seed {seed}; let one job do both, as "
+                    "arms=[A,B], or give each a run_dir, or set hydra/launcher=basic"
+                )
+    if jobs[0].given_folder is not None:
+        raise UserError(
+            f"Jobs {numbers[0] + 1} and {numbers[1] + 1} of --multirun would write to "
+            f"run_dir={jobs[0].given_folder} at the same time; leave run_dir out, or set "
+            "hydra/launcher=basic"
+        )
 
 
 def execute(config: Mapping[str, Any]) -> Path:
@@ -101,6 +157,15 @@ def execute(config: Mapping[str, Any]) -> Path:
     if config["report"]:
         print(f"Report:     {folder / 'report.html'}")
     return folder
+
+
+def _check_trackers(given: Sequence[str | Sequence[str] | None]) -> None:
+    """Connect once to every tracker that some job is sent to."""
+    if any(given):
+        from cl_lora.tracking import check as check_trackers
+        from cl_lora.tracking import names_of
+
+        check_trackers(list(dict.fromkeys(name for tracker in given for name in names_of(tracker))))
 
 
 @contextmanager

@@ -26,6 +26,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cl_lora.configuration.choices import CONFIG_MODULE, GROUPS
 from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.sweeps import ray_launcher
+from cl_lora.sweeps.launchers import not_installed
 
 HYDRA_VERSION_BASE = "1.3"
 CONFIG_PATH = f"pkg://{CONFIG_MODULE}"
@@ -61,6 +63,7 @@ class Composer:
     ) -> None:
         version.setbase(HYDRA_VERSION_BASE)
         setup_globals()
+        ray_launcher.offer()
         JobRuntime.instance().set("name", module.rpartition(".")[2])
         path = create_automatic_config_search_path(None, module, config_path or CONFIG_PATH)
         if config_dir is not None:
@@ -182,6 +185,24 @@ class Composer:
             raise UserError(f"{_sentence(str(error))}; name the values, as KEY=A,B") from error
         return [[*given["hydra"], *job] for batch in batches for job in batch]
 
+    def launcher(self, overrides: Sequence[str]) -> tuple[dict[str, Any], int | None]:
+        """Return the options of a sweep's launcher, and how many jobs it gets at most at a time.
+
+        An option that only a job can resolve is None.
+
+        Raises:
+            UserError: for whatever Hydra refuses.
+        """
+        hydra = self.load(overrides, multirun=True).hydra
+        options: dict[str, Any] = {}
+        for key in hydra.launcher:
+            options[str(key)] = None
+            with contextlib.suppress(OmegaConfBaseException):
+                value = hydra.launcher[key]
+                plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+                options[str(key)] = plain
+        return options, hydra.sweeper.get("max_batch_size")
+
     def compose(self, overrides: Sequence[str], number: int | None = None) -> dict[str, Any]:
         """Return the configuration of one job as plain containers.
 
@@ -241,7 +262,8 @@ class Composer:
         value = override.value()
         for choice in value if isinstance(value, list) else [value]:
             if choice not in known and "/" not in str(choice):
-                raise unknown_name(group, "null" if choice is None else choice, known)
+                absent = not_installed(str(choice)) if group == "hydra/launcher" else None
+                raise absent or unknown_name(group, "null" if choice is None else choice, known)
 
     def _check_arms_once(self, overrides: Sequence[Override]) -> None:
         """Refuse a second definition of an arm, which Hydra would merge into the first."""
@@ -273,7 +295,9 @@ class Composer:
         text = " ".join(" ".join(parts).split())
         missing = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
         if missing:
-            return unknown_name(missing[1], missing[2], self._options(missing[1], overrides))
+            absent = not_installed(missing[2]) if missing[1] == "hydra/launcher" else None
+            known = self._options(missing[1], overrides)
+            return absent or unknown_name(missing[1], missing[2], known)
         if "Cannot find primary config" in text:
             return UserError(
                 f"There is no {self._name}.yaml for --config-name; give the folder that holds it "

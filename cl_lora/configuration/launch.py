@@ -16,8 +16,15 @@ from hydra.types import TaskFunction
 
 from cl_lora.configuration.compose import CONFIG_NAME, CONFIG_PATH, Composer
 from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.sweeps.launchers import launcher_of
+from cl_lora.sweeps.sweep import JOB_FILES, Plan, conduct, labels_of
 
 Job = Mapping[str, Any]
+Changes = Mapping[int, Mapping[str, Any]]
+"""Job -> options that a sweep sets for it."""
+
+Check = Callable[[Sequence[Job], bool], Changes]
+"""Takes the configurations of several jobs, and whether two may run at the same time."""
 
 SWEEP_FOLDER = ".cl-lora-sweep"
 """``hydra.sweep.dir`` of ``configs/config.yaml``: where launchers keep files of their own."""
@@ -26,17 +33,21 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 def launch(
-    arguments: Sequence[str], job: TaskFunction, check: Callable[[Sequence[Job]], None]
+    arguments: Sequence[str], job: TaskFunction, check: Check, imports: Sequence[str] = ()
 ) -> int:
     """Run a command line of Hydra's: every job that it asks for, or what its flags ask to show.
 
     All jobs are composed before the first is run, and several are checked together. Only where
-    another sweeper than Hydra's basic one makes the jobs while they run, each must check itself.
+    another sweeper than Hydra's basic one makes the jobs while they run, each must check itself,
+    and the first that fails is the last.
 
     Args:
         arguments: overrides and Hydra's flags, in any order.
-        job: runs one composed configuration; importable, since launchers send it by name.
-        check: finds what is wrong with several plain configurations, before the first is run.
+        job: runs one composed configuration and returns its run folder; importable, since
+            launchers send it by name.
+        check: finds what is wrong with several plain configurations, before the first is run, and
+            says what the sweep sets for each.
+        imports: modules that every job needs, which a launcher's process imports once.
 
     Returns:
         The exit code.
@@ -52,21 +63,25 @@ def launch(
         config_path=flags.config_path,
         config_name=flags.config_name,
     )
-    if given.runs:
-        _check_jobs(composer, given.overrides, flags.multirun, check)
+    plan = _plan(composer, given.overrides, flags.multirun, check, imports) if given.runs else None
     # What hydra.main does, but for reading sys.argv, which runs record as the user's command.
     run = partial(
         _run_hydra,
         args=flags,
         args_parser=given.parser,
-        task_function=job,
         config_path=CONFIG_PATH,
         config_name=CONFIG_NAME,
     )
+
+    def hand_over(task: TaskFunction) -> None:
+        composer.explaining(partial(run, task_function=task), given.overrides)
+
     sweep = Path(SWEEP_FOLDER).absolute()
     try:
         with _errors_raised():
-            composer.explaining(run, given.overrides)
+            if plan is not None:
+                return conduct(plan, job, hand_over)
+            hand_over(job)
     except SystemExit as end:
         # Help ends with 0; what Hydra has refused by itself is told already.
         return 0 if not end.code else 2
@@ -75,21 +90,31 @@ def launch(
     return 0
 
 
-def _check_jobs(
+def _plan(
     composer: Composer,
     overrides: Sequence[str],
     multirun: bool,
-    check: Callable[[Sequence[Job]], None],
-) -> None:
+    check: Check,
+    imports: Sequence[str],
+) -> Plan | None:
+    """Compose and check every job; return the sweep, None where there is none to plan."""
     several = multirun or composer.is_multirun(overrides)
     jobs = composer.expand(overrides, multirun=several)
     if jobs is None:
-        return
+        return None
     numbers = range(len(jobs)) if several else (None,)
     configs = [composer.compose(job, n) for job, n in zip(jobs, numbers, strict=True)]
+    if not several:
+        return None
+    options, most = composer.launcher(overrides)
+    kind = launcher_of(options)
+    changes: Changes = {}
     if len(configs) > 1:
-        check(configs)
+        changes = check(configs, kind.side_by_side)
         print(f"{len(configs)} jobs, all checked", file=sys.stderr)
+    at_once = kind.at_once(options, min(len(configs), most or len(configs)))
+    folder = Path(SWEEP_FOLDER).absolute()
+    return Plan(kind, labels_of(jobs), at_once, changes, folder, tuple(imports))
 
 
 class _Arguments:
@@ -170,6 +195,7 @@ class _Stderr:
 def _tidy(folder: Path) -> None:
     """Remove what a sweep leaves where no launcher has kept anything of its own."""
     with contextlib.suppress(OSError):
-        if {path.name for path in folder.iterdir()} <= {"multirun.yaml"}:
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(JOB_FILES)}
+        if names <= {"multirun.yaml"}:
             (folder / "multirun.yaml").unlink(missing_ok=True)
             folder.rmdir()

@@ -59,6 +59,8 @@ class RunOptions:
         threads: CPU threads; None leaves what the environment says.
         run_dir: the run folder; None lets the settings name it.
         runs_root: where it lies then.
+        seeds_apart: whether these seeds have a run folder of their own, so that other processes
+            can do other seeds at the same time; ``compare`` averages them.
         embed: the experience whose features are placed in the plane (t-SNE) for every arm and row
             of a protocol that merges all at once: its name, or its number from 0; None for none.
         report: whether report, figures and TensorBoard files are written at the end.
@@ -80,6 +82,7 @@ class RunOptions:
     threads: int | None = None
     run_dir: str | int | None = None
     runs_root: str | int | None = "runs"
+    seeds_apart: bool = False
     embed: str | int | None = None
     report: bool = True
     plugins: Sequence[str] = ()
@@ -95,6 +98,11 @@ class RunOptions:
         for key in ("run_dir", "runs_root"):
             if getattr(self, key) == "":
                 raise UserError(f"Expected {key} to be a folder but got ''; give it a name")
+        if self.seeds_apart and self.run_dir is not None:
+            raise UserError(
+                f"run_dir={self.run_dir} names the run folder but seeds_apart=true asks for one "
+                "that is named by its seeds; leave one of them out"
+            )
         seeds = self.seed_list
         if not seeds or min(seeds) < 0:
             raise UserError(f"Expected seeds to be a list like [0,1,2] but got {self.seeds!r}")
@@ -236,6 +244,8 @@ class Settings:
             return self.given_folder
         told = {**identity, "strategy": _without_defaults(identity["strategy"])}
         root, end = Path(str(self.options.runs_root or "runs")), digest(told, size=4)
+        if self.options.seeds_apart:
+            end += "".join(f"-seed-{seed}" for seed in sorted(self.seeds))
         there = sorted(root.glob(f"*-{end}")) if root.is_dir() else []
         model = str(self.raw["model"]["name"]).rpartition("/")[2]  # without the owner on the hub
         name = f"{self.raw['benchmark']['name']}-{model}-{end}"

@@ -10,7 +10,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+Tell = Callable[[str, int, int | None], None]
+"""Takes what is being done, how many steps of it are done, and of how many."""
+
 _PLAIN_INTERVAL_S = 15.0
+_listeners: list[Tell] = []
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
@@ -32,9 +36,32 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
 @contextlib.contextmanager
 def meter(description: str, total: int | None) -> Iterator[Callable[[], None]]:
     """Yield a function to call after each of ``total`` steps."""
-    show = _bar if sys.stderr.isatty() else _lines
+    show = _told if _listeners else _bar if sys.stderr.isatty() else _lines
     with show(description, total) as advance:
         yield advance
+
+
+@contextlib.contextmanager
+def told_to(tell: Tell) -> Iterator[None]:
+    """Tell every step to ``tell`` instead of showing it, e.g. where another process shows it."""
+    _listeners.append(tell)
+    try:
+        yield
+    finally:
+        _listeners.remove(tell)
+
+
+@contextlib.contextmanager
+def _told(description: str, total: int | None) -> Iterator[Callable[[], None]]:
+    tell, done = _listeners[-1], 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        tell(description, done, total)
+
+    tell(description, 0, total)
+    yield advance
 
 
 @contextlib.contextmanager

@@ -35,9 +35,11 @@ def interrupted(composed: DictConfig) -> None:
     raise KeyboardInterrupt
 
 
-def check(jobs: Sequence[Mapping[str, Any]]) -> None:
+def check(jobs: Sequence[Mapping[str, Any]], side_by_side: bool) -> Mapping[int, Mapping[str, Any]]:
     assert not SEEN
+    assert not side_by_side
     CHECKED.append(list(jobs))
+    return {}
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +116,9 @@ def test_every_way_to_ask_for_a_sweep(arguments: list[str], own: Path) -> None:
 
 
 def test_a_check_that_fails_keeps_every_job_from_running(folder: Path) -> None:
-    def complain(jobs: Sequence[Mapping[str, Any]]) -> None:
+    def complain(
+        jobs: Sequence[Mapping[str, Any]], side_by_side: bool
+    ) -> Mapping[int, Mapping[str, Any]]:
         raise UserError("No")
 
     with pytest.raises(UserError, match="No"):
@@ -145,9 +149,15 @@ def test_a_job_that_fails_is_its_own_sentence_alone(capfd: pytest.CaptureFixture
     assert "HYDRA_FULL_ERROR" not in os.environ
 
 
-def test_a_sweep_stops_at_the_job_that_fails() -> None:
-    with pytest.raises(UserError, match="The data is not there"):
-        launch(["-m", "spc=1,2"], failing, check)
+def test_a_job_that_fails_stops_no_other(capfd: pytest.CaptureFixture[str]) -> None:
+    assert launch(["-m", "spc=1,2"], failing, check) == 2
+    assert [config["spc"] for config in SEEN] == [1, 2]
+    assert capfd.readouterr().err.splitlines() == [
+        "2 jobs, all checked",
+        "cl-lora: job 1 of 2 (spc=1): The data is not there",
+        "cl-lora: job 2 of 2 (spc=2): The data is not there",
+        "cl-lora: 0 of 2 jobs are done; the same command goes on with the others",
+    ]
 
 
 def test_ctrl_c_passes() -> None:
@@ -247,7 +257,7 @@ def test_a_job_may_use_hydras_own_values(folder: Path) -> None:
         (["hydra.foo=1"], ["Unknown option 'hydra.foo'", "hydra."]),
         (["hydra.launcher.n_jobs=2"], ["Unknown option 'hydra.launcher.n_jobs'"]),
         (["hydra/launcher=nope"], ["Unknown hydra/launcher 'nope'", "basic"]),
-        (["hydra/launcher=joblib", "-m", "spc=1,2"], ["hydra/launcher 'joblib'"]),
+        (["hydra/launcher=jbolib", "-m", "spc=1,2"], ["hydra/launcher 'jbolib'", "'joblib'"]),
         (["hydra/sweeper=nope"], ["Unknown hydra/sweeper 'nope'"]),
         (["hydra.searchpath=[file:///no/where]"], ["/no/where", "hydra.searchpath"]),
         (["hydra.searchpath=3"], ["list of strings"]),
@@ -282,6 +292,27 @@ def test_one_sentence(arguments: list[str], expected: list[str]) -> None:
     for part in expected:
         assert part in text
     assert "hydra" not in text.lower() or "hydra" in arguments[0] or "--" in arguments[0]
+
+
+@pytest.mark.parametrize(
+    ("choice", "extra"),
+    [
+        *(("joblib", "joblib"), ("submitit_local", "slurm"), ("submitit_slurm", "slurm")),
+        ("ray", "ray"),
+    ],
+)
+def test_a_launcher_that_is_not_installed_names_its_extra(
+    choice: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = Composer._options
+
+    def without(self: Composer, group: str, overrides: Sequence[str]) -> list[str]:
+        return [name for name in known(self, group, overrides) if name != choice]
+
+    monkeypatch.setattr(Composer, "_options", without)
+    text = refused("-m", f"hydra/launcher={choice}", "spc=1,2")
+    assert text.startswith(f"hydra/launcher={choice} is not installed; ")
+    assert f"pip install 'cl-lora[{extra}]'" in text
 
 
 def test_known_keys_are_those_of_the_choices() -> None:

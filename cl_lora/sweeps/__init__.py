@@ -1,0 +1,1 @@
+"""Jobs of ``--multirun`` on whatever runs them: how many at once, what each does, one view."""
