@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,16 @@ from cl_lora.benchmarks.core import Benchmark, Experience
 from cl_lora.experiment.arms import Arm, ArmDefaults, check_groups, make_arm
 from cl_lora.experiment.banks import FRESH
 from cl_lora.experiment.merged import serve_arm
-from cl_lora.experiment.serving import Part, Workbench
+from cl_lora.experiment.serving import OwnUpdate, Part, Workbench
 from cl_lora.experiment.stages import Stage
 from cl_lora.merging import Update
 from cl_lora.models.compute import Compute
+from cl_lora.models.heads import freeze, head_of
+from cl_lora.models.statistics import TRAIN, Observed, get_statistic
 from cl_lora.models.weights import Weights, changed
 from cl_lora.run_folder.records import Coefficient
 from cl_lora.strategies.config import ANEW
-from cl_lora.strategies.script import ScriptBackbone, remembered
+from cl_lora.strategies.script import ScriptBackbone, batches_of, remembered
 from cl_lora.support.errors import UserError
 from cl_lora.support.seeding import derive
 from cl_lora.tasks import CLASS, Task
@@ -144,6 +146,8 @@ class LoRAMergePlugin(SupervisedPlugin):  # type: ignore[misc]
         bank = AdapterBank(folder)
         for t, adapter in enumerate(self._adapters):
             bank.save(t, adapter.name, adapter)
+            for name, tensors in adapter.statistics.items():
+                bank.add_statistic(t, adapter.name, name, tensors)
         return bank
 
     # Avalanche's hooks, in the order in which they come. The adapter must be there before model
@@ -152,9 +156,10 @@ class LoRAMergePlugin(SupervisedPlugin):  # type: ignore[misc]
     def before_training(self, strategy: Any, *_: Any, **__: Any) -> None:
         """Look at the model, the first time."""
         if self._backbone is None:
-            backbone = ScriptBackbone(strategy.model, self._head, self.lora)
+            with _draws_kept():
+                backbone = ScriptBackbone(strategy.model, self._head, self.lora)
             check_groups([self.arm], backbone.modules_adapted)
-            self._task = Task("script", CLASS, self._label_names(len(backbone.head.weight)))
+            self._task = Task("script", CLASS, self._label_names(backbone.outputs))
             self._backbone = backbone
         if strategy.model is not self._backbone.network:
             raise UserError(
@@ -165,8 +170,6 @@ class LoRAMergePlugin(SupervisedPlugin):  # type: ignore[misc]
     def before_train_dataset_adaptation(self, strategy: Any, *_: Any, **__: Any) -> None:
         """Take the merge back and put a fresh adapter in."""
         backbone = self._known
-        self._abandon(strategy)
-        self._served.close()
         t = len(self._adapters)
         label = strategy.experience.current_experience
         name = self._name(t, label)
@@ -176,13 +179,15 @@ class LoRAMergePlugin(SupervisedPlugin):  # type: ignore[misc]
             drawn = remembered(dataset, self._task, name, self.arm.spc, self.seed)
             self._buffers = [*self._buffers[:t], drawn]
             self._probe(strategy)
-        with torch.random.fork_rng(devices=[]):  # the script's own draws stay what they are
+        self._abandon(strategy)  # a training that was broken off
+        self._served.close()
+        with _draws_kept():
             torch.manual_seed(derive(self.seed, "adapter", t))
             network = inject(backbone.network, self.lora, None, backbone.targets)
         self._opened = _Opened(network, name, label, time.monotonic())
         self._losses = []
         backbone.head.requires_grad_(True)
-        backbone.network.train()
+        backbone.train()
         for module in backbone.network.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()  # the frozen model stays the same: statistics would move
@@ -227,8 +232,8 @@ class LoRAMergePlugin(SupervisedPlugin):  # type: ignore[misc]
                 "the model"
             )
         self._abandon(strategy)
-        self._adapters.append(adapter)
-        self._known.network.eval()
+        self._known.eval()
+        self._adapters.append(self._observed(strategy, adapter))
         part, coefficients = self._merged(strategy, self._adapters)
         assert isinstance(part.update, Update)
         self.update = part.update
@@ -241,7 +246,9 @@ class LoRAMergePlugin(SupervisedPlugin):  # type: ignore[misc]
             return
         adapter = self._snapshot(self._opened)
         self._evaluating.enter_context(set_aside(self._opened.network))
-        part, _coefficients = self._merged(strategy, [*self._adapters, adapter])
+        self._known.eval()
+        now = self._observed(strategy, adapter)
+        part, _coefficients = self._merged(strategy, [*self._adapters, now])
         self._evaluating.callback(self._serve(part))
 
     def after_eval(self, strategy: Any, *_: Any, **__: Any) -> None:
@@ -290,9 +297,9 @@ class LoRAMergePlugin(SupervisedPlugin):  # type: ignore[misc]
             )
 
     def _probe(self, strategy: Any) -> None:
-        """Fail before training where features could not be had after it."""
-        network, inputs = self._known.network, self._known.encode(self._buffers[-1].inputs[:1])
-        network.eval()
+        """Fail before training, the model untouched, where features could not be had after it."""
+        inputs = self._known.encode(self._buffers[-1].inputs[:1])
+        self._known.eval()
         with torch.no_grad():
             self._known(inputs.to(strategy.device))
 
@@ -313,6 +320,26 @@ class LoRAMergePlugin(SupervisedPlugin):  # type: ignore[misc]
                 "loss": list(self._losses),
             },
         )
+
+    def _observed(self, strategy: Any, adapter: Adapter) -> Adapter:
+        """Return an adapter with the statistic beside it that the arm needs, if it needs one."""
+        if self.arm.statistic is None:
+            return adapter
+        statistic = get_statistic(self.arm.statistic)
+        device = strategy.device
+        observed = Observed(
+            self._known,
+            Compute(device, bf16=False),
+            OwnUpdate(adapter),
+            freeze(head_of(adapter.head)).to(device),
+            self._task,
+            adapter.modules(),
+            self.seed,
+            (FRESH.name, len(self._adapters)),
+        )
+        samples = batches_of(strategy.experience.dataset, self._batch_size, adapter.name)
+        found = statistic.gather(observed, samples).result()
+        return replace(adapter, statistics={statistic.name: found})
 
     def _merged(
         self, strategy: Any, adapters: Sequence[Adapter]
@@ -335,7 +362,7 @@ class LoRAMergePlugin(SupervisedPlugin):  # type: ignore[misc]
             head_lr=self._head_lr,
         )
         # Avalanche evaluates without gradients, but coefficients may be learned by them.
-        with torch.enable_grad():
+        with torch.enable_grad(), _draws_kept():
             served = serve_arm(bench, self.arm, stage)
         return served.parts[t], served.coefficients
 
@@ -362,15 +389,25 @@ class LoRAMergePlugin(SupervisedPlugin):  # type: ignore[misc]
         return back
 
 
+def _draws_kept() -> contextlib.AbstractContextManager[None]:
+    """Leave torch's global generator as it is: making a layer draws from it, whatever it is for.
+
+    The script's own draws, such as the order of batches, must not depend on what is merged.
+    """
+    kept: contextlib.AbstractContextManager[None] = torch.random.fork_rng(devices=[])
+    return kept
+
+
 def _made(arm: Mapping[str, Any] | str) -> Arm:
     """Return the arm, which must need nothing that a script cannot give."""
     settings = {"method": arm} if isinstance(arm, str) else arm
     if isinstance(settings, Mapping):
         _refuse(settings)
     made = make_arm(_NAME, settings, ArmDefaults())
-    if made.statistic is not None:
+    if made.statistic is not None and get_statistic(made.statistic).part != TRAIN:
         raise _refusal(
-            f"method {made.method!r} needs statistics of every experience ({made.statistic})",
+            f"method {made.method!r} needs a statistic of validation parts ({made.statistic}), "
+            "which no experience has",
             "choose another method",
         )
     return made
@@ -420,7 +457,7 @@ def _seat(strategy: Any, model: nn.Module) -> None:
             weight = parameters.get(f"{name.partition('.lora_')[0]}.base_layer.weight")
             seats[id(parameter)] = 0 if weight is None else seats.get(id(weight), 0)
             groups[seats[id(parameter)]]["params"].append(parameter)
-    if strategy.optimized_param_id is not None:
+    if getattr(strategy, "optimized_param_id", None) is not None:
         # What Avalanche compares the model with: it would look for the parameters of old names.
         strategy.optimized_param_id = parameters
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from cl_lora.adapters.injection import TARGETS, LoRAConfig, parts_of_qkv, split_
 from cl_lora.benchmarks.core import Benchmark, Experience
 from cl_lora.benchmarks.draw import draw_buffer
 from cl_lora.models.base import Backbone
+from cl_lora.models.compute import Batch
 from cl_lora.support.errors import UserError
 from cl_lora.tasks import CLASS, Task
 
@@ -53,6 +54,11 @@ class ScriptBackbone(Backbone):
     def head(self) -> nn.Module:
         """The last layer of the model, as it is now."""
         return self.network.get_submodule(self.head_name)
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs the model has."""
+        return len(self.head.state_dict()["weight"])
 
     def encode(self, samples: npt.NDArray[Any]) -> Tensor:
         """Return samples as a tensor: the script has transformed them already."""
@@ -169,15 +175,36 @@ def remembered(dataset: Any, task: Task, name: str, spc: int, seed: int) -> Expe
     whole = Experience(name, drawn_of, everything, places, everything, _NONE, _NONE)
     (rows,) = draw_buffer(Benchmark(name, (whole,), fingerprint=""), spc, seed)
     samples = dataset.eval()
-    inputs = [samples[int(row)][0] for row in rows]
-    if not all(isinstance(x, Tensor) for x in inputs):
-        raise UserError(
-            f"Expected the inputs of {name!r} to be tensors but got {type(inputs[0]).__name__}; "
-            "give the dataset a transform, such as torchvision's ToTensor"
-        )
-    kept = torch.stack(inputs).cpu().numpy()
+    kept = _stacked([samples[int(row)][0] for row in rows], name).numpy()
     indices = np.arange(len(rows))
     return Experience(name, task, kept, targets[rows], indices, _NONE, _NONE)
+
+
+def batches_of(dataset: Any, size: int, name: str) -> Iterator[Batch]:
+    """Yield all inputs and classes of a dataset, transformed as for evaluation.
+
+    Args:
+        dataset: of an Avalanche experience.
+        size: samples of a batch; the last may have fewer.
+        name: of the experience, for errors.
+
+    Raises:
+        UserError: if an input is no tensor.
+    """
+    samples = dataset.eval()
+    for start in range(0, len(samples), size):
+        items = [samples[i] for i in range(start, min(start + size, len(samples)))]
+        yield _stacked([x for x, *_ in items], name), torch.tensor([int(y) for _, y, *_ in items])
+
+
+def _stacked(inputs: Sequence[Any], name: str) -> Tensor:
+    odd = [x for x in inputs if not isinstance(x, Tensor)]
+    if odd:
+        raise UserError(
+            f"Expected the inputs of {name!r} to be tensors but got {type(odd[0]).__name__}; "
+            "give the dataset a transform, such as torchvision's ToTensor"
+        )
+    return torch.stack(list(inputs)).cpu()
 
 
 def _classes(dataset: Any, task: Task, name: str) -> npt.NDArray[np.int64]:
