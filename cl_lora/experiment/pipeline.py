@@ -19,6 +19,12 @@ from cl_lora.benchmarks.draw import ALL, draw_buffer, draw_support
 from cl_lora.benchmarks.splits import Indices
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.experiment.adapting import adapt_arm, edges
+from cl_lora.experiment.analyses import (
+    compare_features,
+    measure_spectra,
+    place_features,
+    relate_adapters,
+)
 from cl_lora.experiment.arms import (
     Arm,
     check_groups,
@@ -27,14 +33,12 @@ from cl_lora.experiment.arms import (
     check_weights,
 )
 from cl_lora.experiment.banks import FRESH, Banks
-from cl_lora.experiment.embedding import embed
+from cl_lora.experiment.checks import check_tasks, embedded
 from cl_lora.experiment.evaluator import Evaluator
 from cl_lora.experiment.few_shot import check_few_shot, outline
-from cl_lora.experiment.growing import check_growing
 from cl_lora.experiment.ledger import Ledger, open_ledger
 from cl_lora.experiment.listener import Listener, Silent
 from cl_lora.experiment.merged import serve_arm
-from cl_lora.experiment.relations import facts, relations
 from cl_lora.experiment.serving import Served, Workbench, count_parameters, numbers_to_serve
 from cl_lora.experiment.settings import (
     RunOptions,
@@ -43,8 +47,6 @@ from cl_lora.experiment.settings import (
     set_threads,
     strategy_defaults,
 )
-from cl_lora.experiment.similarity import pairs_of, similarities
-from cl_lora.experiment.spectra import spectra
 from cl_lora.experiment.stages import Stage, Subsets, continued, shots_of
 from cl_lora.experiment.task_metrics import metrics_of_task, reported
 from cl_lora.experiment.training import check_banks, gather_statistics, train_banks
@@ -66,14 +68,11 @@ from cl_lora.run_folder.reader import read_stream
 from cl_lora.run_folder.records import (
     PARAMETERS,
     Account,
-    Embedding,
     ExperienceRecord,
-    Similarity,
     StreamRecord,
     TaskRecord,
 )
 from cl_lora.run_folder.results import Results
-from cl_lora.run_folder.rows import EMBEDDINGS, FACTS, RELATIONS, SIMILARITIES, SPECTRA
 from cl_lora.support import files, progress
 from cl_lora.support.errors import DivergedError, UserError, unknown_name
 from cl_lora.tasks import Task
@@ -135,7 +134,7 @@ def prepare(raw: Mapping[str, Any]) -> Prepared:
     if settings.given_folder is not None:
         _look_into(settings.given_folder)  # before data are decoded
     benchmark = make_benchmark(raw["benchmark"], input_size(settings.model))
-    _check_tasks(settings, benchmark)
+    check_tasks(settings, benchmark)
     embedded(settings, benchmark)
     if settings.protocol.few_shot:
         check_few_shot(settings, benchmark)
@@ -209,95 +208,6 @@ def _look_into(folder: Path) -> None:
     require_run_folder(folder)
     if (folder / layout.CONFIG_FILE).exists():
         read_config(folder)
-
-
-def _check_tasks(settings: Settings, benchmark: Benchmark) -> None:
-    """Refuse a task that the heads of a run cannot serve."""
-    if len(benchmark.tasks) > 1:
-        names = ", ".join(task.name for task in benchmark.tasks)
-        if not settings.training.policy.apart:
-            raise UserError(
-                f"Expected experiences that share one task, as they share a head, but "
-                f"{benchmark.name!r} has several: {names}; set strategy.head=own, or choose "
-                "another benchmark"
-            )
-        for arm in settings.arms:
-            if not arm.policy.apart:
-                raise UserError(
-                    f"Arm {arm.name!r}: head={arm.policy.name} serves all experiences by one head "
-                    f"but those of {benchmark.name!r} have different tasks: {names}; leave head "
-                    "out, or give head=refit"
-                )
-        for row in settings.references:
-            alien = [kind.name for kind in row.banks if not kind.own_heads]
-            if alien:
-                raise UserError(
-                    f"The reference row {row.name!r} trains one head on all experiences but those "
-                    f"of {benchmark.name!r} have different tasks: {names}; leave it out of "
-                    "references"
-                )
-    sizes = {e.inputs.shape[1:]: e.name for e in benchmark.experiences}
-    if len(sizes) > 1:
-        (one, first), (other, second), *_ = sizes.items()
-        raise UserError(
-            f"Expected tasks that share a backbone but the inputs of {first!r} are {one} and those "
-            f"of {second!r} {other}; give them one size"
-        )
-    if settings.training.patience is not None:
-        for experience in benchmark.experiences:
-            if not len(experience.val):
-                raise UserError(
-                    "strategy.patience stops training by the loss on a validation part but that "
-                    f"of {experience.name!r} is empty; set benchmark.val_fraction=0.1, or "
-                    "strategy.patience=null"
-                )
-    check_growing(settings, benchmark)
-    _check_policies(settings, benchmark)
-
-
-def _check_policies(settings: Settings, benchmark: Benchmark) -> None:
-    """Refuse a head policy that cannot serve a kind of task."""
-    policies = [settings.training.policy, *(arm.policy for arm in settings.arms)]
-    for policy in policies:
-        spoken = next((t for t in benchmark.tasks if t.kind.of_tokens), None)
-        if spoken is not None and not policy.from_backbone:
-            raise UserError(
-                f"The task {spoken.name!r} of {benchmark.name!r} is answered in words, which no "
-                f"head that is trained can do, but the head policy is {policy.name!r}; set "
-                "strategy.head=text"
-            )
-        task = next((t for t in benchmark.tasks if policy.needs_classes and not t.labels), None)
-        if task is not None:
-            raise UserError(
-                f"The head policy {policy.name!r} needs classes but task {task.name!r} of "
-                f"{benchmark.name!r} is of kind {task.kind.name!r}; choose another head"
-            )
-
-
-def embedded(settings: Settings, benchmark: Benchmark) -> int | None:
-    """Return the index of the experience that ``embed`` names.
-
-    Raises:
-        UserError: if there is none of this name or number, or the protocol has no such picture.
-    """
-    wanted = settings.options.embed
-    if wanted is None:
-        return None
-    if not settings.protocol.counts:
-        raise UserError(
-            f"embed shows features where all adapters are merged at once but "
-            f"protocol={settings.protocol.name}; leave it out, or set protocol=all_at_once"
-        )
-    if isinstance(wanted, str):
-        if wanted not in benchmark.names:
-            raise unknown_name("embed", wanted, benchmark.names)
-        return benchmark.names.index(wanted)
-    if not 0 <= wanted < len(benchmark.names):
-        raise UserError(
-            f"Expected embed to be a task's name, or its number below {len(benchmark.names)}, but "
-            f"got {wanted}"
-        )
-    return wanted
 
 
 @dataclass(frozen=True)
@@ -399,13 +309,22 @@ class Run:
         """Train and score what is missing of one seed; return the errors of arms that diverged."""
         self._write_buffers(seed)
         bench = self._bench(seed)
-        self._compare_features(bench)
-        self._relate_adapters(bench)
-        self._measure_spectra(bench)
+        compare_features(self.folder, bench, self.stages)
+        relate_adapters(self.folder, bench, self.stages)
+        if self.settings.protocol.counts:
+            measure_spectra(self.folder, bench)
         units = self._missing(seed)
         failed = self._score(bench, units) if units else []
-        self._place_features(bench)
+        j = embedded(self.settings, self.benchmark)
+        if j is not None and seed == self.ledger.seeds[0]:
+            place_features(self.folder, bench, j, self._last(seed, bench))
         return failed
+
+    def _last(self, seed: int, bench: Workbench) -> dict[str, Callable[[], Served]]:
+        """Return what makes the last thing that each row serves, by its name."""
+        last = self.stages[-1]
+        rows = [row for row in self._rows(seed) if row.name not in self.ledger.stopped]
+        return {row.name: partial(row.serve, bench, last) for row in rows if last in row.stages}
 
     def _missing(self, seed: int) -> list[tuple[Row, Stage]]:
         """Return what is still to be scored of a seed, stage by stage."""
@@ -467,88 +386,6 @@ class Run:
         other = min(s for s in self.ledger.seeds if s != seed)
         bank = AdapterBank(layout.bank_folder(self.folder, other, FRESH.name))
         return tuple(bank.load(t, name) for t, name in enumerate(FRESH.names(self.benchmark)))
-
-    def _compare_features(self, bench: Workbench) -> None:
-        """Write how alike upstream and downstream adapters are, where a stage adapts some."""
-        path = self.folder / layout.SIMILARITY_FILE
-        there = SIMILARITIES.read(path) if path.exists() else []
-        known = {(s.seed, s.evaluated, s.adapter) for s in there}
-        pairs = [
-            (j, members)
-            for j, members in pairs_of(self.stages)
-            if not known.issuperset((bench.seed, j, m) for m in members)
-        ]
-        total = sum(len(members) for _, members in pairs)
-        if not pairs:
-            return
-        found: list[Similarity] = []
-        with progress.meter(f"seed {bench.seed}: comparing features", total) as advance:
-            for pair in pairs:
-                try:
-                    found += similarities(bench, pair, advance)
-                except UserError as error:  # an analysis: nothing else depends on it
-                    name = self.benchmark.names[pair[0]]
-                    log.warning("features of %r are not compared: %s", name, error)
-        new = {(s.seed, s.evaluated, s.adapter) for s in found}
-        kept = [s for s in there if (s.seed, s.evaluated, s.adapter) not in new]
-        files.write_text(path, SIMILARITIES.text([*kept, *found]))
-
-    def _relate_adapters(self, bench: Workbench) -> None:
-        """Write how alike any two adapters are, and what each is like, where subsets are merged."""
-        grouped = any(stage.group for stage in self.stages)
-        if not grouped or FRESH.name not in bench.banks:
-            return
-        seed, count = bench.seed, len(bench.banks[FRESH.name])
-        path = self.folder / layout.FACTS_FILE
-        told = FACTS.read(path) if path.exists() else []
-        if seed not in {fact.seed for fact in told}:
-            files.write_text(path, FACTS.text([*told, *facts(bench)]))
-        path = self.folder / layout.RELATIONS_FILE
-        there = RELATIONS.read(path) if path.exists() else []
-        if seed not in {relation.seed for relation in there}:
-            with progress.meter(f"seed {seed}: comparing adapters", count) as advance:
-                found = relations(bench, advance)
-            files.write_text(path, RELATIONS.text([*there, *found]))
-
-    def _measure_spectra(self, bench: Workbench) -> None:
-        """Write how fast the singular values of each adapter fall, where all are merged at once."""
-        if not self.settings.protocol.counts:
-            return
-        path = self.folder / layout.SPECTRA_FILE
-        there = SPECTRA.read(path) if path.exists() else []
-        known = {(row.seed, row.bank) for row in there}
-        missing = [name for name in bench.banks if (bench.seed, name) not in known]
-        if not missing:
-            return
-        total = sum(len(bench.banks[name]) for name in missing)
-        with progress.meter(f"seed {bench.seed}: spectra of adapters", total) as advance:
-            found = [row for name in missing for row in spectra(bench, name, advance)]
-        files.write_text(path, SPECTRA.text([*there, *found]))
-
-    def _place_features(self, bench: Workbench) -> None:
-        """Write where the features of one experience lie in the plane under every arm and row."""
-        wanted, path = self._embedded, self.folder / layout.EMBEDDING_FILE
-        if wanted is None or bench.seed != self.ledger.seeds[0]:
-            return
-        there = EMBEDDINGS.read(path) if path.exists() else []
-        known = {row.arm for row in there if row.evaluated == wanted and row.seed == bench.seed}
-        last = self.stages[-1]
-        rows = [
-            row for row in self._rows(bench.seed) if row.name not in known and last in row.stages
-        ]
-        rows = [row for row in rows if row.name not in self.ledger.stopped]
-        if not rows:
-            return
-        found: list[Embedding] = []
-        with progress.meter(f"seed {bench.seed}: placing features", len(rows)) as advance:
-            for row in rows:
-                found += embed(bench, {row.name: row.serve(bench, last)}, wanted, advance)
-        files.write_text(path, EMBEDDINGS.text([*there, *found]))
-
-    @property
-    def _embedded(self) -> int | None:
-        """The index of the experience whose features are placed in the plane."""
-        return embedded(self.settings, self.benchmark)
 
     def _score(self, bench: Workbench, units: Sequence[tuple[Row, Stage]]) -> list[DivergedError]:
         failed: list[DivergedError] = []
