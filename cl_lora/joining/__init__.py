@@ -9,7 +9,8 @@ cl_lora.support.errors.UserError: Expected adapters to merge but got none; give 
 
 from cl_lora.joining.comparing import Comparison, compare
 from cl_lora.joining.inputs import Inputs, open_inputs
-from cl_lora.joining.join import Joined, join
+from cl_lora.joining.join import join
+from cl_lora.joining.joined import Joined
 from cl_lora.joining.recipe import Recipe, from_options, make_recipe, read_recipe
 
 __all__ = [

@@ -5,15 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from cl_lora import __version__
 from cl_lora.joining.inputs import Inputs
-
-if TYPE_CHECKING:
-    from cl_lora.joining.join import Joined
+from cl_lora.joining.joined import Joined
 
 _LIBRARIES = ("torch", "peft", "safetensors")
 

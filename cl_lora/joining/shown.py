@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cl_lora.joining.card import extent, loss
 from cl_lora.joining.comparing import INTERFERENCE, Comparison, Matrix
-from cl_lora.joining.join import Joined
+from cl_lora.joining.joined import Joined
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
