@@ -19,7 +19,13 @@ from cl_lora.benchmarks.core import Benchmark, Experience
 from cl_lora.benchmarks.draw import ALL, Shots, draw_buffer, draw_support
 
 # Importing a kind's module registers it, of a benchmark or of an image set.
-from cl_lora.benchmarks.sources import class_tree, hub, torchvision_sets, tree  # noqa: F401
+from cl_lora.benchmarks.sources import (  # noqa: F401
+    class_tree,
+    hub,
+    hub_set,
+    torchvision_sets,
+    tree,
+)
 from cl_lora.benchmarks.sources.shapes import benchmark as shapes  # noqa: F401
 from cl_lora.benchmarks.sources.shapes import image_set as shapes_set  # noqa: F401
 from cl_lora.benchmarks.streams import (  # noqa: F401

@@ -30,10 +30,9 @@ from cl_lora.support.errors import UserError, unknown_name
 from cl_lora.support.files import digest
 
 
-@benchmark_kind("hub")
 @dataclass(frozen=True, kw_only=True)
-class HubConfig(SplitConfig):
-    """Settings of a benchmark read by ``datasets``; see ``SplitConfig`` for the rest.
+class Hosted:
+    """Which data set is read by ``datasets``, and where its images and labels are.
 
     Attributes:
         path: what ``datasets.load_dataset`` takes first: a name on the hub or a local folder.
@@ -42,16 +41,26 @@ class HubConfig(SplitConfig):
         split: which split to read, e.g. ``train`` or ``train+test``.
         image_column: column of the images.
         label_column: column of the classes, names or numbers.
-        domain_column: column of the domains, names or numbers.
     """
 
     path: str = required("a data set on the Hugging Face hub or a local folder", "NAME")
-    name: str = "hub"
     config_name: str | None = None
     revision: str | None = None
     split: str = "train"
     image_column: str = "image"
     label_column: str = "label"
+
+
+@benchmark_kind("hub")
+@dataclass(frozen=True, kw_only=True)
+class HubConfig(Hosted, SplitConfig):
+    """Settings of a benchmark read by ``datasets``; see its bases for the rest.
+
+    Attributes:
+        domain_column: column of the domains, names or numbers.
+    """
+
+    name: str = "hub"
     domain_column: str = "domain"
 
     def __post_init__(self) -> None:
@@ -130,13 +139,47 @@ def load(config: HubConfig) -> ImageTable:
         UserError: ``datasets`` is not installed, the data set cannot be loaded, a column or a
             domain is unknown, a label or domain is missing, or a class is not in every domain.
     """
+    columns = (config.image_column, config.label_column, config.domain_column)
+    table = read_table(config, columns)
+    label_names, labels = column_names(table, config.label_column)
+    domain_names, domain_of = column_names(table, config.domain_column)
+    domains = config.domains or tuple(sorted(domain_names))
+    for domain in domains:
+        if domain not in domain_names:
+            raise unknown_name(f"domain of {config.path}", domain, domain_names)
+    kept = [row for row, domain in enumerate(domain_of) if domain in domains]
+    present = {labels[row] for row in kept}
+    classes = tuple(name for name in label_names if name in present)
+    _require_complete(config.path, domains, [(domain_of[row], labels[row]) for row in kept])
+    return ImageTable(
+        encoded_images(config, table.select(kept)),
+        config.image_column,
+        classes,
+        domains,
+        np.array([classes.index(labels[row]) for row in kept], dtype=np.int64),
+        np.array([domains.index(domain_of[row]) for row in kept], dtype=np.int64),
+    )
+
+
+def read_table(config: Hosted, columns: Sequence[str], split: str | None = None) -> Any:
+    """Read a split by ``datasets``, which downloads it if it is not there.
+
+    Args:
+        config: what to read.
+        columns: that it must have.
+        split: in place of the config's.
+
+    Raises:
+        UserError: ``datasets`` is not installed, the data set cannot be loaded, or a column is
+            unknown.
+    """
     library = datasets_library()
     local = Path(config.path).expanduser()
     try:
         table = library.load_dataset(
             str(local) if local.is_dir() else config.path,
             name=config.config_name,
-            split=config.split,
+            split=split or config.split,
             revision=config.revision,
         )
     # What goes wrong in there ranges from a missing file over an unknown split to the network;
@@ -147,35 +190,26 @@ def load(config: HubConfig) -> ImageTable:
             f"{type(error).__name__}: {' '.join(str(error).split())}; check path, config_name and "
             "split, and the network if it was never downloaded"
         ) from error
-    for column in (config.image_column, config.label_column, config.domain_column):
+    for column in columns:
         if column not in table.column_names:
             raise unknown_name(f"column of {config.path}", column, table.column_names)
-    label_names, labels = _names(table, config.label_column)
-    domain_names, domain_of = _names(table, config.domain_column)
-    domains = config.domains or tuple(sorted(domain_names))
-    for domain in domains:
-        if domain not in domain_names:
-            raise unknown_name(f"domain of {config.path}", domain, domain_names)
-    kept = [row for row, domain in enumerate(domain_of) if domain in domains]
-    present = {labels[row] for row in kept}
-    classes = tuple(name for name in label_names if name in present)
-    _require_complete(config.path, domains, [(domain_of[row], labels[row]) for row in kept])
-    images = table.select_columns([config.image_column]).select(kept)
+    return table
+
+
+def encoded_images(config: Hosted, table: Any) -> Any:
+    """Return the column of images alone, undecoded.
+
+    Raises:
+        UserError: the column holds something else.
+    """
+    images = table.select_columns([config.image_column])
     try:
-        images = images.cast_column(config.image_column, library.Image(decode=False))
+        return images.cast_column(config.image_column, datasets_library().Image(decode=False))
     except Exception as error:  # pyarrow's errors
         raise UserError(
             f"Expected column {config.image_column!r} of {config.path} to hold images but it holds "
             f"{table.features[config.image_column]}; give benchmark.image_column=NAME"
         ) from error
-    return ImageTable(
-        images,
-        config.image_column,
-        classes,
-        domains,
-        np.array([classes.index(labels[row]) for row in kept], dtype=np.int64),
-        np.array([domains.index(domain_of[row]) for row in kept], dtype=np.int64),
-    )
 
 
 def datasets_library(what: str = "benchmark.kind=hub") -> Any:
@@ -197,16 +231,20 @@ def datasets_library(what: str = "benchmark.kind=hub") -> Any:
     return datasets
 
 
-def _build(config: HubConfig, image_size: int) -> Benchmark:
-    table = load(config)
-    splits = _split(config, table)
+def table_source(table: ImageTable) -> ImageSource:
+    """Return how the images of a table are read; for the digest all of their bytes are."""
 
     def read(index: int, size: int) -> Pixels:
         return decode_image(io.BytesIO(table.encoded(index)), size, f"row {index}")
 
-    source = ImageSource(_content(table), len(table.labels), read)
+    return ImageSource(_content(table), len(table.labels), read)
+
+
+def _build(config: HubConfig, image_size: int) -> Benchmark:
+    table = load(config)
+    splits = _split(config, table)
     return domain_benchmark(
-        source,
+        table_source(table),
         image_size,
         config.cache_dir,
         name=config.name,
@@ -235,7 +273,7 @@ def _content(table: ImageTable) -> str:
     return digest(hashes)
 
 
-def _names(table: Any, column: str) -> tuple[list[str], list[str]]:
+def column_names(table: Any, column: str) -> tuple[list[str], list[str]]:
     """Return the names a column can hold, in their order, and the name in each row."""
     values = list(table[column])
     declared = getattr(table.features[column], "names", None)

@@ -82,7 +82,7 @@ class ClassIncrementalConfig(ImageSetConfig):
 
     name: str = "class_incremental"
     groups: Any = 5  # a number or a mapping, which one sentence asks for
-    order_seed: int | None = None
+    order_seed: int | None = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -54,7 +54,8 @@ def test_the_expected_config_files_are_there():
     few_shot = {f"few_shot_{name}" for name in (*streams, "language")}
     multitask = {"multitask_shapes", "multitask_faces_and_sky", "task_folders"}
     multitask |= {"reuse_shapes", "reuse_eight"}
-    assert {file.stem for file in FILES} == domains | few_shot | multitask
+    growing = {"class_incremental", "class_incremental_shapes"}
+    assert {file.stem for file in FILES} == domains | few_shot | multitask | growing
     order = yaml.safe_load((GROUP / "pacs.yaml").read_text())["domains"]
     assert order == ["photo", "art_painting", "cartoon", "sketch"]
     order = yaml.safe_load((GROUP / "office_home.yaml").read_text())["domains"]

@@ -172,3 +172,44 @@ def test_without_the_library_the_error_says_what_to_install(tmp_path, monkeypatc
     monkeypatch.setattr(builtins, "__import__", without_datasets)
     with pytest.raises(UserError, match=r"pip install 'cl-lora\[hub\]'"):
         validate_benchmark_config({"kind": "hub", "path": str(tmp_path)})
+
+
+# The same as an image set, for streams that are cut from one ------------------------------------
+
+
+def test_a_data_set_of_the_hub_is_an_image_set(tmp_path):
+    labels = ["abcd"[i % 4] for i in range(4 * COUNT)]
+    folder = parquet(tmp_path / "set", rows(label=labels), names=False)["path"]
+    config = {"kind": "class_incremental", "images": "hub", "groups": 2, "test_fraction": 0.25}
+    config["order_seed"] = None
+    config["options"] = {"path": folder}
+    validate_benchmark_config(config)
+    data = make_benchmark(config, 8)
+    assert classes_of(data) == ("a", "b", "c", "d")
+    np.testing.assert_array_equal(images_of(data)[:, 4, 4, 0], np.arange(4 * COUNT))
+    np.testing.assert_array_equal(labels_of(data), np.arange(4 * COUNT) % 4)
+    assert [len(test) for test in held_out_of(data)] == [2, 2]
+    (tmp_path / "set" / "test.parquet").write_bytes(
+        (tmp_path / "set" / "train.parquet").read_bytes()
+    )
+    config["options"] = {"path": folder, "test_split": "test"}
+    data = make_benchmark(config, 8)
+    assert [len(train) for train in train_of(data)] == [8, 8]
+    assert sorted(np.concatenate(held_out_of(data))) == list(range(16, 32))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({}, "Expected benchmark.options.path"),
+        ({"path": "SET", "label_column": "lable"}, "'lable'"),
+        ({"path": "SET", "test_split": "exam"}, "Cannot load"),
+    ],
+)
+def test_a_wrong_option_of_the_image_set(tmp_path, options, sentence):
+    folder = parquet(tmp_path / "set", rows())["path"]
+    given = {k: folder if v == "SET" else v for k, v in options.items()}
+    with pytest.raises(UserError, match=sentence):
+        validate_benchmark_config(
+            {"kind": "class_incremental", "images": "hub", "groups": 2, "options": given}
+        )

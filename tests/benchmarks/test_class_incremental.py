@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 def letters(tree) -> dict[str, Any]:
     """8 classes of 5 images, root/class; image n in path order has red = n."""
     root = tree(domains=("all",), classes=CLASSES)
-    return {"kind": "class_incremental", "root": str(root / "all"), "groups": 4}
+    return {"kind": "class_incremental", "root": str(root / "all"), "groups": 4, "order_seed": None}
 
 
 def classes_in(data: Benchmark) -> list[tuple[str, ...]]:
