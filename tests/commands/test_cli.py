@@ -403,6 +403,7 @@ def test_help_of_run_fits_and_ends_at_once(capfd) -> None:
         ("kinds", "class"),
         ("metrics", "accuracy"),
         ("figures", "forgetting"),
+        ("trackers", "mlflow"),
     ],
 )
 def test_list(what: str, expected: str, capfd) -> None:

@@ -163,7 +163,7 @@ def test_ctrl_c_in_a_job(
 ) -> None:
     from cl_lora.experiment import pipeline
 
-    def interrupt(_: object) -> Path:
+    def interrupt(*_: object) -> Path:
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)

@@ -21,6 +21,7 @@ from torch.func import functional_call
 from cl_lora.adapters import Adapter
 from cl_lora.adapters.injection import applied
 from cl_lora.benchmarks.draw import draw_buffer
+from cl_lora.experiment.banks import FRESH
 from cl_lora.experiment.merged import serve_arm
 from cl_lora.experiment.serving import Workbench
 from cl_lora.experiment.several_tasks import Tasks
@@ -56,7 +57,7 @@ def trivial_loss(bench: Workbench, j: int) -> float:
 
 
 def test_a_unit_is_the_loss_of_the_single_task_on_the_same_samples(bench) -> None:
-    tasks = Tasks.of(bench, 2, (0, 1, 2))
+    tasks = Tasks.of(bench, 2, (0, 1, 2), FRESH)
     assert tasks.sizes == {0: 6, 1: 8, 2: 8}  # two of each class, or of each quarter
     for j in range(3):
         expected = max(buffer_loss(bench, j, [j], [1.0]), 0.05 * trivial_loss(bench, j))
@@ -67,18 +68,18 @@ def test_a_task_that_knows_its_buffer_by_heart_counts_for_a_twentieth_of_the_tri
     bench, monkeypatch
 ) -> None:
     monkeypatch.setattr(Tasks, "_loss", lambda self, j: 1e-9)
-    tasks = Tasks.of(bench, 2, (0, 1, 2))
+    tasks = Tasks.of(bench, 2, (0, 1, 2), FRESH)
     for j in range(3):
         assert tasks.units[j] == pytest.approx(0.05 * trivial_loss(bench, j), rel=1e-4)
 
 
 def test_the_loss_of_a_merge_is_the_mean_of_the_tasks_in_their_units(bench) -> None:
     members, weights = [0, 2], [0.7, -0.4]
-    tasks = Tasks.of(bench, 2, members)
+    tasks = Tasks.of(bench, 2, members, FRESH)
     update = merge([bench.banks["fresh"][m] for m in members], "cat", weights)
     parts = [buffer_loss(bench, j, members, weights) / tasks.units[j] for j in members]
     assert tasks.loss(update) == pytest.approx(np.mean(parts), rel=1e-4)
-    alone = Tasks.of(bench, 2, [1])
+    alone = Tasks.of(bench, 2, [1], FRESH)
     own = merge([bench.banks["fresh"][1]], "cat", [1.0])
     assert alone.loss(own) == pytest.approx(1)  # the single task is the unit
 
@@ -86,7 +87,7 @@ def test_the_loss_of_a_merge_is_the_mean_of_the_tasks_in_their_units(bench) -> N
 def test_the_gradient_is_that_of_a_plain_dense_computation(bench) -> None:
     """One pass for all tasks, against one each in float64 by autograd."""
     members, adapters = (0, 1, 2), bench.banks["fresh"]
-    tasks = Tasks.of(bench, 2, members)
+    tasks = Tasks.of(bench, 2, members, FRESH)
     rows = {0: torch.tensor([0, 4, 1]), 1: torch.tensor([7, 2]), 2: torch.tensor([3])}
     alpha = torch.tensor([0.5, -0.3, 0.9], dtype=torch.float64, requires_grad=True)
     update = prepare(adapters, "cat").combine(alpha)
@@ -123,7 +124,7 @@ def test_a_search_takes_the_candidate_of_the_lowest_loss(bench) -> None:
     stage = stages(bench)["pet + square"]
     rule = {"name": "grid", "values": values}
     served = serve_arm(bench, arm(method="cat", coefficients=rule), stage)
-    units = Tasks.of(bench, 2, stage.members).units
+    units = Tasks.of(bench, 2, stage.members, FRESH).units
     losses = [
         np.mean([buffer_loss(bench, j, [0, 2], [v, v]) / units[j] for j in (0, 2)]) for v in values
     ]
@@ -137,7 +138,7 @@ def test_a_search_takes_the_candidate_of_the_lowest_loss(bench) -> None:
 def test_learned_coefficients_lower_the_loss_of_their_tasks(bench, method, name) -> None:
     """By composing where that is cheaper, by merging where it is no plain sum."""
     stage = stages(bench)["pet + light"]
-    tasks = Tasks.of(bench, 2, stage.members)
+    tasks = Tasks.of(bench, 2, stage.members, FRESH)
 
     def loss(steps: int) -> float:
         rule = {"name": name, "steps": steps, "lr": 0.1}
@@ -162,7 +163,7 @@ def test_balanced_adapters_learn_what_rescaled_ones_do(bench, monkeypatch) -> No
     mean = (norms[0] + norms[1]) / 2
     alike = [times(a, mean / norm) for a, norm in zip(large, norms, strict=True)]
     # The units are of the single task, whose size differs: the same for all here.
-    make, units = Tasks.of, Tasks.of(bench, 2, stage.members).units
+    make, units = Tasks.of, Tasks.of(bench, 2, stage.members, FRESH).units
     monkeypatch.setattr(Tasks, "of", lambda *given: replace(make(*given), units=units))
 
     def learned(method: str, adapters: list[Adapter]) -> list[float]:
