@@ -50,6 +50,8 @@ def claims() -> list[Claim]:
         for row in comparison["rows"]
         if row["case"] == "one more arm, after the last experience"
     )
+    joining = _result("joining")
+    joined = _ratios(joining["rows"])
     growth = _result("growth")["exponents"]
     learning = _result("learning")["ties_factors_to_delta"]
     composition = _result("composition")
@@ -101,6 +103,18 @@ def claims() -> list[Claim]:
             "under 500 MB",
             f"{_result('memory')['worst_MB']:.0f} MB",
             _result("memory")["worst_MB"] < 500,
+        ),
+        Claim(
+            "merging 16 adapters of ViT-L from folders, peak memory beyond two adapters",
+            "a small constant times the largest weight",
+            f"{joining['most_in_largest_weights']:.1f} times",
+            None,
+        ),
+        Claim(
+            "the same, CPU time, peft's load, merge and save / from folders to a folder",
+            "",
+            ", ".join(f"{ratio:.1f} {case}" for case, ratio in joined.items()),
+            None,
         ),
         Claim(
             "one more fixed arm after the last experience / training one adapter",
@@ -164,6 +178,16 @@ def with_summary(page: str) -> str:
     _, after = rest.split(_END)
     head = "| question | aim | measured | |\n|---|---|---|---|\n"
     return before + _BEGIN + head + "".join(c.line() for c in claims()) + _END + after
+
+
+def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return how many times the CPU time of ours peft takes, for what both did."""
+    seconds = {(row["case"], row["layers"], row["by"]): row["cpu_s"] for row in rows}
+    return {
+        case: seconds[case, layers, "peft"] / seconds[case, layers, "cl-lora"]
+        for case, layers, by in seconds
+        if by == "peft"
+    }
 
 
 def _at_least(question: str, aim: float, found: float) -> Claim:
