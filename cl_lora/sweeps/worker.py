@@ -30,6 +30,7 @@ ALIVE = "alive"
 """The file that the process of a sweep keeps locked for as long as it lives."""
 
 _TOLD_EVERY_S = 0.5
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class SweepJob:
         The modules are imported here, once for all jobs, and nothing is computed here: a process
         can be forked safely before the first computation, and not after it.
         """
+        _watch_once(self.order.states / ALIVE)
         with _quiet():
             for module in self.order.imports:
                 importlib.import_module(module)
@@ -230,6 +232,28 @@ def _ending_with(alive: Path) -> Iterator[None]:
         yield
     finally:
         over.set()
+
+
+_watched: set[Path] = set()
+
+
+def _watch_once(alive: Path) -> None:
+    """Kill this process of a launcher, which may be idle by then, if its parent has died."""
+    if alive in _watched:
+        return
+    _watched.add(alive)
+    parent = os.getppid()
+
+    def watch() -> None:
+        with contextlib.suppress(OSError), alive.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+        # A sweep that is just over lets its processes end by themselves; one that was killed gives
+        # its locks back a moment before it is gone.
+        while os.getppid() == parent:
+            time.sleep(_POLL_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _end_after(lives: int) -> None:

@@ -59,7 +59,7 @@ def job(composed: DictConfig) -> str:
         if act == "full":
             with explain_write_errors(Path("/dev/full")), Path("/dev/full").open("wb") as full:
                 full.write(b"x")
-        if act == "long":
+        if act in ("long", "kill_pool"):
             time.sleep(LONG_S)
         time.sleep(float(acts.get("sleep", 0.0)))
     with Path("done.txt").open("a") as file:
