@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -138,10 +138,12 @@ class _Connection(Connection):
         # The value of a metric is that of the largest step, and of these the latest.
         self.log(identifier, [(0, results)])
 
-    def upload(self, identifier: str, files: Mapping[str, Path]) -> None:
-        for name, path in files.items():
+    def upload(self, identifier: str, files: Mapping[str, Path], new: Collection[str]) -> None:
+        for name in new:
             folder = str(PurePosixPath(name).parent)
-            self._client.log_artifact(identifier, str(path), None if folder == "." else folder)
+            self._client.log_artifact(
+                identifier, str(files[name]), None if folder == "." else folder
+            )
 
     def end(self, identifier: str, *, finished: bool) -> None:
         self._client.set_terminated(identifier, "FINISHED" if finished else "FAILED")

@@ -28,7 +28,8 @@ from cl_lora.tracking.tracker import TRACKERS, Connection, TrackedRun, names_of,
 log = logging.getLogger(__name__)
 
 _PATIENCE = 20
-"""How many times as long as sending takes passes between one sending and the next."""
+_LONGEST_S = 60.0
+"""So many times as long as sending took passes until the next time, and at most so long."""
 
 _FILES = (layout.CONFIG_FILE, layout.STREAM_FILE, layout.SCORES_FILE, layout.REPORT_FILE)
 """The files that are sent beside the figures."""
@@ -133,12 +134,12 @@ class Sender:
     def scored(self, scores: Sequence[Score]) -> None:
         """Keep the scores of one unit, and send all that are kept if the last time is long ago.
 
-        Sending takes no more than a twentieth of the time, however slow the tracker is.
+        Sending takes a twentieth of the time, unless a tracker needs many seconds for it.
         """
         if scores:
             first = scores[0]
             self._pending[first.seed, first.arm, first.stage] = list(scores)
-        if time.monotonic() - self._last >= _PATIENCE * self._took:
+        if time.monotonic() - self._last >= min(_PATIENCE * self._took, _LONGEST_S):
             self._try(self._flush)
 
     def finished(self, folder: Path) -> None:
@@ -164,9 +165,12 @@ class Sender:
 
     def _flush(self) -> None:
         if self._folder is not None and self._pending:
+            start = time.monotonic()
             self._folder.send(self._pending)
             self._pending = {}
             self._folder.memory.write()
+            self._last = time.monotonic()
+            self._took = self._last - start
 
     def _finish(self, run: RunFolder) -> None:
         folder = self._folder or self._begin(run)
@@ -179,7 +183,6 @@ class Sender:
     def _try(self, do: Callable[[], object]) -> None:
         if not self.works:
             return
-        start = time.monotonic()
         try:
             do()
         except Exception as error:
@@ -191,8 +194,6 @@ class Sender:
                 *(self.name, one_line(error), self.name),
             )
             self._remember()
-        self._last = time.monotonic()
-        self._took = self._last - start
 
     def _remember(self) -> None:
         with suppress(Exception):  # what is not known to be sent is sent again
@@ -266,10 +267,10 @@ class _Folder:
         found = {path.relative_to(folder).as_posix(): path for path in paths if path.is_file()}
         digests = {name: files.digest(path.read_bytes()) for name, path in found.items()}
         there = self._sent(_OVERVIEW).files
-        new = {name: path for name, path in found.items() if there.get(name) != digests[name]}
+        new = [name for name in found if there.get(name) != digests[name]]
         if new:
-            self._connection.upload(self._begun(_OVERVIEW), new)
-            self._sent(_OVERVIEW).files |= {name: digests[name] for name in new}
+            self._connection.upload(self._begun(_OVERVIEW), found, new)
+            self._sent(_OVERVIEW).files |= digests
 
     def _sent(self, key: str) -> Sent:
         """Return what a run of the tracker holds: nothing yet of an arm that is defined anew."""

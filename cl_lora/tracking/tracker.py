@@ -18,12 +18,12 @@ import importlib.util
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, TypeAlias
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from cl_lora.support.errors import UserError
 from cl_lora.support.registry import look_up, registers
@@ -92,8 +92,14 @@ class Connection(ABC):
         """Send numbers that sum a begun run up, in the place of those sent before."""
 
     @abstractmethod
-    def upload(self, identifier: str, files: Mapping[str, Path]) -> None:
-        """Send files of a begun run, by the paths that they have below the run folder."""
+    def upload(self, identifier: str, files: Mapping[str, Path], new: Collection[str]) -> None:
+        """Send files of a begun run.
+
+        Args:
+            identifier: of the run.
+            files: path below the run folder -> file; all that belong to the run.
+            new: those that it does not hold as they are now.
+        """
 
     @abstractmethod
     def end(self, identifier: str, *, finished: bool) -> None:
@@ -184,9 +190,8 @@ def answers(url: str) -> str:
 
 def without_credentials(address: str) -> str:
     """Return an address without user, password and query, to be shown and kept."""
-    parts = urlsplit(address)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+    user, at, _ = urlsplit(address).netloc.rpartition("@")
+    return address.partition("?")[0].replace(f"{user}{at}", "", 1)
 
 
 def one_line(error: object, shown: int = 200) -> str:

@@ -7,7 +7,7 @@ user of W&B.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +118,14 @@ class _Connection(Connection):
     def conclude(self, identifier: str, results: Mapping[str, float]) -> None:
         self._runs[identifier].summary.update(dict(results))
 
-    def upload(self, identifier: str, files: Mapping[str, Path]) -> None:
+    def upload(self, identifier: str, files: Mapping[str, Path], new: Collection[str]) -> None:
         run = self._runs[identifier]
+        # A version of an artifact is whole; what the last one has is not uploaded again.
         artifact = self._wandb.Artifact(f"run-{identifier}", type="run_folder")
         for name, path in files.items():
             artifact.add_file(str(path), name=name)
         run.log_artifact(artifact)
-        images = {n: p for n, p in files.items() if p.suffix == ".png"}
+        images = {name: files[name] for name in new if files[name].suffix == ".png"}
         if images:
             shown = {
                 str(Path(n).with_suffix("")): self._wandb.Image(str(p)) for n, p in images.items()
