@@ -26,7 +26,7 @@ def run(given: Sequence[str]) -> int:
 
     from cl_lora.configuration.launch import launch
 
-    if {"-m", "--multirun"} & set(others):
+    if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(others):
         _refuse_sweep([])
 
     def job(composed: DictConfig) -> None:
