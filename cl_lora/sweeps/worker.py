@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import importlib
 import json
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -171,6 +172,8 @@ class SweepJob:
             ended = self._inside(composed, file, began)
             sys.stdout.flush()
             sys.stderr.flush()
+            # Semaphores that the job has made; the handlers of the process above are its own.
+            multiprocessing.util._run_finalizers()  # type: ignore[attr-defined]
             os.write(answer, json.dumps(dataclasses.asdict(ended)).encode())
             code = 0
         except KeyboardInterrupt:

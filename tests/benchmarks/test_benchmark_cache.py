@@ -6,6 +6,8 @@ import errno
 import fcntl
 import io
 import os
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -224,3 +226,65 @@ def test_broken_files_are_unreadable_images_with_a_reason(tmp_path):
             decode_image(tmp_path / name, 8, name)
     with pytest.raises(UnreadableImage, match=r"gone.png \(No such file or directory\)"):
         decode_image(tmp_path / "gone.png", 8, "gone.png")
+
+
+def counted(log: Path, pause: float = 0.0) -> ImageSource:
+    """Images of which every one that is made leaves a line."""
+
+    def read(index: int, size: int) -> np.ndarray:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(pause)
+        return np.full((size, size, 3), index, dtype=np.uint8)
+
+    return ImageSource("x", 40, read, threads=False)
+
+
+def in_a_process(log: Path, folder: Path, pause: float = 0.0) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        code = int(cached_images(counted(log, pause), 4, folder)[39, 0, 0, 0] != 39)
+    finally:
+        os._exit(code)
+
+
+def wait_for_lines(log: Path, count: int) -> None:
+    end = time.monotonic() + 60
+    while not log.exists() or len(log.read_text().splitlines()) < count:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_processes_that_need_the_same_images_make_them_once(tmp_path: Path) -> None:
+    log, folder = tmp_path / "log", tmp_path / "cache"
+    children = [in_a_process(log, folder, 0.005) for _ in range(4)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert len(log.read_text().splitlines()) == 40
+    assert [file.suffix for file in folder.iterdir()] == [".npy"]
+
+
+def test_a_process_that_is_killed_lets_the_next_make_them(tmp_path: Path) -> None:
+    log, folder = tmp_path / "log", tmp_path / "cache"
+    first = in_a_process(log, folder, 0.05)
+    wait_for_lines(log, 2)
+    second = in_a_process(log, folder)
+    time.sleep(0.1)
+    assert set(log.read_text().split()) == {str(first)}  # the second waits
+    os.kill(first, signal.SIGKILL)
+    os.waitpid(first, 0)
+    assert os.waitpid(second, 0)[1] == 0
+    assert log.read_text().split().count(str(second)) == 40
+    assert [file.suffix for file in folder.iterdir()] == [".npy"]
+
+
+def test_images_are_made_where_the_file_system_has_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("cl_lora.benchmarks.cache.fcntl.flock", no_locks)
+    np.testing.assert_array_equal(cached_images(source(), 4, tmp_path)[7], 7)

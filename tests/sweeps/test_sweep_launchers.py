@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toy_jobs
-
-from cl_lora.configuration.launch import launch
 
 HERE = Path(__file__).parent
 PATIENCE_S = 120.0
@@ -176,6 +173,13 @@ def test_ctrl_c_ends_every_job(tmp_path: Path) -> None:
 # submitit and Ray -------------------------------------------------------------------------------
 
 
+def test_folders_are_named_at_the_end(tmp_path: Path) -> None:
+    swept = Swept(tmp_path, {}, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "spc=1,2")
+    assert swept.code == 0
+    assert "Run folders: runs/1 runs/2" in swept.out
+    assert not (tmp_path / ".cl-lora-sweep").exists()
+
+
 def test_submitit_on_this_machine(tmp_path: Path) -> None:
     swept = Swept(tmp_path, {"2": "fail"}, "hydra/launcher=submitit_local", "spc=1,2")
     assert [line["spc"] for line in swept.lines("done")] == [1]
@@ -184,17 +188,14 @@ def test_submitit_on_this_machine(tmp_path: Path) -> None:
     assert "Traceback" not in swept.err
 
 
-def test_submitit_in_this_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_submitit_in_the_process_of_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher
-
-    monkeypatch.setattr(LocalLauncher, "_EXECUTOR", "debug")
-    monkeypatch.chdir(tmp_path)
-    given = ["-m", "hydra/launcher=submitit_local", "spc=1,2"]
-    assert launch(given, toy_jobs.job, toy_jobs.check) == 0
-    assert sorted(line["spc"] for line in lines(tmp_path, "done")) == [1, 2]
-    assert "Run folders: runs/1 runs/2" in capfd.readouterr().out
+    monkeypatch.setenv("TOY_EXECUTOR", "debug")
+    swept = Swept(tmp_path, {"3": "crash"}, "hydra/launcher=submitit_local", "spc=1,2,3")
+    assert [line["spc"] for line in swept.lines("done")] == [1, 2]
+    assert swept.sentences[0] == "job 3 of 3 (spc=3): IndexError: out of range"
+    assert swept.code == 1
 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="the extra ray is not installed")

@@ -1,7 +1,8 @@
 """Jobs that take no time and import nothing heavy, run by any launcher in a process of its own.
 
-Run as: python toy_jobs.py ARGUMENTS, those of `cl-lora run`. A job leaves a line in `done.txt`,
-``spc seed``; what else it does stands in `act.json`: spc -> fail, crash, kill, long or full.
+Run as: python toy_jobs.py ARGUMENTS, those of `cl-lora run`; with $TOY_EXECUTOR submitit's executor
+of that name takes the place of its local one. A job leaves a line in `done.txt`,
+``spc seed``; what else it does stands in `act.json`: spc -> fail, crash, kill, ...
 """
 
 from __future__ import annotations
@@ -76,6 +77,10 @@ if __name__ == "__main__":
 
     from cl_lora.configuration.launch import launch
 
+    if os.environ.get("TOY_EXECUTOR"):
+        from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher
+
+        LocalLauncher._EXECUTOR = os.environ["TOY_EXECUTOR"]
     try:
         sys.exit(launch(sys.argv[1:], toy_jobs.job, toy_jobs.check))
     except UserError as error:
