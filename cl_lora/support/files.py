@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from cl_lora.support.errors import UserError
 
 # How a folder is called while another takes its place.
@@ -28,10 +30,17 @@ def explain_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"Cannot write to {path}: {error.strerror or error}; "
-            "free some space or choose another folder"
-        ) from error
+        raise _unwritable(path, error.strerror or str(error)) from error
+    except SafetensorError as error:
+        # Which is no OSError: "Error while serializing: I/O error: No space left on device (...)".
+        _, told, reason = str(error).partition("I/O error: ")
+        if not told:
+            raise
+        raise _unwritable(path, reason.partition(" (os error")[0]) from error
+
+
+def _unwritable(path: Path, reason: str) -> UserError:
+    return UserError(f"Cannot write to {path}: {reason}; free some space or choose another folder")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from cl_lora.support import files
 from cl_lora.support.errors import UserError
@@ -189,3 +190,13 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write to"):
         files.write_text(tmp_path / "file" / "below", "x")
+
+
+def test_a_full_disk_below_safetensors_is_the_same_sentence() -> None:
+    # As safetensors 0.8 says it, which raises no OSError.
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+    expected = r"^Cannot write to x: No space left on device; free some space"
+    with pytest.raises(UserError, match=expected), files.explain_write_errors(Path("x")):
+        raise SafetensorError(said)
+    with pytest.raises(SafetensorError), files.explain_write_errors(Path("x")):
+        raise SafetensorError("Error while deserializing header: invalid")
