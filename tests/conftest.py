@@ -10,35 +10,22 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
 from fabricate import fabricate_run
+from tiny_vit import tiny_backbone
 
 from cl_lora.benchmarks import Benchmark, make_benchmark
 from cl_lora.models.backbones import Backbone
-from cl_lora.models.timm_vits import TimmBackbone
-
-
-def _backbone(seed: int = 0) -> Backbone:
-    """Return a randomly initialised ViT of two blocks for 16 px images."""
-    from timm.models.vision_transformer import VisionTransformer
-
-    torch.manual_seed(seed)
-    vit = VisionTransformer(
-        img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=0
-    )
-    vit.requires_grad_(False).eval()
-    return TimmBackbone(vit, 16, [0.5] * 3, [0.5] * 3).eval()
 
 
 @pytest.fixture
 def backbone() -> Backbone:
-    return _backbone()
+    return tiny_backbone()
 
 
 @pytest.fixture
 def make_backbone() -> Callable[[], Backbone]:
     """Return a function that makes the same tiny backbone again."""
-    return _backbone
+    return tiny_backbone
 
 
 @pytest.fixture(scope="session")

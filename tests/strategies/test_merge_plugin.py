@@ -21,6 +21,7 @@ from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin, SupervisedPlugin
 from avalanche.training.supervised import Naive
+from tiny_vit import tiny_backbone
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -105,10 +106,8 @@ def labelled(benchmark_16: Benchmark) -> Benchmark:
 
 
 @pytest.fixture(scope="module")
-def make_backbone(request: pytest.FixtureRequest) -> Callable[[], Any]:
-    from conftest import _backbone
-
-    return _backbone
+def make_backbone() -> Callable[[], Any]:
+    return tiny_backbone
 
 
 @pytest.fixture(scope="module")
