@@ -45,13 +45,16 @@ class Runs:
         os.dup2(out, 2)
         os._exit(main(["run", f"run_dir={self.run}", *self.given, *flags]))
 
-    def kill(self, child: int, when: Callable[[], bool]) -> None:
-        """Kill a process as soon as something holds."""
+    def kill(self, moments: dict[int, Callable[[], bool]]) -> None:
+        """Kill each process as soon as its moment has come, in whatever order they come."""
         until = time.monotonic() + PATIENCE_S
-        while not when() and time.monotonic() < until:
+        while moments:
+            for child, come in list(moments.items()):
+                if come() or time.monotonic() > until:
+                    del moments[child]
+                    os.kill(child, signal.SIGKILL)
+                    self.killed.append(os.WIFSIGNALED(os.waitpid(child, 0)[1]))
             time.sleep(0.001)
-        os.kill(child, signal.SIGKILL)
-        self.killed.append(os.WIFSIGNALED(os.waitpid(child, 0)[1]))
         self.look()
 
     def finish(self, child: int) -> int:
@@ -80,11 +83,14 @@ def drive(folder: Path, given: list[str]) -> dict[str, object]:
     """Kill both shards while they train and while they score, and then what joins them."""
     runs = Runs(folder / "run", given)
     shard = {number: f"--shard={number}/2" for number in (1, 2)}
-    for trained, scored in ((1, 0), (0, 12)):
-        children = {number: runs.start(flag) for number, flag in shard.items()}
-        for number, child in children.items():
-            least = len(adapters(runs.run)) + trained
-            runs.kill(child, partial(runs.reached, number, least, scored))
+    for trained, scored in ((1, 0), (0, 2)):
+        least = len(adapters(runs.run)) + trained
+        runs.kill(
+            {
+                runs.start(flag): partial(runs.reached, number, least, scored)
+                for number, flag in shard.items()
+            }
+        )
     # A shard keeps its own double, and the command for all of it, from writing beside it.
     child = runs.start(shard[1])
     lock = runs.run / "parts" / "shard-1-of-2" / "environment.json"
@@ -96,8 +102,8 @@ def drive(folder: Path, given: list[str]) -> dict[str, object]:
     os.kill(child, signal.SIGCONT)
     runs.codes += [runs.finish(child), runs.finish(runs.start(shard[2]))]
     hits, main_scores = runs.run / "hits", runs.run / "scores.csv"
-    runs.kill(runs.start(), hits.exists)
-    runs.kill(runs.start(), main_scores.exists)
+    runs.kill({runs.start(): hits.exists})
+    runs.kill({runs.start(): main_scores.exists})
     runs.codes.append(runs.finish(runs.start()))
     return {
         "run": str(runs.run),
