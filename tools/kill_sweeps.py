@@ -2,7 +2,7 @@
 
 Three things get SIGKILL, at moments drawn by a seed: the sweep itself, a job, and the process of
 the launcher above a job. Afterwards every run folder must hold what an undisturbed sweep makes,
-byte for byte, and nothing that was finished may have been made again.
+byte for byte, and no adapter or image file that was finished may have been made again.
 
     python tools/kill_sweeps.py FOLDER --kills 20 --seed 0 --launcher joblib
 """
@@ -74,12 +74,6 @@ def made(place: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in files}
 
 
-def scored(place: Path) -> dict[str, list[str]]:
-    """Return the lines of every file of scores, whole ones only."""
-    paths = place.glob("runs/*/scores.csv")
-    return {str(path): path.read_text().splitlines()[:-1] for path in paths}
-
-
 def kill(place: Path, sweep: subprocess.Popen[bytes], what: str, draw: random.Random) -> bool:
     """Kill one of the three once a job runs, and return whether there was one to kill."""
     end = time.monotonic() + LONGEST_S
@@ -135,7 +129,6 @@ def main() -> int:
         current = place / f"killed-{sweeps}"
         sweeps += 1
         before: dict[str, int] = {}
-        lines: dict[str, list[str]] = {}
         while True:
             sweep = start(current, given.launcher)
             starts += 1
@@ -148,10 +141,9 @@ def main() -> int:
                 if what == "sweep":
                     break
             code = sweep.wait()
-            now, text = made(current), scored(current)
+            now = made(current)
             again += [path for path, when in before.items() if now.get(path) != when]
-            again += [path for path, old in lines.items() if text[path][: len(old)] != old]
-            before, lines = now, text
+            before = now
             if code == 0 or (code > 0 and finished(current)):
                 codes.append(start(current, given.launcher).wait() if code else code)
                 break

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -245,3 +246,25 @@ def test_a_folder_of_seeds_is_named_by_them(tmp_path: Path) -> None:
 def test_states_are_plain_json(file: StateFile) -> None:
     file.write(State(DONE, pid=os.getpid()))
     assert json.loads(file.path.read_text())["pid"] == os.getpid()
+
+
+def test_commands_of_the_page_are_sweeps() -> None:
+    import re
+    import shlex
+
+    from cl_lora.configuration.compose import Composer
+
+    page = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text()
+    blocks = re.findall(r"^```text\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    words = [shlex.split(line) for b in blocks for line in b.replace("\\\n", " ").splitlines()]
+    sweeps = [given[3:] for given in words if given[:3] == ["cl-lora", "run", "--multirun"]]
+    assert len(sweeps) == 4
+    composer = Composer()
+    for words_given in sweeps:
+        given = list(words_given)
+        if "hydra/launcher=ray" in given and find_spec("ray") is None:
+            given = [word for word in given if "hydra" not in word]
+        jobs = composer.expand(given, multirun=True)
+        assert jobs is not None
+        assert len(jobs) == 9
+        assert composer.compose(jobs[-1], 8)["strategy"]["rank"] == 16
