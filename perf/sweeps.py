@@ -1,4 +1,4 @@
-"""One and two workers on the same sweep: `python -m perf.sweeps [REPEATS]`.
+"""One and two workers on the same sweep: `python -m perf.sweeps [REPEATS [EPOCHS]]`.
 
 The whole command is timed, imports included, one way after the other and again, so that a busy
 minute meets all of them. On a machine that others use the wall clock says little; the CPU time
@@ -26,7 +26,6 @@ SWEEP = (
     "benchmark.styles=[photo,cartoon,sketch]",
     "benchmark.samples_per_class=60",
     "benchmark.test_samples_per_class=10",
-    "strategy.epochs=3",
     "report=false",
     "references=[base]",
     "arms=none",
@@ -40,11 +39,12 @@ WAYS = {
 }
 
 
-def timed(way: tuple[str, ...], cache: Path) -> dict[str, float]:
+def timed(way: tuple[str, ...], cache: Path, epochs: int) -> dict[str, float]:
     """Run the sweep in an empty folder and return its seconds."""
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     environment |= {"CL_LORA_CACHE": str(cache), "PYTHONPATH": str(Path.cwd())}
     command = [sys.executable, "-P", "-m", "cl_lora", "run", "--multirun", *way, *SWEEP]
+    command.append(f"strategy.epochs={epochs}")
     with tempfile.TemporaryDirectory() as place:
         before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         subprocess.run(command, cwd=place, env=environment, capture_output=True, check=True)
@@ -56,21 +56,22 @@ def timed(way: tuple[str, ...], cache: Path) -> dict[str, float]:
 def main() -> None:
     """Measure, print the medians and write them with every single time."""
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    epochs = int(sys.argv[2]) if len(sys.argv) > 2 else 3
     found: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
     with tempfile.TemporaryDirectory() as cache:
-        timed(WAYS["one after the other, one thread"], Path(cache))  # draws the images
+        timed(WAYS["one after the other, one thread"], Path(cache), 1)  # draws the images
         for _ in range(repeats):
             for name, way in WAYS.items():
-                found[name].append(timed(way, Path(cache)))
+                found[name].append(timed(way, Path(cache), epochs))
                 print(name, found[name][-1], flush=True)
     medians = {
         name: {key: statistics.median(t[key] for t in times) for key in times[0]}
         for name, times in found.items()
     }
     machine = {"cores": os.cpu_count(), "written": datetime.now(UTC).isoformat()}
-    RESULTS.write_text(
-        json.dumps({"machine": machine, "medians": medians, "times": found}, indent=1) + "\n"
-    )
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results[f"{epochs} epochs"] = {"machine": machine, "medians": medians, "times": found}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(medians, indent=1))
 
 
