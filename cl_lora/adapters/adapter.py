@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from cl_lora.adapters.base_model import BaseModel
-from cl_lora.adapters.entries import Entry
+from cl_lora.adapters.entries import Entry, entry_shape
 from cl_lora.adapters.factors import LoRAFactors
 from cl_lora.adapters.model_folder import (
     is_model_folder,
@@ -25,6 +25,7 @@ from cl_lora.adapters.peft_folder import (
     read_folder,
     write_folder,
 )
+from cl_lora.adapters.tensor_file import LazyTensors
 from cl_lora.support.errors import UserError
 
 
@@ -60,6 +61,12 @@ class Adapter:
     def modules(self) -> tuple[str, ...]:
         """Return the names of the adapted modules, in the order of the backbone."""
         return tuple(self.entries)
+
+    def shape(self, module: str) -> tuple[int, ...]:
+        """Return the shape of what is added to a module; a delta on the disk is not read for it."""
+        if isinstance(self.entries, LazyTensors):
+            return self.entries.shape(module)
+        return entry_shape(self.entries[module])
 
     @classmethod
     def load(cls, folder: str | Path) -> Adapter:

@@ -6,7 +6,6 @@ Beside ``delta.safetensors`` it has ``head.safetensors`` where the model has a h
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from cl_lora.adapters.tensor_file import LazyTensors
+from cl_lora.adapters.tensor_file import LazyTensors, own_copy
 from cl_lora.support import files
 from cl_lora.support.errors import UserError
 
@@ -41,7 +40,7 @@ def read_model(
     Raises:
         UserError: if a file is missing or cannot be read.
     """
-    training = _training(folder)
+    training = files.read_json(folder / TRAINING_FILE, "cannot be read", "train the model again")
     head = folder / HEAD_FILE
     listed = training.pop(LISTED, [HEAD_FILE] if head.exists() else [])
     return (
@@ -104,16 +103,4 @@ def write_statistic(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> N
 
 
 def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # Tensors that share memory, as parts of a fused projection do, are refused by safetensors.
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-
-
-def _training(folder: Path) -> dict[str, Any]:
-    path = folder / TRAINING_FILE
-    try:
-        value = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); train the model again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"Expected a JSON object in {path} but got {type(value).__name__}")
-    return value
+    return {name: own_copy(tensor) for name, tensor in tensors.items()}

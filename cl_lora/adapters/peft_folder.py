@@ -8,7 +8,6 @@ it) and, where the head is not a module of the base model, ``head.safetensors``.
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,7 +26,7 @@ from cl_lora.adapters.entries import is_finite
 from cl_lora.adapters.factors import LoRAFactors
 from cl_lora.adapters.lora_config import LoRASettings, make_lora_config, parse_lora_config
 from cl_lora.adapters.model_folder import LISTED, STATISTICS
-from cl_lora.adapters.tensor_file import LazyTensors
+from cl_lora.adapters.tensor_file import LazyTensors, own_copy
 from cl_lora.support import files
 from cl_lora.support.errors import UserError
 
@@ -118,9 +117,9 @@ def write_files(folder: Path, contents: Contents) -> None:
     inside = base.head_module if contents.head else None
     tensors = {}
     for module, f in contents.factors.items():
-        tensors[f"{PREFIX}{module}.lora_A.weight"] = _own_copy(f.A)
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = _own_copy(f.B)
-    head = {key: _own_copy(value) for key, value in contents.head.items()}
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = own_copy(f.A)
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = own_copy(f.B)
+    head = {key: own_copy(value) for key, value in contents.head.items()}
     if inside:
         tensors |= {f"{PREFIX}{inside}.{key}": value for key, value in head.items()}
     config = make_lora_config(contents.factors, base, saves_head=inside is not None)
@@ -176,11 +175,6 @@ def is_whole(folder: Path) -> bool:
     return True
 
 
-def _own_copy(tensor: Tensor) -> Tensor:
-    # Safetensors refuses tensors that share memory, as slices of a fused q, k, v do.
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.is_file():
@@ -211,11 +205,7 @@ def _check_listed(folder: Path, listed: Iterable[str]) -> None:
 
 def _check_header(path: Path) -> None:
     _expect_file(path)
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            file.keys()
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no readable safetensors file ({error})") from error
+    LazyTensors(path)
 
 
 def _expect_file(path: Path) -> None:
@@ -231,13 +221,7 @@ def _expect_file(path: Path) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); write the adapter again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"Expected a JSON object in {path} but got {type(value).__name__}")
-    return value
+    return files.read_json(path, "is not valid JSON", "write the adapter again")
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -111,6 +111,14 @@ class LazyTensors(Mapping[str, Tensor]):
         return len(self._places)
 
 
+def own_copy(tensor: Tensor) -> Tensor:
+    """Return a contiguous copy on the CPU that shares no memory.
+
+    Safetensors refuses tensors that do, as slices of a fused q, k, v do.
+    """
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
 def _expect(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"Expected {path} but it is missing; only safetensors files are read")

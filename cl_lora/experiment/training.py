@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cl_lora.adapters import Adapter, AdapterBank, entry_shape
+from cl_lora.adapters import Adapter, AdapterBank
 from cl_lora.adapters.injection import module_weight
 from cl_lora.benchmarks.batches import batches
 from cl_lora.benchmarks.core import Benchmark
@@ -171,8 +171,8 @@ def _check_fits(
             f"The adapter in {where} was trained in other modules than strategy.targets says: it "
             f"{'has' if has else 'lacks'} {odd[0]!r}; use a new run_dir, or its own targets"
         )
-    for module, entry in adapter.entries.items():
-        shape, there = tuple(module_weight(backbone.network, module).shape), entry_shape(entry)
+    for module in adapter.modules():
+        shape, there = tuple(module_weight(backbone.network, module).shape), adapter.shape(module)
         if there != shape:
             raise UserError(
                 f"The adapter in {where} belongs to another backbone: {module!r} is {there} in "

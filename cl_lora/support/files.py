@@ -68,6 +68,26 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
+def read_json(path: Path, problem: str, remedy: str) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Args:
+        path: the file.
+        problem: what to say of a file that cannot be read, behind its name.
+        remedy: what to do then.
+
+    Raises:
+        UserError: if there is no such file, it is no JSON, or holds something else than an object.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} {problem} ({error}); {remedy}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"Expected a JSON object in {path} but got {type(value).__name__}")
+    return value
+
+
 @contextlib.contextmanager
 def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` on success: a folder that exists is whole.
