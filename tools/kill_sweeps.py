@@ -2,7 +2,8 @@
 
 Three things get SIGKILL, at moments drawn by a seed: the sweep itself, a job, and the process of
 the launcher above a job. Afterwards every run folder must hold what an undisturbed sweep makes,
-byte for byte, and no adapter or image file that was finished may have been made again.
+byte for byte; no adapter or image file that was finished may have been made again, and no score
+that was written may be gone.
 
     python tools/kill_sweeps.py FOLDER --kills 20 --seed 0 --launcher joblib
 """
@@ -74,6 +75,12 @@ def made(place: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in files}
 
 
+def scored(place: Path) -> set[tuple[str, str]]:
+    """Return every line of every table of scores, with the name of its run."""
+    tables = place.glob("runs/*/scores.csv")
+    return {(path.parent.name, line) for path in tables for line in path.read_text().splitlines()}
+
+
 def kill(place: Path, sweep: subprocess.Popen[bytes], what: str, draw: random.Random) -> bool:
     """Kill one of the three once a job runs, and return whether there was one to kill."""
     end = time.monotonic() + LONGEST_S
@@ -123,12 +130,14 @@ def main() -> int:
     killed: Counter[str] = Counter()
     again: list[str] = []
     differ: list[str] = []
+    lost: list[str] = []
     codes: list[int] = []
     starts = sweeps = 0
     while killed.total() < given.kills:
         current = place / f"killed-{sweeps}"
         sweeps += 1
         before: dict[str, int] = {}
+        scores: set[tuple[str, str]] = set()
         while True:
             sweep = start(current, given.launcher)
             starts += 1
@@ -144,6 +153,9 @@ def main() -> int:
             now = made(current)
             again += [path for path, when in before.items() if now.get(path) != when]
             before = now
+            there = scored(current)
+            lost += [f"{run}: {line}" for run, line in sorted(scores - there)]
+            scores = there
             if code == 0 or (code > 0 and finished(current)):
                 codes.append(start(current, given.launcher).wait() if code else code)
                 break
@@ -157,11 +169,12 @@ def main() -> int:
         "commands": starts,
         "codes": codes,
         "made again": again,
+        "scores lost": lost,
         "differ": differ,
         "left": [str(p) for p in place.rglob("*/runs/*/.*.*")],
     }
     print(json.dumps(result, indent=1))
-    return int(bool(again or differ or any(codes)))
+    return int(bool(again or lost or differ or any(codes)))
 
 
 if __name__ == "__main__":
