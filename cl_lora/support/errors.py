@@ -1,4 +1,4 @@
-"""The exception for a user's mistake, and the 'did you mean' helper that words it."""
+"""The exception for a user's mistake, and the helpers that word it."""
 
 from __future__ import annotations
 
@@ -36,3 +36,19 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
         more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         hint, rest = f"known: {', '.join(names[:_SHOWN]) or 'none'}{more}", ""
     return UserError(f"Unknown {kind} {str(name)!r}: {hint}{rest}")
+
+
+def printable(text: str) -> str:
+    """Return ``text`` on one line, with a backslash escape for whatever is not printable.
+
+    Names of files hold what they like: line breaks, escape codes that a terminal obeys, bytes that
+    are no UTF-8 (which Python keeps as lone surrogates).
+
+    Example:
+        >>> printable("cat\\x1b[31m\\n.jpg")
+        'cat\\\\x1b[31m\\\\n.jpg'
+    """
+    if text.isprintable():
+        return text
+    escaped = (c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return "".join(escaped)
