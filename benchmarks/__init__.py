@@ -6,7 +6,9 @@ because importing Avalanche takes seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from cl_lora.benchmarks.config import (
@@ -37,7 +39,7 @@ from cl_lora.benchmarks.streams import (  # noqa: F401
     task_folders,
     task_shift,
 )
-from cl_lora.support.errors import UserError
+from cl_lora.support.errors import UserError, printable
 
 __all__ = [
     "ALL",
@@ -72,12 +74,14 @@ def make_benchmark(config: Mapping[str, Any], image_size: int | None) -> Benchma
             f"this one takes {other}; choose another model or benchmark"
         )
     if image_size is None:
-        return benchmark.build(0)
+        with _explain_read_errors():
+            return benchmark.build(0)
     if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1:
         raise UserError(
             f"Expected image_size to be an integer of at least 1 but got {image_size!r}"
         )
-    return benchmark.build(image_size)
+    with _explain_read_errors():
+        return benchmark.build(image_size)
 
 
 def validate_benchmark_config(config: Mapping[str, Any]) -> None:
@@ -86,7 +90,9 @@ def validate_benchmark_config(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: what is wrong, and what to do.
     """
-    read_config(config).check()
+    benchmark = read_config(config)
+    with _explain_read_errors():
+        benchmark.check()
 
 
 def found(config: Mapping[str, Any]) -> str | None:
@@ -97,4 +103,24 @@ def found(config: Mapping[str, Any]) -> str | None:
     """
     if missing_settings(config):
         return None
-    return read_config(config).found()
+    benchmark = read_config(config)
+    with _explain_read_errors():
+        return benchmark.found()
+
+
+@contextmanager
+def _explain_read_errors() -> Iterator[None]:
+    """Turn an ``OSError`` of a file or folder of the data into one sentence.
+
+    Such as that of a folder that may not be read, or of a link that leads to itself.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:  # of no file, but of a terminal or pipe
+            raise
+        path = printable(os.fsdecode(error.filename))
+        raise UserError(
+            f"Cannot read {path}: {error.strerror}; correct its permissions or its link, or remove "
+            "it"
+        ) from error

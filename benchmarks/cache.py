@@ -1,14 +1,17 @@
-"""Decode every image once: a uint8 array in a file that is mapped, not read.
+"""Decode every image once: a uint8 array in a file that is mapped.
 
 The file's name is a digest of the images' content and size, so a file is never out of date; it is
 written under another name and renamed, so a file that exists is whole. Of several processes that
-need the same file one builds it and the others wait; one that dies lets the next build it.
+need the same file one builds it and the others wait; one that dies lets the next build it. Every
+image has a checksum, which is compared each time the file is opened: one that was damaged is built
+again.
 """
 
 from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import os
 import tempfile
 from collections import deque
@@ -16,29 +19,30 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
-from cl_lora.support.errors import UserError
+from cl_lora.benchmarks.checksums import SealedWriter, damage
+from cl_lora.benchmarks.images import (
+    Pixels,
+    UnreadableImage,
+    require_regular,
+    without_pillows_warnings,
+)
+from cl_lora.support.errors import UserError, printable
 from cl_lora.support.files import digest, explain_write_errors
 from cl_lora.support.progress import track
 
 log = logging.getLogger(__name__)
 
-Pixels = npt.NDArray[np.uint8]
-
-_FORMAT = "centre crop, bicubic, 1"  # part of the key: another way of decoding is another file
+_FORMAT = "centre crop, bicubic, 2"  # part of the key: another way of decoding is another file
+_HEADER_VERSION = (1, 0)  # of NumPy's format
 _CHUNK = 32  # images a thread decodes before it hands them over
 _MAX_THREADS = 8
 _NAMED_IN_ERRORS = 10
-
-
-class UnreadableImage(Exception):  # noqa: N818 - caught here and counted, never shown as such
-    """One image cannot be decoded; the message names it and says why."""
 
 
 @dataclass(frozen=True)
@@ -97,83 +101,53 @@ def cached_images(source: ImageSource, size: int, folder: Path) -> Pixels:
     path = folder / f"{cache_key(source, size)}.npy"
     shape = (source.count, size, size, 3)
     images = _open(path, shape)
-    if images is None:
+    if isinstance(images, str):
+        if images:
+            log.warning("%s is damaged (%s): it is made again", printable(str(path)), images)
         with _sole_builder(path):
             images = _open(path, shape)  # which another process may have built meanwhile
-            if images is None:
+            if isinstance(images, str):
                 _build(path, source, shape)
                 images = _open(path, shape)
-        if images is None:
+        if isinstance(images, str):
             raise UserError(
-                f"Expected {path} to hold the decoded images but it does not; remove it"
+                f"Expected {printable(str(path))} to hold the decoded images but it is damaged as "
+                f"soon as it is written ({images or 'it is gone'}); choose another "
+                "benchmark.cache_dir"
             )
     return images
 
 
-def decode_image(file: str | os.PathLike[str] | IO[bytes], size: int, name: object) -> Pixels:
-    """Decode an image to RGB, shorter side scaled to ``size`` (bicubic), centre crop.
-
-    An image that has the size already keeps its pixels.
-
-    Args:
-        file: a path, or a file object open for reading.
-        size: side of the result in pixels.
-        name: what to call the image in an error.
-
-    Returns:
-        uint8 (size, size, 3).
-
-    Raises:
-        UnreadableImage: the file cannot be opened or decoded.
-    """
-    return square_pixels(open_image(file, name), size)
-
-
-def open_image(file: str | os.PathLike[str] | IO[bytes], name: object) -> Image.Image:
-    """Decode an image to RGB; arguments and errors as of :func:`decode_image`."""
+def _open(path: Path, shape: tuple[int, ...]) -> Pixels | str:
+    """Return the images in ``path``, or what is wrong with it; empty where there is no file."""
     try:
-        with Image.open(file) as opened:
-            return opened.convert("RGB")
-    # Broken files make Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error,
-    # EOFError, ...: whatever it is, the image is unreadable.
-    except Exception as error:
-        # Not the path, which some of Pillow's messages repeat.
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else None
-        known = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise UnreadableImage(f"{name} ({reason or known})") from error
-
-
-def square_pixels(image: Image.Image, size: int) -> Pixels:
-    """Return an RGB image as ``decode_image`` does: uint8 (size, size, 3)."""
-    return np.asarray(_square(image, size))
-
-
-def _square(image: Image.Image, size: int) -> Image.Image:
-    if image.size == (size, size):
-        return image
-    # Scaling the central square of the source is the same as scaling all, then cropping: the
-    # filter still sees the pixels outside the box.
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    box = (left, top, left + side, top + side)
-    if side == size:
-        return image.crop(box)
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-
-
-def _open(path: Path, shape: tuple[int, ...]) -> Pixels | None:
-    try:
-        images: Pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+        require_regular(os.stat(path), path)
+        with path.open("rb") as file:
+            begin = _header_length(file)
+            if begin is None:
+                return "it has no header"
+            size = math.prod(shape[1:])
+            problem = damage(file.fileno(), path.stem, begin, shape[0], size)
+            if problem:
+                return problem
+            return np.memmap(file, dtype=np.uint8, mode="r", offset=begin, shape=shape)
     except FileNotFoundError:
-        return None
-    except (ValueError, EOFError):  # cut short by someone else, e.g. a copy that was interrupted
-        return None
+        return ""
     except OSError as error:
         raise UserError(
-            f"Cannot read {path}: {error.strerror or error}; choose another benchmark.cache_dir"
+            f"Cannot read {printable(str(path))}: {error.strerror or error}; remove it or choose "
+            "another benchmark.cache_dir"
         ) from error
-    return images if images.shape == shape and images.dtype == np.uint8 else None
+
+
+def _header_length(file: IO[bytes]) -> int | None:
+    """Return where the images begin, behind the header of NumPy's format; None without one."""
+    if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+        return None
+    version, length = file.read(2), file.read(2)
+    if version != bytes(_HEADER_VERSION) or len(length) != 2:
+        return None
+    return file.tell() + int.from_bytes(length, "little")
 
 
 def _build(path: Path, source: ImageSource, shape: tuple[int, ...]) -> None:
@@ -187,23 +161,33 @@ def _build(path: Path, source: ImageSource, shape: tuple[int, ...]) -> None:
             # Written row by row rather than through a writable map: on a full disk a write fails
             # with an error, whereas a map kills the process with SIGBUS.
             with os.fdopen(handle, "wb") as file:
-                np.lib.format.write_array_header_1_0(
-                    file, {"descr": "|u1", "fortran_order": False, "shape": shape}
-                )
+                sealed = SealedWriter(file, path.stem)
+                sealed.write(_header(shape))
                 decoded = _decoded(source, shape[1])
-                for image in track(decoded, source.verb, total=source.count):
-                    if isinstance(image, UnreadableImage):
-                        unreadable.append(str(image))
-                    elif not unreadable:
-                        file.write(image.tobytes())
+                with without_pillows_warnings():
+                    for image in track(decoded, source.verb, total=source.count):
+                        if isinstance(image, UnreadableImage):
+                            unreadable.append(str(image))
+                        elif not unreadable:
+                            sealed.write(image.tobytes())
                 if unreadable:
                     raise UserError(_unreadable_message(unreadable, source.count))
+                sealed.finish()
                 file.flush()
                 os.chmod(temporary, 0o644)
                 os.replace(temporary, path)  # while it is open, and so locked
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    """Return the header of NumPy's format, so that ``numpy.load`` reads the file too."""
+    header = BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
+    return header.getvalue()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cl_lora.benchmarks import make_benchmark
 from cl_lora.benchmarks.batches import batches
-from cl_lora.benchmarks.cache import decode_image
+from cl_lora.benchmarks.images import decode_image
 from cl_lora.models.images import ImageBackbone
 from perf.common import interleaved, report
 

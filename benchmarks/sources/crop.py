@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cl_lora.benchmarks.cache import Pixels, UnreadableImage
+from cl_lora.benchmarks.images import Pixels, UnreadableImage
 
 Floats = npt.NDArray[np.float64]
 
@@ -90,9 +90,9 @@ def crop_pixels(image: Image.Image, square: Square, size: int, name: object) -> 
     left, top, side = square.left, square.top, square.side
     right, bottom = left + side, top + side
     if min(right, bottom) <= 0 or left >= width or top >= height:
-        raise UnreadableImage(f"{name} (its box is outside its {width} x {height} pixels)")
+        raise UnreadableImage(name, f"its box is outside its {width} x {height} pixels")
     if side > _LARGEST * max(width, height):
-        raise UnreadableImage(f"{name} (its box is far larger than its {width} x {height} pixels)")
+        raise UnreadableImage(name, f"its box is far larger than its {width} x {height} pixels")
     if min(left, top) < 0 or right > width or bottom > height:
         columns = np.arange(math.floor(left), math.ceil(right))
         rows = np.arange(math.floor(top), math.ceil(bottom))

@@ -14,15 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from cl_lora.benchmarks.cache import (
-    ImageSource,
-    Pixels,
-    UnreadableImage,
-    decode_image,
-    shortened,
-)
+from cl_lora.benchmarks.cache import ImageSource, shortened
 from cl_lora.benchmarks.config import benchmark_kind
 from cl_lora.benchmarks.core import Benchmark, domain_benchmark
+from cl_lora.benchmarks.images import Pixels, UnreadableImage, decode_image, read_file
+from cl_lora.benchmarks.sources.names import require_printable
 from cl_lora.benchmarks.sources.settings import SplitConfig, require_text
 from cl_lora.benchmarks.splits import Indices, Splits, class_problems, split_domains
 from cl_lora.configuration.build import required
@@ -123,13 +119,14 @@ class ImageTable:
         """
         cell = self.rows[index][self.column]
         if cell is None or (cell["bytes"] is None and not cell["path"]):
-            raise UnreadableImage(f"row {index} (no image)")
+            raise UnreadableImage(f"row {index}", "no image")
         if cell["bytes"] is not None:
             return bytes(cell["bytes"])
         try:
-            return Path(cell["path"]).read_bytes()
-        except OSError as error:
-            raise UnreadableImage(f"{cell['path']} ({error.strerror})") from error
+            return read_file(cell["path"])
+        except (OSError, ValueError) as error:  # of a path with a null character
+            reason = error.strerror if isinstance(error, OSError) else None
+            raise UnreadableImage(cell["path"], reason or str(error)) from error
 
 
 def load(config: HubConfig) -> ImageTable:
@@ -287,9 +284,12 @@ def column_names(table: Any, column: str) -> tuple[list[str], list[str]]:
             f"Expected a value in column {column!r} of every row but got none in "
             f"{shortened(missing)}; fill them in"
         )
+    different = list(declared) if declared is not None else sorted(set(values))
+    names = [str(value) for value in different]
+    require_printable(names, f"the values of column {column!r}")
     if declared is not None:
-        return list(declared), [declared[value] for value in values]
-    return [str(value) for value in sorted(set(values))], [str(value) for value in values]
+        return names, [names[value] for value in values]
+    return names, [str(value) for value in values]
 
 
 def _require_complete(

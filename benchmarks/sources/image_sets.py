@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from cl_lora.benchmarks.cache import ImageSource, Pixels, cache_folder, cache_key, cached_images
+from cl_lora.benchmarks.cache import ImageSource, cache_folder, cache_key, cached_images
+from cl_lora.benchmarks.images import Pixels
 from cl_lora.benchmarks.sources.settings import PartsConfig, require_text
 from cl_lora.benchmarks.splits import Indices, Split, Splits, SplitSettings, split_domains
 from cl_lora.support.errors import UserError

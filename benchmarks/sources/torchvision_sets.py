@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cl_lora.benchmarks.cache import ImageSource, Pixels, decode_image, square_pixels
+from cl_lora.benchmarks.cache import ImageSource
+from cl_lora.benchmarks.images import Pixels, decode_image, read_file, square_pixels
 from cl_lora.benchmarks.sources.image_sets import (
     ImageSet,
     SetRequest,
@@ -245,7 +246,7 @@ def _content(root: Path, part: _Part) -> list[Any]:
 
 def _identify(root: Path, file: Path) -> tuple[str, str]:
     try:
-        data = file.read_bytes()
+        data = read_file(file)
     except OSError:  # decoding fails too, and then names all such files at once
         data = b""
     name = file.relative_to(root).as_posix()

@@ -11,14 +11,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from cl_lora.benchmarks.cache import (
-    ImageSource,
-    Pixels,
-    decode_image,
-    shortened,
-)
+from cl_lora.benchmarks.cache import ImageSource, shortened
 from cl_lora.benchmarks.config import benchmark_kind
 from cl_lora.benchmarks.core import Benchmark, domain_benchmark
+from cl_lora.benchmarks.images import Pixels, decode_image, read_file
+from cl_lora.benchmarks.sources.names import require_printable
 from cl_lora.benchmarks.sources.settings import SplitConfig, require_text
 from cl_lora.benchmarks.splits import Indices, Split, Splits, class_problems, split_domains
 from cl_lora.configuration.build import required
@@ -232,7 +229,7 @@ def files_content(root: Path, paths: Sequence[str]) -> str:
 
     def identify(path: str) -> tuple[str, int, str]:
         try:
-            data = (root / path).read_bytes()
+            data = read_file(root / path)
         except OSError:  # decoding fails too, and then names all such files at once
             return path, -1, ""
         return path, len(data), hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -303,12 +300,21 @@ def _require_complete(
 
 
 def folder_names(folder: Path) -> list[str]:
-    """Return the folders in ``folder``, sorted; hidden ones are not data."""
+    """Return the folders in ``folder``, sorted; hidden ones are not data.
+
+    They name domains, classes and tasks in tables, reports and files of a run.
+
+    Raises:
+        UserError: a name is not printable, or not UTF-8.
+    """
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+    require_printable(names, f"the folders in {folder}")
+    return names
 
 
 def _images(folder: Path) -> list[str]:
+    """Return what is called an image; reading finds out whether it is one."""
     with os.scandir(folder) as entries:
         return [
             entry.name

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cl_lora.benchmarks.cache import Pixels
 from cl_lora.benchmarks.core import Experience
+from cl_lora.benchmarks.images import Pixels
 from cl_lora.benchmarks.sources.image_sets import ImageSet
 from cl_lora.benchmarks.splits import Indices, Splits
 from cl_lora.benchmarks.streams.held_out import stream_order

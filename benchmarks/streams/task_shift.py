@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cl_lora.benchmarks.cache import Pixels
 from cl_lora.benchmarks.config import benchmark_kind
 from cl_lora.benchmarks.core import Benchmark, fingerprint
+from cl_lora.benchmarks.images import Pixels
 from cl_lora.benchmarks.sources.class_tree import is_split_tree
 from cl_lora.benchmarks.sources.image_sets import ImageSet, SetRequest, load_image_set
 from cl_lora.benchmarks.sources.settings import PartsConfig, require_names, require_text

@@ -15,14 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cl_lora.benchmarks.cache import (
-    ImageSource,
-    UnreadableImage,
-    cache_folder,
-    cached_images,
-    decode_image,
-    shortened,
-)
+from cl_lora.benchmarks.cache import ImageSource, cache_folder, cached_images, shortened
+from cl_lora.benchmarks.images import UnreadableImage, decode_image
 from cl_lora.support.errors import UserError
 
 
@@ -97,20 +91,21 @@ def test_concurrent_builders_all_get_whole_data_and_leave_one_file(tmp_path):
 def failing(bad: set[int], count: int) -> ImageSource:
     def read(index: int, size: int) -> np.ndarray:
         if index in bad:
-            raise UnreadableImage(f"image-{index}")
+            raise UnreadableImage(f"image-{index}", "bad")
         return np.zeros((size, size, 3), dtype=np.uint8)
 
     return ImageSource("bad", count, read)
 
 
 def test_all_unreadable_images_are_named_and_nothing_is_left(tmp_path):
-    with pytest.raises(UserError, match=r"2 of 70 images: image-3; image-69; replace or remove"):
+    told = r"2 of 70 images: image-3 \(bad\); image-69 \(bad\); replace or remove"
+    with pytest.raises(UserError, match=told):
         cached_images(failing({3, 69}, 70), 4, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_from_the_eleventh_on_unreadable_images_are_counted(tmp_path):
-    with pytest.raises(UserError, match=r"14 of 70 images: image-0; .*image-9; and 4 more"):
+    with pytest.raises(UserError, match=r"14 of 70 images: image-0 .*image-9 .*; and 4 more"):
         cached_images(failing(set(range(14)), 70), 4, tmp_path)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cl_lora.benchmarks.cache import UnreadableImage
+from cl_lora.benchmarks.images import UnreadableImage
 from cl_lora.benchmarks.sources.crop import Square, crop_pixels, square_around
 
 numbers = st.floats(-1e4, 1e4)

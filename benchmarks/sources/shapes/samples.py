@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cl_lora.benchmarks.cache import Pixels
+from cl_lora.benchmarks.images import Pixels
 from cl_lora.benchmarks.sources.shapes.outlines import (
     OUTLINE_POINTS,
     Floats,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cl_lora.benchmarks.cache import ImageSource, Pixels, decode_image, open_image, shortened
+from cl_lora.benchmarks.cache import ImageSource, shortened
+from cl_lora.benchmarks.images import Pixels, decode_image, open_image
 from cl_lora.benchmarks.sources.crop import Square, crop_pixels
 from cl_lora.benchmarks.sources.tree import files_content
 from cl_lora.benchmarks.splits import Indices

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from cl_lora.benchmarks.cache import ImageSource, Pixels, UnreadableImage, square_pixels
+from cl_lora.benchmarks.cache import ImageSource
+from cl_lora.benchmarks.images import Pixels, UnreadableImage, square_pixels
 from cl_lora.benchmarks.sources.tasks.core import (
     DrawnSource,
     TaskRequest,
@@ -87,7 +88,7 @@ def _images(file: Path, rows: Indices) -> ImageSource:
             with _opened(file) as data:
                 pixels = data["images"][row]
         except OSError as error:  # a part of the file is damaged
-            raise UnreadableImage(f"row {row} of {file} ({error})") from error
+            raise UnreadableImage(f"row {row} of {file}", str(error)) from error
         return square_pixels(Image.fromarray(pixels), size)
 
     content = digest(_hash(file), np.ascontiguousarray(rows, dtype="<i8").tobytes())
