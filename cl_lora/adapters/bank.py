@@ -8,7 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from cl_lora.adapters import seals
 from cl_lora.adapters.adapter import Adapter
+from cl_lora.adapters.entries import is_finite
 from cl_lora.adapters.model_folder import (
     DELTA_FILE,
     is_model_folder,
@@ -45,6 +47,24 @@ class AdapterBank:
     def save(self, experience: int, name: str, adapter: Adapter) -> None:
         """Write the adapter of ``experience``, whole or not at all."""
         adapter.save(self.path(experience, name))
+
+    def verify(self, experience: int, name: str) -> Adapter:
+        """Return the adapter of ``experience``, every byte and number of it looked at.
+
+        Raises:
+            UserError: if a file is not what was written, or holds NaN or infinity.
+        """
+        folder = self.path(experience, name)
+        seals.check(folder)
+        adapter = self.load(experience, name)
+        for what, tensors in (("head", adapter.head), *adapter.statistics.items()):
+            odd = next((key for key in tensors if not bool(tensors[key].isfinite().all())), None)
+            if odd is not None:
+                raise _not_finite(f"tensor {odd!r} of the {what}", folder)
+        odd = next((key for key in adapter.entries if not is_finite(adapter.entries[key])), None)
+        if odd is not None:
+            raise _not_finite(f"module {odd!r}", folder)
+        return adapter
 
     def load(self, experience: int, name: str) -> Adapter:
         """Read the adapter of ``experience``."""
@@ -93,3 +113,10 @@ class AdapterBank:
 
 def _is_whole(folder: Path) -> bool:
     return is_whole_model(folder) if is_model_folder(folder) else is_whole(folder)
+
+
+def _not_finite(what: str, folder: Path) -> UserError:
+    return UserError(
+        f"Expected finite numbers but {what} of the adapter in {folder} holds NaN or infinity; "
+        "delete the folder and run the command again, which trains it again"
+    )

@@ -157,6 +157,11 @@ def _files(path: Path) -> dict[str, LazyTensors]:
                 "it and save it as safetensors"
             )
         return dict.fromkeys(file := LazyTensors(path), file)
+    if not path.is_dir():
+        raise UserError(
+            f"Expected a model at {path} but it is neither a file nor a folder; give a safetensors "
+            "file, or a folder with one"
+        )
     if (path / CONFIG_FILE).is_file():
         raise UserError(
             f"Expected a whole model but {path} is a PEFT folder; leave --base out to merge "
@@ -182,8 +187,9 @@ def _parts(index: Path) -> dict[str, LazyTensors]:
     try:
         places = json.loads(index.read_text())["weight_map"]
         wanted = {str(name): str(file) for name, file in places.items()}
-    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is no index of a model ({error}); save the model again") from None
+    except (ValueError, OSError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        said = " ".join(str(error).split())[:100]
+        raise UserError(f"{index} is no index of a model ({said}); save the model again") from None
     parts = {file: LazyTensors(index.parent / file) for file in sorted(set(wanted.values()))}
     for name, file in wanted.items():
         if name not in parts[file]:

@@ -44,5 +44,7 @@ def entry_numbers(entry: Entry) -> int:
 
 def is_finite(entry: Entry) -> bool:
     """Return whether an entry holds neither NaN nor infinity."""
+    if isinstance(entry, LoRAFactors) and not math.isfinite(entry.scaling):
+        return False
     tensors = (entry.A, entry.B) if isinstance(entry, LoRAFactors) else (entry,)
     return all(bool(tensor.isfinite().all()) for tensor in tensors)

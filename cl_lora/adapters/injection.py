@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cl_lora.adapters.factors import LoRAFactors
 from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.ranges import at_most
 
 TARGETS: Mapping[str, str] = {
     "qkv": r"blocks\..*attn\.qkv",
@@ -44,23 +45,29 @@ class LoRAConfig:
         rslora: scale by ``1 / sqrt(r)`` (Kalajdzievski 2023).
     """
 
-    rank: int = 8
-    lora_alpha: float = 32.0
-    dropout: float = 0.05
+    rank: int = at_most(10_000, 8)
+    lora_alpha: float = at_most(1_000_000, 32.0)
+    dropout: float = at_most(1, 0.05)
     targets: tuple[str, ...] = ("qkv",)
     rslora: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise UserError(f"Expected the LoRA rank to be at least 1 but got {self.rank}")
+            raise UserError(
+                f"Expected the LoRA rank to be at least 1 but got {self.rank}; raise it"
+            )
         if not (math.isfinite(self.lora_alpha) and self.lora_alpha > 0):
-            raise UserError(f"Expected lora_alpha to be above 0 but got {self.lora_alpha}")
+            raise UserError(
+                f"Expected lora_alpha to be above 0 but got {self.lora_alpha}; give such as 32"
+            )
         if not 0 <= self.dropout < 1:
-            raise UserError(f"Expected LoRA dropout to be in [0, 1) but got {self.dropout}")
+            raise UserError(
+                f"Expected LoRA dropout to be in [0, 1) but got {self.dropout}; give such as 0.05"
+            )
         if not self.targets:
-            raise UserError("Expected at least one LoRA target, such as q; got none")
+            raise UserError("Expected at least one LoRA target, such as q, but got none; name one")
         if len(set(self.targets)) != len(self.targets):
-            raise UserError(f"A LoRA target is named twice in {list(self.targets)}")
+            raise UserError(f"A LoRA target is named twice in {list(self.targets)}; remove one")
         if "qkv" in self.targets and set(_SPLIT) & set(self.targets):
             raise UserError(
                 "Choose either the fused LoRA target 'qkv' or some of q, k, v; not both"

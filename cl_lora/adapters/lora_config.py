@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from cl_lora.adapters.base_model import BaseModel
 from cl_lora.adapters.factors import LoRAFactors
@@ -18,6 +18,7 @@ _READ = frozenset(
     {
         *("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"),
         *("init_lora_weights", "bias", "modules_to_save", "fan_in_fan_out"),
+        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
         *("task_type", "base_model_name_or_path", "revision", "auto_mapping"),
     }
 )
@@ -26,7 +27,6 @@ _READ = frozenset(
 _HARMLESS = frozenset(
     {
         *("inference_mode", "peft_version", "lora_dropout", "runtime_config", "megatron_core"),
-        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
         *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size"),
     }
 )
@@ -49,6 +49,8 @@ _WHY = {
     "velora_config": "it compresses what its factors are trained on (VeLoRA)",
     "ensure_weight_tying": "it ties weights of the base model",
 }
+_ALL_LINEAR = "all-linear"
+_Number = TypeVar("_Number", int, float)
 _CONVERT = (
     "the initialisation changed the base model's weights; save it with peft's "
     "path_initial_model_for_weight_conversion, which turns it into plain LoRA"
@@ -56,32 +58,99 @@ _CONVERT = (
 
 
 @dataclass(frozen=True)
+class Selection:
+    """Which layers of the base model peft gives an adapter to, by its own rules.
+
+    Factors of any other layer would be in the file and count nowhere.
+
+    Attributes:
+        modules: ends of the names, or a pattern of the whole name; None if peft chooses by the
+            type of the model.
+        excluded: the same of what is left out.
+        saved: modules that are trained as a whole, and therefore never adapted.
+        layers: numbers of the layers; None for all.
+        patterns: what stands before such a number.
+    """
+
+    modules: str | tuple[str, ...] | None = None
+    excluded: str | tuple[str, ...] | None = None
+    saved: tuple[str, ...] = ()
+    layers: tuple[int, ...] | None = None
+    patterns: tuple[str, ...] = ()
+
+    def has(self, module: str) -> bool:
+        """Return whether a layer is adapted."""
+        if self.excluded and _is_named(module, self.excluded):
+            return False
+        if any(f".{name}." in f".{module}." for name in self.saved):
+            return False
+        if self.modules is None or self.modules == _ALL_LINEAR:
+            return True
+        if not _is_named(module, self.modules):
+            return False
+        return not self.layers or isinstance(self.modules, str) or self._layer(module)
+
+    def _layer(self, module: str) -> bool:
+        if module in (self.modules or ()):  # a full name counts whatever its layer
+            return True
+        starts = [rf"(?:^|.*?\.){pattern}" for pattern in self.patterns] or [r".*?\.[^.]*"]
+        for start in starts:
+            match = re.match(rf"{start}\.(?P<layer>\d+)\.", module)
+            if match:
+                return int(match["layer"]) in (self.layers or ())
+        return False
+
+
+def _is_named(module: str, names: str | tuple[str, ...]) -> bool:
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+@dataclass(frozen=True)
 class LoRASettings:
     """What adapter_config.json says that the tensors do not.
 
     Attributes:
+        rank: of the factors.
+        rank_pattern: pattern of module names -> another rank.
         alpha: numerator of the scaling.
         alpha_pattern: pattern of module names -> another numerator.
         rslora: scale by ``1 / sqrt(r)`` (Kalajdzievski 2023).
+        selection: which layers are adapted.
         modules_to_save: names of modules that were trained beside the factors.
         base: the model the adapter was trained on.
     """
 
+    rank: int = 8
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha: float = 8.0
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     rslora: bool = False
+    selection: Selection = field(default_factory=Selection)
     modules_to_save: tuple[str, ...] = ()
     base: BaseModel = field(default_factory=BaseModel)
 
+    def rank_of(self, module: str) -> int:
+        """Return the rank that the factors of a module have."""
+        return _matching(self.rank_pattern, module, self.rank)
+
     def scaling(self, module: str, rank: int) -> float:
         """Return s of ``s B A``: ``alpha / r``, or ``alpha / sqrt(r)`` with rsLoRA."""
-        alpha = self.alpha
-        for pattern, value in self.alpha_pattern.items():
-            # The rule of peft: a pattern matches the whole name or what follows a dot in it.
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                alpha = value
-                break
+        alpha = _matching(self.alpha_pattern, module, self.alpha)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+
+def _matching(patterns: Mapping[str, _Number], module: str, otherwise: _Number) -> _Number:
+    for pattern, value in patterns.items():
+        if re.match(_whole(pattern), module):
+            return value
+    return otherwise
+
+
+def _whole(pattern: str) -> str:
+    # The rule of peft: a pattern matches the whole name or what follows a dot in it.
+    return rf"(.*\.)?({pattern})$"
 
 
 def parse_lora_config(config: Mapping[str, Any], where: object) -> LoRASettings:
@@ -106,11 +175,21 @@ def parse_lora_config(config: Mapping[str, Any], where: object) -> LoRASettings:
         )
     _refuse_variants(config, where)
     read = _Fields(config, where)
+    saved = read.names("modules_to_save")
     return LoRASettings(
+        rank=read.count("r", 8),
+        rank_pattern=read.counts("rank_pattern"),
         alpha=read.number("lora_alpha", 8.0),
         alpha_pattern=read.patterns("alpha_pattern"),
         rslora=read.flag("use_rslora"),
-        modules_to_save=read.names("modules_to_save"),
+        selection=Selection(
+            modules=read.choice("target_modules"),
+            excluded=read.choice("exclude_modules"),
+            saved=saved,
+            layers=read.layers("layers_to_transform"),
+            patterns=read.starts("layers_pattern"),
+        ),
+        modules_to_save=saved,
         base=BaseModel(
             task_type=read.text("task_type"),
             name_or_path=read.text("base_model_name_or_path"),
@@ -228,12 +307,39 @@ class _Fields:
 
     def number(self, name: str, default: float) -> float:
         value = self.config.get(name, default)
-        return float(self._checked(name, value, "a finite number", _is_number(value)))
+        return float(self._checked(name, value, _NUMBER, _is_number(value)))
+
+    def count(self, name: str, default: int) -> int:
+        value = self.config.get(name, default)
+        return int(self._checked(name, value, "an integer of at least 1", _is_count(value)))
 
     def names(self, name: str) -> tuple[str, ...]:
         value = self.config.get(name)
-        valid = value is None or (isinstance(value, list) and all(map(_is_text, value)))
+        valid = value is None or _are_names(value)
         return tuple(self._checked(name, value, "a list of names or null", valid) or ())
+
+    def choice(self, name: str) -> str | tuple[str, ...] | None:
+        value = self.config.get(name)
+        text = isinstance(value, str)
+        valid = value is None or (_is_pattern(value, value) if text else _are_names(value))
+        self._checked(name, value, "a list of names, a pattern that is quick, or null", valid)
+        return value if value is None or isinstance(value, str) else tuple(value)
+
+    def layers(self, name: str) -> tuple[int, ...] | None:
+        value = self.config.get(name)
+        listed: list[Any] = value if isinstance(value, list) else [value]
+        valid = value is None or all(_is_count(number, 0) for number in listed)
+        self._checked(name, value, "a number of a layer, a list of them, or null", valid)
+        return None if value is None else tuple(listed)
+
+    def starts(self, name: str) -> tuple[str, ...]:
+        value = self.config.get(name)
+        listed = value if isinstance(value, list) else [value] if value else []
+        valid = (value is None or isinstance(value, str | list)) and all(
+            isinstance(start, str) and _is_pattern(start, start) for start in listed
+        )
+        self._checked(name, value, "a pattern that is quick, a list of them, or null", valid)
+        return tuple(listed)
 
     def texts(self, name: str) -> dict[str, str] | None:
         value = self.config.get(name)
@@ -242,12 +348,21 @@ class _Fields:
         return found
 
     def patterns(self, name: str) -> dict[str, float]:
-        value = self.config.get(name) or {}
-        valid = isinstance(value, dict) and all(
-            _is_pattern(key) and _is_number(number) for key, number in value.items()
-        )
-        self._checked(name, value, "an object of patterns and numbers", valid)
+        value = self._object(name, _is_number, f"{_NUMBER}s")
         return {key: float(number) for key, number in value.items()}
+
+    def counts(self, name: str) -> dict[str, int]:
+        return self._object(name, _is_count, "integers of at least 1")
+
+    def _object(self, name: str, accepts: Callable[[object], bool], values: str) -> dict[str, Any]:
+        value = self.config.get(name)
+        value = {} if value is None else value
+        valid = isinstance(value, dict) and all(
+            _is_pattern(key, _whole(key)) and accepts(number) for key, number in value.items()
+        )
+        self._checked(name, value, f"an object of patterns that are quick and {values}", valid)
+        found: dict[str, Any] = value
+        return found
 
     def _checked(self, name: str, value: Any, expected: str, valid: bool) -> Any:
         if not valid:
@@ -258,17 +373,51 @@ class _Fields:
         return value
 
 
+_NUMBER = "a number within single precision"
+_SMALLEST, _LARGEST = 2.0**-126, 2.0**127
+
+
 def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+    # JSON can say half of a character, which no file can hold.
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(_is_text(name) and name for name in value)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_pattern(value: str) -> bool:
-    try:
-        re.compile(value)
-    except re.error:
+    if not isinstance(value, int | float) or isinstance(value, bool):
         return False
-    return True
+    return value == 0 or _SMALLEST <= abs(value) <= _LARGEST
+
+
+def _is_count(value: object, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
+
+
+_REPEATS = re.compile(r"[*+{]")
+_REPEATED_GROUP = re.compile(r"\)(?:[*+]|\{\d*,)")
+_LITERAL = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]")
+
+
+def _is_pattern(pattern: str, used: str) -> bool:
+    """Return whether a pattern, as it is used, is one, and needs no more than a moment.
+
+    What repeats a repetition takes time that grows exponentially with the length of a name.
+    """
+    try:
+        re.compile(used)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    plain = _LITERAL.sub("x", pattern)
+    return not _REPEATED_GROUP.search(plain) and len(_REPEATS.findall(plain)) <= _MOST_REPEATS
+
+
+_MOST_REPEATS = 3

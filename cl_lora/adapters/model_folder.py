@@ -13,15 +13,15 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from cl_lora.adapters import seals
+from cl_lora.adapters.seals import LISTED, TRAINING_FILE
 from cl_lora.adapters.tensor_file import LazyTensors, own_copy
 from cl_lora.support import files
 from cl_lora.support.errors import UserError
 
 DELTA_FILE = "delta.safetensors"
 HEAD_FILE = "head.safetensors"
-TRAINING_FILE = "training.json"
 STATISTICS = "statistics"
-LISTED = "files"  # in training.json: what else belongs to an adapter
 
 _FILES = frozenset({DELTA_FILE, HEAD_FILE, TRAINING_FILE, STATISTICS})
 
@@ -42,11 +42,11 @@ def read_model(
     """
     training = files.read_json(folder / TRAINING_FILE, "cannot be read", "train the model again")
     head = folder / HEAD_FILE
-    listed = training.pop(LISTED, [HEAD_FILE] if head.exists() else [])
+    listed = training.get(LISTED, [HEAD_FILE] if head.exists() else [])
     return (
         LazyTensors(folder / DELTA_FILE),
         dict(LazyTensors(head)) if listed else {},
-        training,
+        seals.training_of(training),
     )
 
 
@@ -73,7 +73,7 @@ def write_model(
         if head:
             safetensors.torch.save_file(_owned(head), temporary / HEAD_FILE)
         listed = [HEAD_FILE] if head else []
-        files.write_json(temporary / TRAINING_FILE, {**training, LISTED: listed})
+        seals.write_record(temporary, training, listed, [DELTA_FILE, *listed])
 
 
 def is_whole_model(folder: Path) -> bool:
@@ -89,7 +89,12 @@ def statistics_of(folder: Path) -> dict[str, Mapping[str, Tensor]]:
     """Return the statistics beside an adapter by name, read when they are asked for."""
     # What a killed process leaves beside them has another end.
     found = sorted(folder.glob(f"{STATISTICS}/*.safetensors"))
-    return {path.stem: LazyTensors(path) for path in found}
+    return {
+        path.stem: LazyTensors(path)
+        for path in found
+        # One that a killed process wrote and did not record is gathered again.
+        if seals.holds(folder, _statistic_file(path.stem))
+    }
 
 
 def write_statistic(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -99,7 +104,12 @@ def write_statistic(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> N
         UserError: if the disk refuses.
     """
     data = safetensors.torch.save(_owned(tensors))
-    files.write_bytes(folder / STATISTICS / f"{name}.safetensors", data)
+    files.write_bytes(folder / _statistic_file(name), data)
+    seals.add(folder, _statistic_file(name))
+
+
+def _statistic_file(name: str) -> str:
+    return f"{STATISTICS}/{name}.safetensors"
 
 
 def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ it) and, where the head is not a module of the base model, ``head.safetensors``.
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,12 +20,21 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from cl_lora.adapters import seals
 from cl_lora.adapters.base_model import BaseModel
 from cl_lora.adapters.entries import is_finite
 from cl_lora.adapters.factors import LoRAFactors
 from cl_lora.adapters.lora_config import LoRASettings, make_lora_config, parse_lora_config
-from cl_lora.adapters.model_folder import LISTED, STATISTICS
-from cl_lora.adapters.tensor_file import LazyTensors, own_copy
+from cl_lora.adapters.model_folder import STATISTICS
+from cl_lora.adapters.seals import LISTED, TRAINING_FILE
+from cl_lora.adapters.tensor_file import (
+    FLOATS,
+    LazyTensors,
+    check_plain,
+    kind_of_numbers,
+    own_copy,
+    unreadable,
+)
 from cl_lora.support import files
 from cl_lora.support.errors import UserError
 
@@ -34,7 +42,6 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 HEAD_FILE = "head.safetensors"
-TRAINING_FILE = "training.json"
 
 _FILES = frozenset({CONFIG_FILE, WEIGHTS_FILE, HEAD_FILE, TRAINING_FILE, STATISTICS})
 PREFIX = "base_model.model."
@@ -128,7 +135,7 @@ def write_files(folder: Path, contents: Contents) -> None:
     files.write_json(folder / CONFIG_FILE, config)
     if beside:
         safetensors.torch.save_file(head, folder / HEAD_FILE)
-    files.write_json(folder / TRAINING_FILE, {**contents.training, LISTED: beside})
+    seals.write_record(folder, contents.training, beside, [WEIGHTS_FILE, CONFIG_FILE, *beside])
 
 
 def check_replaceable(folder: Path) -> None:
@@ -192,10 +199,10 @@ def _read_training(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         # Of somebody else, or written before files were listed.
         return {}, (HEAD_FILE,) if (folder / HEAD_FILE).exists() else ()
     training = _read_json(path)
-    listed = training.pop(LISTED, [HEAD_FILE] if (folder / HEAD_FILE).exists() else [])
-    if not isinstance(listed, list) or set(listed) - _FILES:
+    listed = training.get(LISTED, [HEAD_FILE] if (folder / HEAD_FILE).exists() else [])
+    if not isinstance(listed, list) or any(name not in list(_FILES) for name in listed):
         raise UserError(f"{path} lists files that no adapter has ({listed}); write it again")
-    return training, tuple(listed)
+    return seals.training_of(training), tuple(listed)
 
 
 def _check_listed(folder: Path, listed: Iterable[str]) -> None:
@@ -229,7 +236,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no readable safetensors file ({error})") from error
+        raise unreadable(path, error) from error
 
 
 def _read_pickle(path: Path) -> Mapping[str, Tensor]:
@@ -240,10 +247,12 @@ def _read_pickle(path: Path) -> Mapping[str, Tensor]:
             found = torch.load(path, mmap=True, **options)
         except RuntimeError:  # written before torch wrote archives, which alone can be mapped
             found = torch.load(path, **options)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:
+        # Bytes that are no pickle of tensors fail wherever the reader happens to be.
+        said = " ".join(str(error).split())[:80] or type(error).__name__
         raise UserError(
-            f"{path} is a pickle that holds more than tensors, or is damaged "
-            f"({str(error).splitlines()[0][:80]}); save the adapter as safetensors"
+            f"{path} is a pickle that holds more than tensors, or is damaged ({said}); save the "
+            "adapter as safetensors"
         ) from error
     if not isinstance(found, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items()
@@ -325,20 +334,56 @@ class StoredFactors(Mapping[str, LoRAFactors]):
                     f"Module {module!r} in {folder} has only one of lora_A and lora_B; write the "
                     "adapter again"
                 )
+            if not settings.selection.has(module):
+                raise UserError(
+                    f"Module {module!r} in {folder} has factors but {CONFIG_FILE} leaves it out "
+                    "(target_modules, exclude_modules, layers_to_transform or modules_to_save), so "
+                    "that peft would not use them; write the adapter again"
+                )
         if not names:
             raise UserError(f"The adapter in {folder} holds no LoRA factors; write it again")
 
     def read(self, module: str) -> LoRAFactors:
-        """Return the factors of a module as they are, finite or not."""
-        A, B = (self._tensors[self._names[module][side]].float() for side in "AB")
-        return LoRAFactors(A, B, self._settings.scaling(module, A.shape[0]))
+        """Return the factors of a module as they are, finite or not.
+
+        Raises:
+            UserError: for tensors that are no factors of the rank that the configuration says.
+        """
+        A, B = (self._numbers(module, side) for side in "AB")
+        rank = self._settings.rank_of(module)
+        if A.ndim != 2 or B.ndim != 2 or (A.shape[0], B.shape[1]) != (rank, rank):
+            raise UserError(
+                f"Expected factors A (r, d_in) and B (d_out, r) with one rank r={rank}, as "
+                f"{CONFIG_FILE} says, but module {module!r} in {self._folder} has A "
+                f"{tuple(A.shape)} and B {tuple(B.shape)}; write the adapter again"
+            )
+        if not A.numel() or not B.numel():
+            raise UserError(
+                f"Expected factors with numbers but module {module!r} in {self._folder} has none; "
+                "write the adapter again"
+            )
+        dtype = torch.promote_types(torch.float32, torch.promote_types(A.dtype, B.dtype))
+        return LoRAFactors(A.to(dtype), B.to(dtype), self._settings.scaling(module, rank))
+
+    def _numbers(self, module: str, side: str) -> Tensor:
+        name = self._names[module][side]
+        tensor = self._tensors[name]
+        check_plain(name, tensor, self._folder)
+        if tensor.dtype not in FLOATS:
+            raise UserError(
+                f"Expected floating-point factors but {name!r} in {self._folder} holds "
+                f"{kind_of_numbers(tensor)}; save the adapter as float32, undone of any "
+                "quantisation"
+            )
+        return tensor
 
     def __getitem__(self, module: str) -> LoRAFactors:
         factors = self.read(module)
         if module not in self._finite and not is_finite(factors):
             raise UserError(
                 f"Expected finite factors but module {module!r} of the adapter in {self._folder} "
-                "holds NaN or infinity; train it again with a smaller learning rate"
+                "holds NaN or infinity; the file is damaged, or its training diverged: write it "
+                "again, or leave it out"
             )
         self._finite.add(module)  # looking again would take as long as reading again
         return factors
@@ -380,11 +425,20 @@ def _sort_names(
                 "the base model's embeddings is left out by save_embedding_layers=False of peft"
             )
         if match is not None:
-            lora.setdefault(match["module"], {})[match["side"]] = key
+            _take(lora.setdefault(match["module"], {}), match["side"], key, folder)
         elif module is not None:
             parameter = _WRAPPING.sub("", name.removeprefix(f"{module}."))
-            saved.setdefault(module, {})[parameter] = key
+            _take(saved.setdefault(module, {}), parameter, key, folder)
     return lora, saved
+
+
+def _take(names: dict[str, str], name: str, key: str, folder: Path) -> None:
+    if name in names:
+        raise UserError(
+            f"{folder / WEIGHTS_FILE} has two tensors for one, {names[name]!r} and {key!r}; write "
+            "the adapter again"
+        )
+    names[name] = key
 
 
 def _saved_module(name: str, modules_to_save: tuple[str, ...]) -> str | None:

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from cl_lora.support.errors import UserError
 
+FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+"""The precisions that weights have."""
+
 _DTYPES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -61,8 +64,8 @@ class LazyTensors(Mapping[str, Tensor]):
             with safetensors.safe_open(path, framework="pt") as file:
                 names = list(file.keys())  # the library checks every place before we use it
             self._places = _places(path, names)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is no readable safetensors file ({error})") from error
+        except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+            raise unreadable(path, error) from error
 
     def __getitem__(self, name: str) -> Tensor:
         place = self._places[name]
@@ -119,9 +122,54 @@ def own_copy(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
+def check_plain(name: str, tensor: Tensor, path: object) -> None:
+    """Check that a tensor's numbers are there, each for itself.
+
+    Raises:
+        UserError: if it is sparse, quantised, complex, of eight bits, without data, or larger than
+            its data.
+    """
+    odd = None
+    if tensor.layout is not torch.strided:
+        odd = "is not dense"
+    elif tensor.is_quantized:
+        odd = "is quantised"
+    elif tensor.device.type != "cpu":
+        odd = f"has no data (device {tensor.device.type})"
+    elif tensor.is_complex() or (tensor.is_floating_point() and tensor.dtype not in FLOATS):
+        odd = f"holds {kind_of_numbers(tensor)}"
+    elif tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+        odd = "is larger than its data"
+    if odd:
+        raise UserError(
+            f"Expected plain numbers but tensor {name!r} of {path} {odd}; save it as a dense "
+            "float32 tensor"
+        )
+
+
+def kind_of_numbers(tensor: Tensor) -> str:
+    """Return the precision of a tensor in a word."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def unreadable(path: Path, error: Exception) -> UserError:
+    """Return the error for a file that is no safetensors file."""
+    said = " ".join(str(error).split())[:200]
+    return UserError(
+        f"{path} is no readable safetensors file ({said}); it is damaged or something else, write "
+        "it again"
+    )
+
+
 def _expect(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"Expected {path} but it is missing; only safetensors files are read")
+    if path.is_file():
+        return
+    if path.exists():
+        raise UserError(
+            f"Expected {path} to be a file but it is something else; only safetensors files are "
+            "read"
+        )
+    raise UserError(f"Expected {path} but it is missing; only safetensors files are read")
 
 
 def _places(path: Path, names: Sequence[str]) -> dict[str, _Place]:

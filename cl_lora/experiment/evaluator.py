@@ -17,9 +17,14 @@ from cl_lora.experiment.stages import Stage
 from cl_lora.experiment.task_metrics import primary, reported, subsets_of
 from cl_lora.models.compute import Batch
 from cl_lora.models.weights import changed
+from cl_lora.support.errors import UserError
 from cl_lora.tasks import Task
 
 Hits = npt.NDArray[np.bool_]
+
+
+class NotFiniteError(UserError):
+    """What is served gives outputs that are NaN or infinite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +54,11 @@ class Evaluator:
     def score(
         self, served: Served, stage: Stage, advance: Callable[[], None] = lambda: None
     ) -> dict[int, Result]:
-        """Return the result on every experience of a stage; ``advance`` is called after each."""
+        """Return the result on every experience of a stage; ``advance`` is called after each.
+
+        Raises:
+            NotFiniteError: if what is served gives outputs that no metric can be taken of.
+        """
         results: dict[int, Result] = {}
         for group in _groups(served, stage):
             missing, tasks = {}, {}
@@ -89,6 +98,12 @@ class Evaluator:
         experience = self.bench.benchmark.experiences[j]
         head = part.head.to(self.bench.compute.device)
         pairs = [(head(batch), targets) for batch, targets in self._features(j, part)]
+        if not all(bool(outputs.isfinite().all()) for outputs, _ in pairs):
+            raise NotFiniteError(
+                f"Expected finite outputs on the test samples of {experience.name!r} but some are "
+                "NaN or infinite; choose smaller coefficients, or train with a smaller learning "
+                "rate"
+            )
         scores = _scores(task, pairs)
         for metric, mask in subsets_of(experience).items():
             rows = torch.from_numpy(mask).to(pairs[0][1].device)

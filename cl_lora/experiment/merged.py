@@ -86,20 +86,20 @@ class _Merge:
         if arm.method is None:
             return None, None, ()
         plan = prepare(self.adapters, arm.method, space=arm.space, seed=bench.seed, **arm.options)
-        tuned: nn.Module | None = None
-        if arm.rule.learned:
-            try:
+        try:
+            if arm.rule.learned:
                 alpha, tuned = self._LEARN[arm.rule.how](self, plan)
-            except UserError as error:
-                raise DivergedError(
-                    f"Arm {arm.name!r}, seed {bench.seed}, stage {self.stage.name!r}: {error}"
-                ) from error
-        else:
-            alpha = arm.given(self.members, plan.modules)
+            else:
+                alpha, tuned = arm.given(self.members, plan.modules), None
+            update = plan.combine(alpha)
+        except UserError as error:
+            raise DivergedError(
+                f"Arm {arm.name!r}, seed {bench.seed}, stage {self.stage.name!r}: {error}"
+            ) from error
         coefficients = as_coefficients(
             arm.rule, alpha, plan.modules, bench.seed, arm.name, self.stage.index, self.members
         )
-        return plan.combine(alpha), tuned, coefficients
+        return update, tuned, coefficients
 
     def _with_residuals(self, residual: ResidualChoice, base: Update | None) -> dict[int, Part]:
         """Return for each experience the base with what is kept of its own adapter beside it.

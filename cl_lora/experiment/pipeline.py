@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cl_lora.adapters import Adapter, AdapterBank
 from cl_lora.benchmarks import make_benchmark, validate_benchmark_config
 from cl_lora.benchmarks.core import Benchmark
@@ -34,7 +36,7 @@ from cl_lora.experiment.arms import (
 )
 from cl_lora.experiment.banks import FRESH, Banks
 from cl_lora.experiment.checks import check_tasks, embedded
-from cl_lora.experiment.evaluator import Evaluator
+from cl_lora.experiment.evaluator import Evaluator, NotFiniteError
 from cl_lora.experiment.few_shot import check_few_shot, outline
 from cl_lora.experiment.ledger import Ledger, open_ledger
 from cl_lora.experiment.listener import Listener, Silent
@@ -57,14 +59,14 @@ from cl_lora.models.heads import HEAD_SHAPES
 from cl_lora.models.prepare import prepare_backbone
 from cl_lora.models.statistics import get_statistic
 from cl_lora.run_folder import layout
-from cl_lora.run_folder.config_file import read_config, write_config
+from cl_lora.run_folder.config_file import ConfigRecord, read_config, write_config
 from cl_lora.run_folder.environment import device_name, environment, write_environment
 from cl_lora.run_folder.folding import fold_hits, fold_records, remove_parts
 from cl_lora.run_folder.hits import write_hits
-from cl_lora.run_folder.identity import require_same
+from cl_lora.run_folder.identity import require_same, take_threads
 from cl_lora.run_folder.lock import locked, require_run_folder
 from cl_lora.run_folder.parts import part_folders, with_stopped
-from cl_lora.run_folder.reader import read_stream
+from cl_lora.run_folder.reader import read_stages, stages_lost
 from cl_lora.run_folder.records import (
     PARAMETERS,
     Account,
@@ -75,6 +77,7 @@ from cl_lora.run_folder.records import (
 from cl_lora.run_folder.results import Results
 from cl_lora.support import files, progress
 from cl_lora.support.errors import DivergedError, UserError, unknown_name
+from cl_lora.support.printing import Lines
 from cl_lora.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -246,6 +249,8 @@ class Run:
         recorded = read_config(folder) if there else None
         if recorded is not None:
             require_same(folder, recorded.identity, self.identity, strategy_defaults())
+            if settings.device.type == "cpu":
+                take_threads(folder, recorded.cpu_threads, settings.options.threads)
             recorded = with_stopped(recorded, parts)
         self.stages = self._all_stages()
         self.ledger: Ledger = open_ledger(folder, recorded, settings)
@@ -404,14 +409,17 @@ class Run:
                     bench.store.forget()  # another round: no feature of the last one comes again
                 try:
                     served = row.serve(bench, stage) if stage.index >= 0 else bench.untrained(stage)
-                except DivergedError as error:
-                    assert row.arm is not None
+                    results = evaluator.score(served, stage, advance)
+                except (DivergedError, NotFiniteError) as error:
+                    if isinstance(error, NotFiniteError):
+                        error = _of_row(error, row, stage, bench.seed)
+                    if row.arm is None:
+                        raise error
                     log.warning("%s", error)
                     self.ledger = self.ledger.without(row.arm, str(error))
                     self._write_config()
                     failed.append(error)
                     continue
-                results = evaluator.score(served, stage, advance)
                 hits = {(stage.index, j): r.hits for j, r in results.items() if r.hits is not None}
                 if hits:
                     write_hits(layout.hits_file(self.place, bench.seed, row.name), hits)
@@ -539,9 +547,15 @@ class Run:
         """Return the stages of this command and of earlier ones into the folder."""
         path = self.folder / layout.STREAM_FILE
         asked = self.settings.protocol.stages(outline(self.settings, self.benchmark))
-        if not (self.settings.protocol.extends and path.exists()):
-            return asked
-        return continued(read_stream(path).stages, asked)
+        if not self.settings.protocol.extends:
+            return asked  # always the same, so that the file is made again, whatever it holds
+        if path.exists():
+            return continued(read_stages(path), asked)
+        if any(
+            (p / layout.SCORES_FILE).exists() for p in (self.folder, *part_folders(self.folder))
+        ):
+            raise stages_lost(path, "missing")
+        return asked
 
     def _say_edges(self) -> None:
         """Log which arms chose a learning rate at the edge of their grid."""
@@ -575,11 +589,16 @@ class Run:
             )
 
     def _write_config(self) -> None:
+        write_config(self.place, self._record())
+
+    def _record(self) -> ConfigRecord:
+        """Return what ``config.yaml`` says."""
         record = self.ledger.record(self.settings, self.identity, self.stages)
-        write_config(self.place, record)
+        return dataclasses.replace(record, cpu_threads=torch.get_num_threads())
 
     def _write_stream(self) -> None:
-        files.write_json(self.folder / layout.STREAM_FILE, self._stream().record())
+        record = files.sealed(self._stream().record())
+        files.write_json(self.folder / layout.STREAM_FILE, record)
 
     def _write_environment(self) -> None:
         path = self.place / layout.ENVIRONMENT_FILE
@@ -634,6 +653,11 @@ def task_record(task: Task, metrics: tuple[Metric, ...]) -> TaskRecord:
     )
 
 
+def _of_row(error: UserError, row: Row, stage: Stage, seed: int) -> DivergedError:
+    what = "Row" if row.arm is None else "Arm"
+    return DivergedError(f"{what} {row.name!r}, seed {seed}, stage {stage.name!r}: {error}")
+
+
 def _serve(arm: Arm, bench: Workbench, stage: Stage) -> Served:
     if shots_of(stage) is None:
         return serve_arm(bench, arm, stage)
@@ -643,8 +667,9 @@ def _serve(arm: Arm, bench: Workbench, stage: Stage) -> Served:
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Write what the package logs to a file as well."""
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    with files.explain_write_errors(path):
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(Lines("%(asctime)s %(message)s"))
     logger = logging.getLogger("cl_lora")
     logger.addHandler(handler)
     try:

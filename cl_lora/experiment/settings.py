@@ -20,8 +20,9 @@ from cl_lora.experiment.references import Reference, get_references
 from cl_lora.experiment.stages import Protocol, Subsets, get_protocol
 from cl_lora.models.backbones import ModelConfig, source_of
 from cl_lora.strategies.config import AdaptationConfig, TrainingConfig
-from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.errors import UserError, shown, unknown_name
 from cl_lora.support.files import digest
+from cl_lora.support.ranges import LARGEST_SEED, at_most
 
 _CPU_BF16 = ("avx512_bf16", "amx_tile")
 
@@ -68,22 +69,22 @@ class RunOptions:
         tracker: names of the trackers that the run is sent to, one or several; None for none.
     """
 
-    seeds: Sequence[int] | int = (0,)
+    seeds: Sequence[int] | int = at_most(LARGEST_SEED, (0,))
     references: Sequence[str] | None = ()
     protocol: str = "prefixes"
-    shots: Sequence[int | str] | int | str = (1, 2, 5, 10, 20, ALL)
-    draws: int = 1
+    shots: Sequence[int | str] | int | str = at_most(1_000_000, (1, 2, 5, 10, 20, ALL))
+    draws: int = at_most(10_000, 1)
     yardstick: str | None = None
-    spc: int = 5
-    buffer_batch_size: int = 32
-    eval_batch_size: int = 128
+    spc: int = at_most(1_000_000, 5)
+    buffer_batch_size: int = at_most(1_000_000, 32)
+    eval_batch_size: int = at_most(1_000_000, 128)
     device: str = "auto"
     precision: str = "auto"
-    threads: int | None = None
+    threads: int | None = at_most(4096, None)
     run_dir: str | int | None = None
     runs_root: str | int | None = "runs"
     seeds_apart: bool = False
-    embed: str | int | None = None
+    embed: str | int | None = at_most(1_000_000, None)
     report: bool = True
     plugins: Sequence[str] = ()
     tracker: str | Sequence[str] | None = None
@@ -93,7 +94,7 @@ class RunOptions:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(
-                    f"Expected {key} to be a whole number of at least 1 but got {value!r}"
+                    f"Expected {key} to be a whole number of at least 1 but got {value!r}; raise it"
                 )
         for key in ("run_dir", "runs_root"):
             if getattr(self, key) == "":
@@ -105,18 +106,21 @@ class RunOptions:
             )
         seeds = self.seed_list
         if not seeds or min(seeds) < 0:
-            raise UserError(f"Expected seeds to be a list like [0,1,2] but got {self.seeds!r}")
+            raise UserError(
+                f"Expected seeds to be a list like [0,1,2] but got {shown(self.seeds)}; name "
+                "one or more whole numbers of at least 0"
+            )
         if len(set(seeds)) != len(seeds):
-            raise UserError(f"A seed is named twice in seeds={list(seeds)}; remove it")
+            raise UserError(f"A seed is named twice in seeds={shown(list(seeds))}; remove one")
 
         shots = self.shot_list
         if not shots or not all(k == ALL or (isinstance(k, int) and k >= 0) for k in shots):
             raise UserError(
                 f"Expected shots to be a list of whole numbers of at least 0, or all, like "
-                f"[1,5,all], but got {self.shots!r}"
+                f"[1,5,all], but got {shown(self.shots)}; correct it"
             )
         if len(set(shots)) != len(shots):
-            raise UserError(f"A number is named twice in shots={list(shots)}; remove it")
+            raise UserError(f"A number is named twice in shots={shown(list(shots))}; remove one")
 
     @property
     def shot_list(self) -> tuple[Any, ...]:
@@ -197,18 +201,22 @@ class Settings:
         return {"data": data, "backbone": dict(backbone), **self._training_identity}
 
     @property
-    def _training_identity(self) -> dict[str, Any]:
-        identity: dict[str, Any] = {
+    def of_training(self) -> dict[str, Any]:
+        """What decides an adapter beside data, backbone and seed, as plain containers."""
+        return {
             # In whatever order layers are named, they are adapted in that of the backbone.
             "strategy": {
                 **_plain(self.lora),
                 **_plain(self.training),
                 "targets": sorted(self.lora.targets),
             },
-            "protocol": self.protocol.name,
             "precision": self.precision,
             "device": self.device.type,
         }
+
+    @property
+    def _training_identity(self) -> dict[str, Any]:
+        identity = {**self.of_training, "protocol": self.protocol.name}
         if self.training.policy.needs_support:
             identity["spc"] = self.options.spc  # of the heads of the reference rows
         return identity

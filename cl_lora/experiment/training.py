@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +16,12 @@ from cl_lora.benchmarks.batches import batches
 from cl_lora.benchmarks.core import Benchmark
 from cl_lora.experiment.banks import BANKS, BankKind, Banks
 from cl_lora.experiment.serving import OwnUpdate
-from cl_lora.experiment.settings import Settings
+from cl_lora.experiment.settings import Settings, strategy_defaults
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.compute import Batch, Compute
 from cl_lora.models.heads import freeze, head_of
 from cl_lora.models.statistics import Observed, get_statistic
+from cl_lora.run_folder.identity import filled, first_difference
 from cl_lora.run_folder.layout import bank_folder
 from cl_lora.support import progress
 from cl_lora.support.errors import UserError
@@ -139,10 +141,13 @@ def check_banks(
     seeds: Iterable[int],
     kinds: Iterable[str],
 ) -> None:
-    """Check that every adapter that is there was trained on this backbone, in these modules.
+    """Check that every adapter that is there is whole and the one that would be trained here.
+
+    Every file is compared with its digest, and what the adapter was trained on, by which seed and
+    settings, with what the run asks for.
 
     Raises:
-        UserError: naming the first that was not.
+        UserError: naming the first that is damaged, or of something else.
     """
     fingerprint = backbone.fingerprint()
     for seed in seeds:
@@ -151,8 +156,50 @@ def check_banks(
             modules = BANKS[kind].tuning.modules(backbone, settings.lora)
             for t, name in enumerate(BANKS[kind].names(benchmark)):
                 if bank.has(t, name):
-                    where = bank.path(t, name)
-                    _check_fits(bank.load(t, name), where, backbone, modules, fingerprint)
+                    where, adapter = bank.path(t, name), bank.verify(t, name)
+                    _check_fits(adapter, where, backbone, modules, fingerprint)
+                    _check_origin(
+                        adapter, where, _origin(settings, benchmark, BANKS[kind], seed, t)
+                    )
+
+
+def _origin(
+    settings: Settings, benchmark: Benchmark, kind: BankKind, seed: int, t: int
+) -> dict[str, Any]:
+    """Return what tells an adapter from those of other data, seeds, places and settings."""
+    return {
+        "fingerprint": benchmark.fingerprint,
+        "seed": seed,
+        "kind": kind.name,
+        "experience": t,
+        "settings": settings.of_training,
+    }
+
+
+_ORIGINS = {
+    "fingerprint": "on other data",
+    "seed": "with another seed",
+    "kind": "for another bank",
+    "experience": "on another experience",
+    "settings": "with other settings",
+}
+
+
+def _check_origin(adapter: Adapter, where: Path, wanted: Mapping[str, Any]) -> None:
+    known, here = dict(adapter.training), json.loads(json.dumps(wanted))
+    if "settings" in known:
+        known["settings"] = filled(known["settings"], strategy_defaults())
+    if here["experience"] == 0 and BANKS[here["kind"]].begins_like is not None:
+        known.pop("kind", None)  # it may be a copy of the one that the bank begins like
+    there = {key: known.get(key, here[key]) for key in here}  # an earlier version says less
+    difference = first_difference(there, here)
+    if difference is not None:
+        key, old, new = difference
+        raise UserError(
+            f"The adapter in {where} was trained {_ORIGINS[key.split('.')[0]]} ({key} is {old!r}, "
+            f"expected {new!r}); put the right one in its place, or delete the folder and run the "
+            "command again, which trains it again"
+        )
 
 
 def _check_fits(
@@ -228,8 +275,7 @@ class _Trainer:
             )
             record = {
                 **adapter.training,
-                "kind": kind.name,
-                "fingerprint": self.benchmark.fingerprint,
+                **_origin(self.settings, self.benchmark, kind, self.seed, t),
                 "backbone": self.backbone.fingerprint(),
                 "samples": len(experience.dataset),
                 "config": dict(self.settings.raw["strategy"]),

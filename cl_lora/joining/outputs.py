@@ -16,8 +16,9 @@ from torch import Tensor
 from cl_lora.adapters import Entry, LoRAFactors, entry_delta
 from cl_lora.adapters.checkpoints import INDEX_FILE, MODEL_FILE, Checkpoint, Differences
 from cl_lora.adapters.lora_config import make_lora_config
-from cl_lora.adapters.model_folder import DELTA_FILE, LISTED
+from cl_lora.adapters.model_folder import DELTA_FILE
 from cl_lora.adapters.peft_folder import CONFIG_FILE, HEAD_FILE, PREFIX, WEIGHTS_FILE
+from cl_lora.adapters.seals import LISTED
 from cl_lora.adapters.tensor_file import TensorWriter, writing
 from cl_lora.joining.inputs import Inputs
 from cl_lora.support import files

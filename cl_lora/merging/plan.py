@@ -90,10 +90,13 @@ class Plan:
                 order of :attr:`modules`; any sign.
 
         Raises:
-            UserError: if the shape is neither, or a coefficient is not finite.
+            UserError: if the shape is neither, or a coefficient or the merge is not finite.
         """
         rows = self._rows(alpha)
         entries = {m: self._entry(m, row) for m, row in zip(self.modules, rows, strict=True)}
+        if not alpha.requires_grad:  # while they are learned the loss is looked at
+            for module, entry in entries.items():
+                _check_merged(module, entry)
         return Update(entries, self.variant, alpha, self.base)
 
     def combine_module(self, module: str, alpha: Tensor) -> Entry:
@@ -104,8 +107,8 @@ class Plan:
             alpha: float tensor (n,).
 
         Raises:
-            UserError: if there is no such module, the shape is wrong, or a coefficient is not
-                finite.
+            UserError: if there is no such module, the shape is wrong, or a coefficient or the
+                merge is not finite.
         """
         if module not in self.modules:
             raise unknown_name("module of the plan", module, self.modules)
@@ -115,7 +118,9 @@ class Plan:
                 f"{tuple(alpha.shape)}"
             )
         _check_finite(alpha)
-        return self._entry(module, alpha)
+        entry = self._entry(module, alpha)
+        _check_merged(module, entry)
+        return entry
 
     def materialise(self) -> Plan:
         """Return the same plan with all in memory that does not depend on the coefficients.
@@ -359,6 +364,14 @@ def _cast(entry: Entry, dtype: torch.dtype) -> Entry:
     if isinstance(entry, LoRAFactors):
         return LoRAFactors(entry.A.detach().to(dtype), entry.B.detach().to(dtype), entry.scaling)
     return entry.detach().to(dtype)
+
+
+def _check_merged(module: str, entry: Entry) -> None:
+    if not is_finite(entry):
+        raise UserError(
+            f"Expected a finite merge but that of module {module!r} holds NaN or infinity; choose "
+            "smaller coefficients, or adapters with smaller weights"
+        )
 
 
 def _check_finite(alpha: Tensor) -> None:

@@ -1,4 +1,8 @@
-"""Writing files and folders so that what exists is whole."""
+"""Writing files and folders so that what exists is whole, also after a power cut.
+
+What is renamed into place is on the disk before: a file system may otherwise keep the new name and
+lose the contents.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +60,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
+                file.flush()
+                os.fsync(handle)
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
+            _settle(path.parent)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -117,10 +124,32 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         try:
             yield temporary
             temporary.chmod(0o755)
+            _settle_all(temporary)
             _put_in_place(temporary, path)
+            _settle(path.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def _settle(path: Path) -> None:
+    """Have the disk hold what a file contains, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some file systems have nothing of the kind for folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)
+
+
+def _settle_all(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _settle(path)
+    _settle(folder)
 
 
 def restore(path: Path) -> None:
@@ -169,6 +198,47 @@ def _put_in_place(new: Path, path: Path) -> None:
 def _asides(path: Path) -> list[Path]:
     found = ((_ASIDE.fullmatch(p.name), p) for p in path.parent.iterdir())
     return [p for match, p in found if match and match["name"] == path.name]
+
+
+SEAL = "digest"
+"""The key under which a record holds the digest of all else in it."""
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record with the digest of its contents in it, by which damage shows.
+
+    >>> record = sealed({"seed": 0})
+    >>> is_intact(record), is_intact({**record, "seed": 1}), is_intact({"seed": 1})
+    (True, False, True)
+    """
+    return {**record, SEAL: _seal(record)}
+
+
+def is_intact(record: Mapping[str, Any]) -> bool:
+    """Return whether a record is what was sealed; one without a digest is older, and taken so."""
+    return SEAL not in record or record[SEAL] == _seal(record)
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    # Through JSON: what is read back has lists for tuples and texts for other keys.
+    contents = {key: value for key, value in record.items() if key != SEAL}
+    return digest(json.loads(json.dumps(contents)))
+
+
+def file_digest(path: Path) -> str:
+    """Return the hex digest of a file's bytes, which are never in memory together.
+
+    Raises:
+        UserError: if the file is missing or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); restore it, or delete its folder and run "
+            "the command again"
+        ) from error
 
 
 def digest(*parts: object, size: int = 16) -> str:

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from cl_lora.adapters import Adapter, AdapterBank, LoRAFactors
-from cl_lora.adapters.model_folder import is_model_folder, is_whole_model
+from cl_lora.adapters.model_folder import is_model_folder, is_whole_model, write_statistic
 from cl_lora.adapters.tensor_file import LazyTensors
 from cl_lora.support.errors import UserError
 
@@ -225,7 +225,7 @@ class Explodes:
 
 @pytest.mark.parametrize("name", ["delta.safetensors", "head.safetensors", "statistics/a"])
 def test_a_pickle_is_never_loaded(saved: Path, tmp_path: Path, name: str) -> None:
-    (saved / "statistics").mkdir()
+    write_statistic(saved, "a", {"m": torch.ones(1)})
     path = saved / (name if "/" not in name else f"{name}.safetensors")
     path.write_bytes(pickle.dumps(Explodes(tmp_path / "exploded")))
     with pytest.raises(UserError, match="is no readable safetensors file"):
