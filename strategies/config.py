@@ -10,7 +10,8 @@ from torch import nn
 from cl_lora.models.base import Backbone
 from cl_lora.models.head_policies import HeadPolicy, get_head_policy
 from cl_lora.models.heads import HEAD_SHAPES, LINEAR, new_head
-from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.errors import UserError, shown, unknown_name
+from cl_lora.support.ranges import at_most
 from cl_lora.support.registry import look_up
 from cl_lora.tasks import Task
 
@@ -34,33 +35,41 @@ class TrainingConfig:
             and the weights of the best epoch are kept; None trains all epochs and keeps the last.
     """
 
-    epochs: int = 3
-    batch_size: int = 32
-    lr: float = 1e-3
-    full_lr: float = 5e-5
-    head_lr: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.1
+    epochs: int = at_most(100_000, 3)
+    batch_size: int = at_most(1_000_000, 32)
+    lr: float = at_most(1000, 1e-3)
+    full_lr: float = at_most(1000, 5e-5)
+    head_lr: float = at_most(1000, 1e-3)
+    weight_decay: float = at_most(1000, 0.01)
+    warmup: float = at_most(1, 0.1)
     head: str = "shared"
     head_shape: str = LINEAR
-    head_hidden: int = 512
-    patience: int | None = None
+    head_hidden: int = at_most(65_536, 512)
+    patience: int | None = at_most(100_000, None)
 
     def __post_init__(self) -> None:
         for key in ("epochs", "batch_size", "head_hidden", "patience"):
             value = getattr(self, key)
             if value is not None and value < 1:
-                raise UserError(f"Expected strategy.{key} to be at least 1 but got {value}")
+                raise UserError(
+                    f"Expected strategy.{key} to be at least 1 but got {value}; raise it"
+                )
         for key in ("lr", "full_lr", "head_lr"):
             value = getattr(self, key)
             if not (math.isfinite(value) and value > 0):
-                raise UserError(f"Expected strategy.{key} to be above 0 but got {value}")
+                raise UserError(
+                    f"Expected strategy.{key} to be above 0 but got {value}; give such as 1e-3"
+                )
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UserError(
-                f"Expected strategy.weight_decay to be 0 or more but got {self.weight_decay}"
+                f"Expected strategy.weight_decay to be 0 or more but got {self.weight_decay}; give "
+                "such as 0.01"
             )
         if not 0 <= self.warmup < 1:
-            raise UserError(f"Expected strategy.warmup to be in [0, 1) but got {self.warmup}")
+            raise UserError(
+                f"Expected strategy.warmup to be in [0, 1), a share of the steps, but got "
+                f"{self.warmup}; give such as 0.1"
+            )
         policy = get_head_policy(self.head)
         shape = look_up("strategy.head_shape", HEAD_SHAPES, self.head_shape)
         if policy.sums_heads and not shape.mixes:
@@ -115,41 +124,51 @@ class AdaptationConfig:
             (where each class has at least two samples), or ``val``, the downstream validation part.
     """
 
-    warmup_steps: int = 50
-    steps: int = 40
-    epochs: int = 1
-    batch_size: int = 16
-    head_lr: float = 1e-3
-    lora_lr: float = 1e-3
-    full_lr: float = 5e-5
-    weight_decay: float = 0.01
-    grid: tuple[float, ...] = (1.0,)
+    warmup_steps: int = at_most(1_000_000, 50)
+    steps: int = at_most(1_000_000, 40)
+    epochs: int = at_most(100_000, 1)
+    batch_size: int = at_most(1_000_000, 16)
+    head_lr: float = at_most(1000, 1e-3)
+    lora_lr: float = at_most(1000, 1e-3)
+    full_lr: float = at_most(1000, 5e-5)
+    weight_decay: float = at_most(1000, 0.01)
+    grid: tuple[float, ...] = at_most(1000, (1.0,))
     select_on: str = SUPPORT
 
     def __post_init__(self) -> None:
         for key, least in (("warmup_steps", 0), ("steps", 0), ("epochs", 0), ("batch_size", 1)):
             if getattr(self, key) < least:
                 raise UserError(
-                    f"Expected adaptation.{key} to be at least {least} but got {getattr(self, key)}"
+                    f"Expected adaptation.{key} to be at least {least} but got "
+                    f"{getattr(self, key)}; raise it"
                 )
         if not self.steps and not self.epochs:
-            raise UserError("Expected adaptation.steps or adaptation.epochs above 0; got 0 and 0")
+            raise UserError(
+                "Expected adaptation.steps or adaptation.epochs above 0 but got 0 and 0; raise one"
+            )
         for key in ("head_lr", "lora_lr", "full_lr"):
             value = getattr(self, key)
             if not (math.isfinite(value) and value > 0):
-                raise UserError(f"Expected adaptation.{key} to be above 0 but got {value}")
+                raise UserError(
+                    f"Expected adaptation.{key} to be above 0 but got {value}; give such as 1e-3"
+                )
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UserError(
-                f"Expected adaptation.weight_decay to be 0 or more but got {self.weight_decay}"
+                f"Expected adaptation.weight_decay to be 0 or more but got {self.weight_decay}; "
+                "give such as 0.01"
             )
         grid = self.grid
         if not grid or not all(math.isfinite(v) and v > 0 for v in grid) or 1.0 not in grid:
             raise UserError(
                 "Expected adaptation.grid to be a list of factors above 0 that holds 1, what is "
-                f"taken where nothing can be chosen, but got {list(grid)}"
+                f"taken where nothing can be chosen, but got {shown(list(grid))}; give "
+                "such as [0.3,1.0,3.0]"
             )
         if list(grid) != sorted(set(grid)):
-            raise UserError(f"Expected adaptation.grid in ascending order but got {list(grid)}")
+            raise UserError(
+                f"Expected adaptation.grid in ascending order but got {shown(list(grid))}; "
+                "sort it, each factor once"
+            )
         if self.select_on not in (SUPPORT, VAL):
             raise unknown_name("adaptation.select_on", self.select_on, (SUPPORT, VAL))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import types
@@ -9,7 +10,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.errors import UserError, shown, unknown_name
+from cl_lora.support.ranges import check_most, largest
 
 C = TypeVar("C")
 
@@ -45,7 +47,8 @@ def build(cls: type[C], values: Mapping[str, Any], where: str) -> C:
         where: prefix of the options in messages, e.g. ``strategy``; empty at the top.
 
     Raises:
-        UserError: for an unknown or missing option, or a value of the wrong type.
+        UserError: for an unknown or missing option, a value of the wrong type, or a number beyond
+            what its field declares (:func:`cl_lora.support.ranges.at_most`).
     """
     hints = typing.get_type_hints(cls)
     prefix = f"{where}." if where else ""
@@ -62,6 +65,8 @@ def build(cls: type[C], values: Mapping[str, Any], where: str) -> C:
             )
         raise UserError(f"The option {prefix}{name} is missing; give it a value")
     given = {name: _convert(v, hints[name], prefix + name) for name, v in values.items()}
+    for name, most in largest(cls).items():
+        check_most(given.get(name), most, prefix + name)
     return cls(**given)
 
 
@@ -79,12 +84,12 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return _convert_union(value, typing.get_args(hint), where)
     if origin in (tuple, Sequence) or (isinstance(origin, type) and issubclass(origin, Sequence)):
         if isinstance(value, str) or not isinstance(value, Sequence):
-            raise _wrong(value, "a list, as [A,B],", where)
+            raise _wrong(value, "a list, as [A,B],", where, "give one in brackets")
         inner = typing.get_args(hint)[0]
         return tuple(_convert(v, inner, f"{where}[{i}]") for i, v in enumerate(value))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
-            raise _wrong(value, "a mapping", where)
+            raise _wrong(value, "a mapping", where, "give one in braces, as {NAME: VALUE}")
         return dict(value)
     return _convert_scalar(value, hint, where)
 
@@ -94,11 +99,21 @@ def _convert_scalar(value: Any, hint: Any, where: str) -> Any:
     if hint is str and isinstance(value, os.PathLike):
         return os.fspath(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):
+            return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-        raise _wrong(value, names.get(hint, str(hint)), where)
+        expected, remedy = _SCALARS.get(hint, (str(hint), "give one"))
+        raise _wrong(value, expected, where, remedy)
     return value
+
+
+_SCALARS: Mapping[type, tuple[str, str]] = {
+    int: ("a whole number", "give one without quotes, point or exponent, as 8"),
+    float: ("a number", "give one, as 0.5 or 1e-3"),
+    str: ("a text", "give one, in inner quotes where it looks like something else, as \"'5'\""),
+    bool: ("true or false", "give one of the two"),
+}
+"""Type -> what it is called, and what to do."""
 
 
 def _convert_union(value: Any, options: tuple[Any, ...], where: str) -> Any:
@@ -113,5 +128,5 @@ def _convert_union(value: Any, options: tuple[Any, ...], where: str) -> Any:
     raise errors[-1]
 
 
-def _wrong(value: Any, expected: str, where: str) -> UserError:
-    return UserError(f"Expected {where} to be {expected} but got {value!r}")
+def _wrong(value: Any, expected: str, where: str, remedy: str) -> UserError:
+    return UserError(f"Expected {where} to be {expected} but got {shown(value)}; {remedy}")

@@ -9,7 +9,8 @@ from itertools import combinations
 from cl_lora.benchmarks.draw import ALL, Shots
 from cl_lora.evaluation.scores import UNTRAINED
 from cl_lora.run_folder.records import StageRecord as Stage
-from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.errors import UserError, shown, unknown_name
+from cl_lora.support.ranges import at_most
 from cl_lora.support.registry import check_free, look_up
 
 __all__ = [
@@ -38,19 +39,19 @@ class Subsets:
 
     pairs: bool = True
     triples_with: tuple[str, ...] | None = None
-    all_subsets: int | None = None
+    all_subsets: int | None = at_most(1000, None)
 
     def __post_init__(self) -> None:
         given = self.triples_with
         if given is not None and (len(given) != 2 or len(set(given)) != 2):
             raise UserError(
                 "Expected subsets.triples_with to be two different names, which every triple holds "
-                f"beside another, but got {list(given)}"
+                f"beside another, but got {shown(list(given))}; name two experiences"
             )
         if self.all_subsets is not None and self.all_subsets < 2:
             raise UserError(
                 "Expected subsets.all_subsets to be the largest number of merged adapters, at "
-                f"least 2, but got {self.all_subsets}"
+                f"least 2, but got {self.all_subsets}; raise it"
             )
         if not (self.pairs or given or self.all_subsets):
             raise UserError("subsets merges nothing; set subsets.pairs=true")

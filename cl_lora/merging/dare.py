@@ -13,6 +13,7 @@ from cl_lora.merging.pruning import densities
 from cl_lora.merging.registry import DENSITY, IN_DELTA, Kernel, OptionSpec, is_count, register
 from cl_lora.merging.spaces import SPACES, Sources, Stack
 from cl_lora.merging.ties import ELECTION, FIXED_ELECTION, disjoint, is_fixed
+from cl_lora.support.ranges import LARGEST_SEED
 from cl_lora.support.seeding import torch_generator
 
 DROP = {
@@ -22,6 +23,7 @@ DROP = {
         lambda v: is_count(v, least=0),
         "an integer of at least 0",
         "the seed of the random masks; in a run they depend on the run's seed too",
+        most=LARGEST_SEED,
     ),
 }
 

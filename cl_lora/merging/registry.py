@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cl_lora.adapters import Entry
 from cl_lora.merging.spaces import SPACES, Sources
-from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.errors import UserError, shown, unknown_name
+from cl_lora.support.ranges import check_most
 from cl_lora.support.registry import check_free, look_up
 
 Differentiability: TypeAlias = Literal["linear", "differentiable", "no"]
@@ -41,12 +42,15 @@ class OptionSpec:
         accepts: tells whether a value is valid.
         expected: the accepted values in words, for errors and the table.
         help: one sentence for the table.
+        most: the largest sensible number, whatever the kind of the value; negative numbers are at
+            least ``-most``.
     """
 
     default: Any
     accepts: Callable[[Any], bool]
     expected: str
     help: str
+    most: float = 1_000_000
 
 
 def choice(default: str, *others: str, help: str) -> OptionSpec:
@@ -57,7 +61,9 @@ def choice(default: str, *others: str, help: str) -> OptionSpec:
 
 def is_number(value: object) -> bool:
     """Return whether ``value`` is a finite int or float, and no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return isinstance(value, int) or math.isfinite(value)
 
 
 def is_count(value: object, least: int = 1) -> bool:
@@ -242,9 +248,10 @@ def check_options(
     for name, value in given.items():
         if name not in specs:
             raise unknown_name(f"option of {owner}", name, specs)
+        check_most(value, specs[name].most, f"{name} of {owner}")
         if not specs[name].accepts(value):
             raise UserError(
-                f"Expected {name} of {owner} to be {specs[name].expected} but got {value!r}; "
+                f"Expected {name} of {owner} to be {specs[name].expected} but got {shown(value)}; "
                 f"{name}: {specs[name].help}"
             )
     return {name: given.get(name, spec.default) for name, spec in specs.items()}

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from cl_lora.adapters.base_model import BaseModel
-from cl_lora.support.errors import UserError
+from cl_lora.support.errors import UserError, shown
 from cl_lora.support.files import digest
+from cl_lora.support.ranges import at_most
 from cl_lora.support.registry import check_free, look_up
 from cl_lora.tasks import Task
 
@@ -45,13 +46,13 @@ class ModelConfig:
     name: str
     pretrained: bool = True
     checkpoint: str | None = None
-    img_size: int | None = None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
+    img_size: int | None = at_most(4096, None)
+    mean: Sequence[float] | None = at_most(1_000_000, None)
+    std: Sequence[float] | None = at_most(1_000_000, None)
     source: str = TIMM
     prompts: Sequence[str] | None = None
     task_prompts: Mapping[str, Any] | None = None
-    max_length: int | None = None
+    max_length: int | None = at_most(1_000_000, None)
 
     def __post_init__(self) -> None:
         for key in ("mean", "std"):
@@ -59,18 +60,28 @@ class ModelConfig:
             if value is None:
                 continue
             if len(value) != 3 or not all(math.isfinite(v) for v in value):
-                raise UserError(f"Expected model.{key} to be three numbers but got {list(value)}")
+                raise UserError(
+                    f"Expected model.{key} to be three numbers but got {shown(list(value))}; give "
+                    "one for each channel, as [0.5,0.5,0.5]"
+                )
             if key == "std" and min(value) <= 0:
-                raise UserError(f"Expected model.std to be above 0 but got {list(value)}")
+                raise UserError(
+                    f"Expected model.std to be above 0 but got {shown(list(value))}; give such "
+                    "as [0.5,0.5,0.5]"
+                )
         if self.img_size is not None and self.img_size < 8:
-            raise UserError(f"Expected model.img_size to be at least 8 but got {self.img_size}")
+            raise UserError(
+                f"Expected model.img_size to be at least 8 but got {self.img_size}; raise it"
+            )
         if self.checkpoint is not None and not Path(self.checkpoint).expanduser().exists():
             raise UserError(
                 f"The checkpoint {self.checkpoint} does not exist; "
                 "give model.checkpoint an existing file"
             )
         if self.max_length is not None and self.max_length < 2:
-            raise UserError(f"Expected model.max_length to be at least 2 but got {self.max_length}")
+            raise UserError(
+                f"Expected model.max_length to be at least 2 but got {self.max_length}; raise it"
+            )
         if self.prompts is not None:
             _check_prompts("model.prompts", self.prompts)
         for name, prompts in (self.task_prompts or {}).items():

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 _SHOWN = 30  # names that an error lists at most
+_LONGEST = 120  # characters of a value that an error shows
 
 
 class UserError(ValueError):
@@ -19,6 +20,18 @@ class DivergedError(UserError):
     """Learning the coefficients of one arm failed; the other arms can go on without it."""
 
 
+def shown(value: object) -> str:
+    """Return a value as Python writes it, without its middle if that is long: for an error."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+    if len(text) <= _LONGEST:
+        return text
+    half = _LONGEST // 2
+    return f"{text[:half]} ... {text[-half:]}"
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
     """Return the error for a name that does not exist, naming the nearest known ones.
 
@@ -28,14 +41,14 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
         known: every accepted name.
     """
     names = sorted(set(known))
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(name)[:_LONGEST], names, n=3, cutoff=0.5)
     if near:
         hint = f"did you mean {' or '.join(repr(n) for n in near)}?"
         rest = f" (known: {', '.join(names)})" if len(names) <= _SHOWN else ""
     else:
         more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         hint, rest = f"known: {', '.join(names[:_SHOWN]) or 'none'}{more}", ""
-    return UserError(f"Unknown {kind} {str(name)!r}: {hint}{rest}")
+    return UserError(f"Unknown {kind} {shown(str(name))}: {hint}{rest}")
 
 
 def printable(text: str) -> str:
