@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cl_lora.benchmarks.splits import SplitSettings
-from cl_lora.support.errors import UserError
+from cl_lora.support.errors import UserError, shown
+from cl_lora.support.ranges import LARGEST_SEED, at_most
+
+MOST_SAMPLES = 1_000_000
+"""Of a class, the most that a benchmark has."""
+
+MOST_CLASSES = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +31,11 @@ class PartsConfig:
     """
 
     name: str
-    test_fraction: float = 0.2
-    split_seed: int = 0
-    samples_per_class: int | None = None
-    test_samples_per_class: int | None = None
-    val_fraction: float = 0.0
+    test_fraction: float = at_most(1, 0.2)
+    split_seed: int = at_most(LARGEST_SEED, 0)
+    samples_per_class: int | None = at_most(MOST_SAMPLES, None)
+    test_samples_per_class: int | None = at_most(MOST_SAMPLES, None)
+    val_fraction: float = at_most(1, 0.0)
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -37,7 +43,7 @@ class PartsConfig:
         if not 0 < self.test_fraction < 1:
             raise UserError(
                 "Expected benchmark.test_fraction to be a number between 0 and 1 "
-                f"but got {self.test_fraction!r}"
+                f"but got {self.test_fraction!r}; give such as 0.2"
             )
         require_share("val_fraction", self.val_fraction)
         require_least("split_seed", self.split_seed, 0)
@@ -79,7 +85,8 @@ def require_least(name: str, value: int | None, least: int) -> None:
     """Raise ``UserError`` if ``value`` is below ``least``."""
     if value is not None and value < least:
         raise UserError(
-            f"Expected benchmark.{name} to be an integer of at least {least} but got {value!r}"
+            f"Expected benchmark.{name} to be an integer of at least {least} but got "
+            f"{value!r}; raise it"
         )
 
 
@@ -87,19 +94,23 @@ def require_share(name: str, value: float) -> None:
     """Raise ``UserError`` unless ``value`` is at least 0 and below 1."""
     if not 0 <= value < 1:
         raise UserError(
-            f"Expected benchmark.{name} to be a number of at least 0 and below 1 but got {value!r}"
+            f"Expected benchmark.{name} to be a number of at least 0 and below 1 but got "
+            f"{value!r}; give such as 0.1"
         )
 
 
 def require_text(name: str, value: str | None) -> None:
     """Raise ``UserError`` if ``value`` is empty."""
     if value == "":
-        raise UserError(f"Expected benchmark.{name} to be a text but got ''")
+        raise UserError(
+            f"Expected benchmark.{name} to be a text but got ''; give one, or leave it out"
+        )
 
 
 def require_names(name: str, value: Sequence[str] | None) -> None:
     """Raise ``UserError`` unless the names in ``value`` are different, at least one."""
     if value is not None and (not value or len(set(value)) != len(value)):
         raise UserError(
-            f"Expected benchmark.{name} to be a list of different names but got {list(value)!r}"
+            f"Expected benchmark.{name} to be a list of different names but got "
+            f"{shown(list(value))}; name each once, at least one"
         )

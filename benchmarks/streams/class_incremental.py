@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cl_lora.benchmarks.cache import Pixels
 from cl_lora.benchmarks.config import benchmark_kind
 from cl_lora.benchmarks.core import Benchmark, Experience, fingerprint
+from cl_lora.benchmarks.images import Pixels
 from cl_lora.benchmarks.sources.image_sets import ImageSet, ImageSetConfig
-from cl_lora.benchmarks.sources.settings import require_least
+from cl_lora.benchmarks.sources.settings import MOST_CLASSES, require_least
 from cl_lora.benchmarks.streams.groups import (
     Group,
     class_order,
@@ -21,6 +21,7 @@ from cl_lora.benchmarks.streams.groups import (
 )
 from cl_lora.support.errors import UserError
 from cl_lora.support.files import digest
+from cl_lora.support.ranges import LARGEST_SEED, at_most
 from cl_lora.tasks import CLASS, Task
 
 _EXAMPLE = "5, or {pets: [cat, dog], tools: [axe, saw]}"
@@ -81,8 +82,9 @@ class ClassIncrementalConfig(ImageSetConfig):
     """
 
     name: str = "class_incremental"
-    groups: Any = 5  # a number or a mapping, which one sentence asks for
-    order_seed: int | None = 0
+    groups: Any = at_most(MOST_CLASSES, 5)  # noqa: RUF009
+    """A number or a mapping, which one sentence asks for."""
+    order_seed: int | None = at_most(LARGEST_SEED, 0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cl_lora.benchmarks.cache import Pixels
 from cl_lora.benchmarks.config import benchmark_kind
 from cl_lora.benchmarks.core import Benchmark, fingerprint
+from cl_lora.benchmarks.images import Pixels
 from cl_lora.benchmarks.sources.image_sets import ImageSet, ImageSetConfig
-from cl_lora.benchmarks.sources.settings import require_least, require_text
+from cl_lora.benchmarks.sources.settings import MOST_CLASSES, require_least, require_text
 from cl_lora.benchmarks.streams.groups import (
     Group,
     class_order,
@@ -21,6 +21,7 @@ from cl_lora.benchmarks.streams.groups import (
 )
 from cl_lora.benchmarks.streams.held_out import held_out
 from cl_lora.support.files import digest
+from cl_lora.support.ranges import LARGEST_SEED, at_most
 
 
 def stream_of_groups(
@@ -60,7 +61,7 @@ class GroupsConfig(ImageSetConfig, ABC):
         class_seed: draws the order in which classes are handed out; None for the set's own.
     """
 
-    class_seed: int | None = None
+    class_seed: int | None = at_most(LARGEST_SEED, None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,8 +99,8 @@ class LabelShiftConfig(GroupsConfig):
     """
 
     name: str = "label_shift"
-    upstream_tasks: int = 3
-    downstream_classes: int | None = None
+    upstream_tasks: int = at_most(MOST_CLASSES, 3)
+    downstream_classes: int | None = at_most(MOST_CLASSES, None)
     downstream: str | None = None
 
     def __post_init__(self) -> None:
@@ -128,8 +129,8 @@ class EntangledConfig(GroupsConfig):
     """
 
     name: str = "entangled"
-    downstream_classes: int = 25
-    overlap: tuple[float, ...] = (0.0, 0.0, 0.0, 1.0)
+    downstream_classes: int = at_most(MOST_CLASSES, 25)
+    overlap: tuple[float, ...] = at_most(1, (0.0, 0.0, 0.0, 1.0))
 
     def groups(self, order: Sequence[int]) -> tuple[Group, ...]:
         """Return groups that share classes with the last."""

@@ -10,15 +10,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cl_lora.benchmarks.cache import Pixels, cache_folder, cache_key, cached_images
+from cl_lora.benchmarks.cache import cache_folder, cache_key, cached_images
 from cl_lora.benchmarks.config import WHERE, benchmark_kind
 from cl_lora.benchmarks.core import Benchmark, Experience
-from cl_lora.benchmarks.sources.settings import require_least, require_share, require_text
+from cl_lora.benchmarks.images import Pixels
+from cl_lora.benchmarks.sources.settings import (
+    MOST_SAMPLES,
+    require_least,
+    require_share,
+    require_text,
+)
 from cl_lora.benchmarks.sources.tasks import TaskRequest, TaskSamples, TaskSource, read_source
 from cl_lora.benchmarks.splits import Indices, Split, Splits, SplitSettings, split_domains
 from cl_lora.configuration.build import required
 from cl_lora.support.errors import UserError
 from cl_lora.support.files import digest
+from cl_lora.support.ranges import LARGEST_SEED, at_most
 from cl_lora.tasks import CLASS, Scaling
 
 _UNUSED_FRACTION = 0.2  # stands where a source brings a split; one that does not has its own
@@ -49,10 +56,10 @@ class MultitaskConfig:
     tasks: Mapping[str, Any] = required("the tasks by name", "{age: {source: NAME}}")
     name: str = "multitask"
     root: str | None = None
-    val_fraction: float = 0.1
-    split_seed: int = 0
-    samples_per_class: int | None = None
-    test_samples_per_class: int | None = None
+    val_fraction: float = at_most(1, 0.1)
+    split_seed: int = at_most(LARGEST_SEED, 0)
+    samples_per_class: int | None = at_most(MOST_SAMPLES, None)
+    test_samples_per_class: int | None = at_most(MOST_SAMPLES, None)
     standardise: bool = True
     cache_dir: str | None = None
 

@@ -11,6 +11,7 @@ from cl_lora.benchmarks.sources.tree import folder_names, require_folder
 from cl_lora.benchmarks.streams.multitask import MultitaskConfig
 from cl_lora.configuration.build import required
 from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.ranges import at_most
 
 
 @benchmark_kind("task_folders")
@@ -30,7 +31,7 @@ class TaskFoldersConfig(PartsConfig):
     name: str = "task_folders"
     root: str = required("the folder that holds a folder for each task", "DIR")
     only: tuple[str, ...] | None = None
-    val_fraction: float = 0.1
+    val_fraction: float = at_most(1, 0.1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cl_lora.benchmarks.cache import ImageSource, Pixels
+from cl_lora.benchmarks.cache import ImageSource
 from cl_lora.benchmarks.config import benchmark_kind
 from cl_lora.benchmarks.core import Benchmark, domain_benchmark
+from cl_lora.benchmarks.images import Pixels
 from cl_lora.benchmarks.sources.settings import (
+    MOST_CLASSES,
+    MOST_SAMPLES,
     require_least,
     require_names,
     require_share,
@@ -25,12 +28,15 @@ from cl_lora.benchmarks.sources.shapes import (
     render_sample,
 )
 from cl_lora.benchmarks.splits import Indices, Splits, hold_out_validation
+from cl_lora.support.errors import UserError
 from cl_lora.support.files import digest
+from cl_lora.support.ranges import LARGEST_SEED, at_most
 
 # Test samples are numbered from here on, so that asking for more train samples changes no test
 # sample and the other way round.
-_FIRST_TEST_SAMPLE = 1_000_000
+_FIRST_TEST_SAMPLE = MOST_SAMPLES
 _SMALLEST_IMAGE = 16
+_MOST_PICTURES = 1_000_000
 
 
 @benchmark_kind("shapes")
@@ -52,13 +58,13 @@ class ShapesConfig:
     """
 
     name: str = "shapes"
-    classes: int = 10
+    classes: int = at_most(MOST_CLASSES, 10)
     styles: tuple[str, ...] = ("photo", "cartoon", "sketch", "painting")
-    samples_per_class: int = 30
-    test_samples_per_class: int = 20
-    val_fraction: float = 0.0
-    first_class: int = 0
-    split_seed: int = 0
+    samples_per_class: int = at_most(MOST_SAMPLES, 30)
+    test_samples_per_class: int = at_most(MOST_SAMPLES, 20)
+    val_fraction: float = at_most(1, 0.0)
+    first_class: int = at_most(MOST_CLASSES, 0)
+    split_seed: int = at_most(LARGEST_SEED, 0)
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -72,6 +78,14 @@ class ShapesConfig:
         require_least("split_seed", self.split_seed, 0)
         require_text("cache_dir", self.cache_dir)
         self.spec(_SMALLEST_IMAGE)  # knows which styles there are
+        each = self.samples_per_class + self.test_samples_per_class
+        pictures = self.classes * len(self.styles) * each
+        if pictures > _MOST_PICTURES:
+            raise UserError(
+                f"Expected at most {_MOST_PICTURES:,} drawn pictures but {self.classes} classes x "
+                f"{len(self.styles)} styles x {each} samples_per_class and "
+                f"test_samples_per_class are {pictures:,}; lower one of them"
+            )
 
     def spec(self, image_size: int) -> ShapesSpec:
         """Return what to draw; the styles are sorted, so that their order is not drawn anew."""

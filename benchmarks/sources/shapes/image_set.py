@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from cl_lora.benchmarks.cache import ImageSource
 from cl_lora.benchmarks.sources.image_sets import ImageSet, SetRequest, register_image_set
+from cl_lora.benchmarks.sources.settings import MOST_CLASSES
 from cl_lora.benchmarks.sources.shapes import describe_sample
 from cl_lora.benchmarks.sources.shapes.benchmark import ShapesConfig, lay_out, shapes_source
 from cl_lora.configuration.build import build
+from cl_lora.support.ranges import at_most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +23,9 @@ class ShapesSetOptions:
         first_class: number of the first outline.
     """
 
-    classes: int = 12
+    classes: int = at_most(MOST_CLASSES, 12)
     style: str = "photo"
-    first_class: int = 0
+    first_class: int = at_most(MOST_CLASSES, 0)
 
 
 @register_image_set("shapes", summary="drawn when first used, needs no data")

@@ -19,10 +19,11 @@ import numpy.typing as npt
 
 from cl_lora.benchmarks.cache import ImageSource
 from cl_lora.benchmarks.config import WHERE
-from cl_lora.benchmarks.sources.settings import require_least, require_text
+from cl_lora.benchmarks.sources.settings import MOST_SAMPLES, require_least, require_text
 from cl_lora.benchmarks.splits import Indices, Split, SplitSettings
 from cl_lora.configuration.build import MISSING, build
 from cl_lora.support.errors import UserError
+from cl_lora.support.ranges import at_most
 from cl_lora.support.registry import check_free, look_up
 from cl_lora.tasks import Task
 
@@ -90,8 +91,8 @@ class TaskSource:
     numbers: ClassVar[tuple[str, ...]] = ()
     """Settings that are finite numbers of at least 0."""
 
-    samples_per_class: int | None = None
-    test_samples_per_class: int | None = None
+    samples_per_class: int | None = at_most(MOST_SAMPLES, None)
+    test_samples_per_class: int | None = at_most(MOST_SAMPLES, None)
 
     def validate(self, where: str) -> None:
         """Check the values.
@@ -147,7 +148,7 @@ class DrawnSource(TaskSource):
 
     drawing: ClassVar[frozenset[str]] = TaskSource.drawing | {"test_fraction"}
 
-    test_fraction: float = 0.2
+    test_fraction: float = at_most(1, 0.2)
 
     def validate(self, where: str) -> None:
         """Check the share too."""

@@ -26,6 +26,7 @@ from cl_lora.benchmarks.sources.tasks.files import (
 )
 from cl_lora.configuration.build import required
 from cl_lora.support.errors import UserError
+from cl_lora.support.ranges import at_most
 from cl_lora.tasks import CLASS, Task
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
@@ -58,8 +59,8 @@ class ExpWSource(DrawnSource):
     root: str = required("the folder of label.lst and of the images", "DIR")
     labels: str = "label.lst"
     images: str = "origin"
-    margin: float = 0.2
-    least_confidence: float = 0.0
+    margin: float = at_most(100, 0.2)
+    least_confidence: float = at_most(1_000_000, 0.0)
 
     def listed(self, request: TaskRequest) -> TaskSamples:
         """Read the list.

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cl_lora.benchmarks.cache import ImageSource
-from cl_lora.benchmarks.sources.settings import require_least, require_names
+from cl_lora.benchmarks.sources.settings import MOST_CLASSES, require_least, require_names
 from cl_lora.benchmarks.sources.shapes import (
     KEYPOINTS,
     STYLES,
@@ -34,6 +34,7 @@ from cl_lora.benchmarks.sources.tasks.core import (
 from cl_lora.benchmarks.splits import Indices
 from cl_lora.configuration.build import required
 from cl_lora.support.errors import unknown_name
+from cl_lora.support.ranges import at_most
 from cl_lora.tasks import CLASS, Task, get_kind
 
 _UNIT = 16  # side at which shapes are described; targets are shares of it
@@ -102,9 +103,9 @@ class ShapesSource(TaskSource):
     """
 
     target: str = required(f"what is predicted, {', '.join(TARGETS)}", "object")
-    classes: int = 10
+    classes: int = at_most(MOST_CLASSES, 10)
     styles: tuple[str, ...] = ("photo", "cartoon", "sketch", "painting")
-    first_class: int = 0
+    first_class: int = at_most(MOST_CLASSES, 0)
 
     def validate(self, where: str) -> None:
         """Check target, classes and styles too."""

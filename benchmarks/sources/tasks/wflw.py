@@ -26,6 +26,7 @@ from cl_lora.benchmarks.sources.tasks.files import (
 )
 from cl_lora.configuration.build import required
 from cl_lora.support.errors import UserError
+from cl_lora.support.ranges import at_most
 from cl_lora.tasks import Task, get_kind
 
 POINTS = 98
@@ -61,8 +62,8 @@ class WFLWSource(TaskSource):
     root: str = required("the folder of WFLW_annotations and WFLW_images", "DIR")
     lists: str = "WFLW_annotations/list_98pt_rect_attr_train_test"
     images: str = "WFLW_images"
-    margin: float = 0.2
-    outside: float = 0.5
+    margin: float = at_most(100, 0.2)
+    outside: float = at_most(100, 0.5)
 
     def listed(self, request: TaskRequest) -> TaskSamples:
         """Read the lists.
