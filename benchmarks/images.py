@@ -213,7 +213,7 @@ def _from_wide_grey(image: Image.Image, name: object) -> Image.Image:
 
 def _white_of(image: Image.Image) -> int | None:
     """Return the value of white in an image of wide grey; None where its file does not say."""
-    if image.format in _SIXTEEN_BITS:
+    if image.format in _SIXTEEN_BITS and image.mode != "F":
         return 0xFFFF
     if image.format == "TIFF" and image.mode in _WIDE_GREY:
         bits = _tag(image, _TIFF_BITS)
