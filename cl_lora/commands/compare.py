@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cl_lora.commands.terminal import Parser
+from cl_lora.commands.terminal import Parser, console
 from cl_lora.support import files
 from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.printing import tell
 
 
 def run(given: Sequence[str]) -> int:
@@ -56,10 +56,8 @@ def run(given: Sequence[str]) -> int:
         require_poolable(runs)
     comparison = compare_runs(runs, arguments.metric, arguments.to)
     if arguments.format == "table":
-        from rich.console import Console
-
-        console = Console()
-        text = comparison_table(comparison).text(console.width, color=console.is_terminal)
+        shown = console()
+        text = comparison_table(comparison).text(shown.width, color=shown.is_terminal)
     else:
         text = RENDERERS[arguments.format](comparison)
     print(text, end="")
@@ -67,12 +65,19 @@ def run(given: Sequence[str]) -> int:
         from cl_lora.reporting.figures import render
 
         files.write_bytes(arguments.figure, render(comparison_figure(comparison), kind))
-        print(f"Figure: {arguments.figure}", file=sys.stderr)
+        tell(f"Figure: {arguments.figure}")
     return 0
 
 
 def _figure_kind(path: Path) -> str:
     kind = path.suffix.lstrip(".").lower()
     if kind not in ("png", "svg"):
-        raise UserError(f"Expected --figure to end in .png or .svg but got {str(path)!r}")
+        raise UserError(
+            f"Expected --figure to end in .png or .svg but got {str(path)!r}; name the file so"
+        )
+    if not path.parent.is_dir():
+        raise UserError(
+            f"Expected --figure to be in a folder that exists but {str(path.parent)!r} is none; "
+            "make it first, or choose another one"
+        )
     return kind

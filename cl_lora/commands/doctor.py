@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from cl_lora import __version__
-from cl_lora.commands.terminal import Parser, quieten
+from cl_lora.commands.terminal import Parser, console, quieten
 from cl_lora.configuration.choices import config_names, config_values
 from cl_lora.support.errors import UserError
 
@@ -29,9 +29,7 @@ def run(given: Sequence[str]) -> int:
         "doctor", "Say what is installed, which device is used, which data is found."
     ).parse_args(given)
     import torch
-    from rich.console import Console
 
-    from cl_lora.benchmarks.cache import cache_folder
     from cl_lora.configuration.plugins import load_plugins
     from cl_lora.experiment.settings import has_fast_bf16, pick_device
     from cl_lora.run_folder.environment import device_name, package_versions
@@ -40,8 +38,8 @@ def run(given: Sequence[str]) -> int:
     quieten()
     load_plugins()
 
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(f"cl-lora {__version__}")
+    shown = console(highlight=False, markup=False, soft_wrap=True)
+    shown.print(f"cl-lora {__version__}")
     versions = package_versions([*_PACKAGES, *_OPTIONAL])
     missing = [name for name in _PACKAGES if versions[name] is None]
     for name, number in versions.items():
@@ -50,26 +48,35 @@ def run(given: Sequence[str]) -> int:
             if name in _PACKAGES
             else "not installed (optional: pip install 'cl-lora[hub]')"
         )
-        console.print(f"  {name:14} {number or absent}")
+        shown.print(f"  {name:14} {number or absent}")
     if not library_loads():
-        console.print(
+        shown.print(
             "\ntorch and torchvision are of different builds: models and transforms work, "
             "torchvision.ops does not; install both from one index to have it"
         )
     device = pick_device("auto")
-    console.print(
+    shown.print(
         f"\ndevice      {device} ({device_name(device)}); {torch.get_num_threads()} of "
         f"{os.cpu_count()} CPU threads"
     )
     used = "bf16 autocast" if has_fast_bf16(device) else "fp32"
-    console.print(f"precision   {used} (precision=auto; this device decides)")
-    console.print(f"cache       {cache_folder()}")
-    console.print("\ndata sets")
+    shown.print(f"precision   {used} (precision=auto; this device decides)")
+    shown.print(f"cache       {_cache()}")
+    shown.print("\ndata sets")
     for name in config_names("benchmark"):
-        console.print(f"  {name:14} {_found(name)}")
+        shown.print(f"  {name:14} {_found(name)}")
     if missing:
-        console.print(f"\nMissing: {', '.join(missing)}; pip install -c constraints.txt -e .")
+        shown.print(f"\nMissing: {', '.join(missing)}; pip install -c constraints.txt -e .")
     return 1 if missing else 0
+
+
+def _cache() -> str:
+    from cl_lora.benchmarks.cache import cache_folder
+
+    try:
+        return str(cache_folder())
+    except (UserError, RuntimeError) as error:
+        return f"none: {error}"
 
 
 def _found(name: str) -> str:
@@ -82,6 +89,6 @@ def _found(name: str) -> str:
         config["root" if "root" in config else "path"] = os.environ[variable]
     try:
         there = found(config)
-    except UserError as error:
+    except (UserError, OSError) as error:
         return f"found, but: {error}"
     return there or f"not found; give benchmark.{'path=NAME' if 'path' in config else 'root=DIR'}"

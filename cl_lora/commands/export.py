@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cl_lora.commands.terminal import Parser, quieten
 from cl_lora.support.errors import UserError
+from cl_lora.support.printing import say
 
 if TYPE_CHECKING:
     from cl_lora.export import Exported
@@ -79,9 +80,10 @@ def run(given: Sequence[str]) -> int:
         head=arguments.head,
         with_base=arguments.with_base,
     )
-    print("\n".join(_said(exported, arguments.seed is None)))
+    for line in _said(exported, arguments.seed is None):
+        say(line)
     if arguments.push is not None:
-        print(f"Hub:     {push(exported, arguments.push, private=arguments.private)}")
+        say(f"Hub:     {push(exported, arguments.push, private=arguments.private)}")
     return 0
 
 

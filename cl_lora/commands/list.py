@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from cl_lora.commands.terminal import Parser
+from cl_lora.commands.terminal import Parser, console
 from cl_lora.configuration.choices import config_names, config_text, config_values
 from cl_lora.support.errors import unknown_name
 
@@ -129,14 +129,13 @@ def show(what: str) -> None:
 
     A block a row, not a table: formulas and options stay readable at 80 columns.
     """
-    from rich.console import Console
     from rich.padding import Padding
     from rich.text import Text
 
-    console = Console()
+    shown = console()
     for row in LISTS[what]():
         fields = {key: value for key, value in row.items() if key != "name" and value}
-        console.print(Text(row["name"], style="bold"))
+        shown.print(Text(row["name"], style="bold"))
         for key, value in fields.items():
             text = value if list(fields) == ["what"] else f"{key}: {value}"
-            console.print(Padding(Text(text), (0, 0, 0, 4)))
+            shown.print(Padding(Text(text), (0, 0, 0, 4)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from cl_lora.commands.terminal import Parser, quieten
+from cl_lora.commands.terminal import Parser, console, quieten
 from cl_lora.support.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,8 +35,6 @@ def run(given: Sequence[str]) -> int:
     load_plugins(arguments.plugins)
     recipe = _recipe(arguments)
     recipe = replace(recipe, source=recipe.source or shlex.join(["cl-lora", "merge", *given]))
-    from rich.console import Console
-
     from cl_lora.joining import compare, join, open_inputs
     from cl_lora.joining.join import check_out
 
@@ -55,7 +52,7 @@ def run(given: Sequence[str]) -> int:
             f"--base is for models that were fine-tuned as a whole, but {inputs.paths[0]} is an "
             "adapter; leave --base out"
         )
-    console = Console()
+    shown = console()
     if arguments.info:
         found = compare(inputs)
         if arguments.json:
@@ -64,7 +61,7 @@ def run(given: Sequence[str]) -> int:
         from cl_lora.joining.shown import comparison as lines_of_comparison
 
         for line in lines_of_comparison(found):
-            console.print(line)
+            shown.print(line)
         return 0
     try:
         joined = join(
@@ -75,15 +72,13 @@ def run(given: Sequence[str]) -> int:
             delta=arguments.delta,
             head=arguments.head,
         )
-    except KeyboardInterrupt:
-        from cl_lora.cli import INTERRUPTED
-
-        print("\ncl-lora: interrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as stopped:
+        stopped.args = ("nothing was written",)  # for what the command line says
+        raise
     from cl_lora.joining.shown import summary
 
     for line in summary(joined):
-        console.print(line)
+        shown.print(line)
     return 0
 
 

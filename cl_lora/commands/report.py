@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cl_lora.commands.terminal import Parser, quieten
+from cl_lora.support.printing import say
 
 
 def run(given: Sequence[str]) -> int:
@@ -30,11 +31,11 @@ def run(given: Sequence[str]) -> int:
     sent = _report_and_send(folder, arguments.trackers) if arguments.trackers else []
     if not arguments.trackers:
         write_reports(folder)
-    print(f"Report:      {folder / 'report.html'}")
-    print(f"Figures:     {folder / 'figures'}")
-    print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}")
+    say(f"Report:      {folder / 'report.html'}")
+    say(f"Figures:     {folder / 'figures'}")
+    say(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}")
     for name, place in sent:
-        print(f"Sent to:     {name}, {place}")
+        say(f"Sent to:     {name}, {place}")
     return 0 if len(sent) == len(arguments.trackers) else 2
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cl_lora.commands.terminal import quieten
+from cl_lora.commands.terminal import console, quieten
 from cl_lora.support.errors import UserError
+from cl_lora.support.printing import say, tell
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -58,7 +58,7 @@ def job(composed: DictConfig) -> str:
     quieten()
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
-        print(f"[{hydra.job.num + 1}] {' '.join(hydra.overrides.task)}", file=sys.stderr)
+        tell(f"[{hydra.job.num + 1}] {' '.join(hydra.overrides.task)}")
     return str(execute(plain(composed)))
 
 
@@ -148,14 +148,14 @@ def execute(config: Mapping[str, Any]) -> Path:
         folder = pipeline.execute(config, tracking)
         say_failed(folder)
         if config["report"] and _is_older(folder / "report.html", folder / "scores.csv"):
-            print("writing report, figures and TensorBoard files", file=sys.stderr)
+            tell("writing report, figures and TensorBoard files")
             write_reports(folder)
         if tracking is not None:
             tracking.finished(folder)
     print_table(folder)
-    print(f"Run folder: {folder}")
+    say(f"Run folder: {folder}")
     if config["report"]:
-        print(f"Report:     {folder / 'report.html'}")
+        say(f"Report:     {folder / 'report.html'}")
     return folder
 
 
@@ -203,15 +203,13 @@ def print_table(folder: Path) -> None:
     Of a few-shot run by K, and then in time where it has stages in time; of one that merges subsets
     by their size. Unlike tasks follow each by its own metric.
     """
-    from rich.console import Console
-
     from cl_lora.reporting.budgets import leading_metrics
     from cl_lora.reporting.faces import merges_subsets
     from cl_lora.reporting.tables import main_tables, tables_by_task
     from cl_lora.run_folder.reader import RunFolder
 
     finished = RunFolder.read(folder)
-    console = Console()
+    shown = console()
     tables = []
     for metric in leading_metrics(finished):
         tables += main_tables(finished, metric)
@@ -219,4 +217,4 @@ def print_table(folder: Path) -> None:
     # Of subsets the pairs; the others are in the report.
     tables += by_task[:1] if merges_subsets(finished) else by_task
     for table in tables:
-        print(table.text(console.width, color=console.is_terminal))
+        print(table.text(shown.width, color=shown.is_terminal))

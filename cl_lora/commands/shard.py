@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from cl_lora.run_folder.parts import Plan, Shard
 from cl_lora.support.errors import UserError
+from cl_lora.support.printing import say
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -77,11 +78,11 @@ def execute(config: Mapping[str, Any], shard: Shard) -> Path:
 
     folder = execute_shard(config, shard)
     if Plan.read(folder) is None:
-        print(f"Nothing is missing of {folder}: no part was dealt out")
+        say(f"Nothing is missing of {folder}: no part was dealt out")
         return folder
-    print(f"Part {shard}: {shard.folder(folder)}")
+    say(f"Part {shard}: {shard.folder(folder)}")
     missing = RunFolder.read(folder, allow_unfinished=True).missing_parts
-    print(missing or f"All parts of {folder} are whole; the command without {FLAG} joins them")
+    say(missing or f"All parts of {folder} are whole; the command without {FLAG} joins them")
     return folder
 
 

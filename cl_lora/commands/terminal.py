@@ -6,9 +6,13 @@ import argparse
 import logging
 import sys
 import warnings
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cl_lora.support.errors import UserError
+from cl_lora.support.printing import Lines
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,6 +42,20 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
+def console(**options: Any) -> Console:
+    """Return rich's console for standard output; where its reader has gone, that is no error.
+
+    Rich by itself ends the process with exit code 1 then, as in ``cl-lora doctor | head -1``.
+    """
+    from rich.console import Console
+
+    class Printing(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Printing(**options)
+
+
 def quieten() -> None:
     """Show our own progress lines; keep the libraries' warnings about themselves away."""
     warnings.filterwarnings("ignore")
@@ -47,6 +65,6 @@ def quieten() -> None:
     logger.setLevel(logging.INFO)
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(Lines("%(message)s"))
         logger.addHandler(handler)
     logger.propagate = False

@@ -280,6 +280,6 @@ def _add(writer: SummaryWriter, scalars: Mapping[tuple[str, int], float]) -> Non
 def _writer(folder: Path) -> SummaryWriter:
     # TensorBoard says so at length when TensorFlow is not there; it is not needed.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from torch.utils.tensorboard import SummaryWriter
+    from cl_lora.reporting.events import EventWriter
 
-    return SummaryWriter(str(folder))
+    return EventWriter(str(folder))

@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
+from cl_lora.support.errors import printable
+from cl_lora.support.printing import tell
+
 T = TypeVar("T")
 
 Tell = Callable[[str, int, int | None], None]
@@ -71,13 +74,13 @@ def _bar(description: str, total: int | None) -> Iterator[Callable[[], None]]:
     from rich.progress import TimeRemainingColumn as Remaining
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         Remaining(elapsed_when_finished=True),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(description, total=total)
+        task = progress.add_task(printable(description), total=total)
         yield lambda: progress.advance(task)
 
 
@@ -93,6 +96,6 @@ def _lines(description: str, total: int | None) -> Iterator[Callable[[], None]]:
         if now - last >= _PLAIN_INTERVAL_S:
             last = now
             left = f", {(now - start) / done * (total - done):.0f} s left" if total else ""
-            print(f"{description}: {done}/{total or '?'}{left}", file=sys.stderr, flush=True)
+            tell(f"{description}: {done}/{total or '?'}{left}")
 
     yield advance

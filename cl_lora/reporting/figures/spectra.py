@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, NullLocator
 
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.describe import arm_settings
@@ -50,6 +50,9 @@ def singular_values(run: RunFolder, metric: Metric) -> Figure | None:
         _draw(left, run, of_bank, "value", f"{bank} bank" if len(banks) > 1 else "")
         _draw(right, run, of_bank, "energy", "")
         left.set_yscale("log")
+        # Not matplotlib's own, which writes formulas.
+        left.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        left.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
         smallest = of_bank.loc[of_bank["value"] > _SMALLEST, "value"].min()
         left.set_ylim(max(_SMALLEST, 0.7 * float(smallest)), 1.3)
         left.set_ylabel("singular value / largest")

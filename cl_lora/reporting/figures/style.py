@@ -12,6 +12,9 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from cl_lora.support.errors import printable
 
 OKABE_ITO = (
     "#0072B2",
@@ -43,6 +46,8 @@ STYLE: Mapping[str, Any] = {
     "lines.markersize": 4,
     "figure.dpi": 100,
     "savefig.dpi": 160,
+    # Names hold what they like: $x^$ is one, and no formula.
+    "text.parse_math": False,
     # Text as outlines: the report shows it alike everywhere. The salt makes the ids repeatable.
     "svg.fonttype": "path",
     "svg.hashsalt": "cl-lora",
@@ -67,7 +72,17 @@ def line_of(k: int) -> str:
 def render(figure: Figure, kind: str) -> bytes:
     """Return a figure as the bytes of a ``png`` or ``svg`` file, without a date."""
     buffer = io.BytesIO()
+    _escape(figure)
     metadata = {"svg": {"Date": None}, "png": {"Software": None}}[kind]
     with mpl.rc_context(dict(STYLE)):
         figure.savefig(buffer, format=kind, metadata=metadata)
     return buffer.getvalue()
+
+
+def _escape(figure: Figure) -> None:
+    """Escape what is not printable: an SVG file with such characters is not well-formed."""
+    for text in figure.findobj(Text):
+        shown = text.get_text()
+        lines = [printable(line) for line in shown.split("\n")]
+        if "\n".join(lines) != shown:
+            text.set_text("\n".join(lines))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cl_lora.evaluation.continual import FloatArray
 from cl_lora.reporting.tables.column import Column
+from cl_lora.support.errors import printable
 
 BoolArray = NDArray[np.bool_]
 
@@ -50,6 +51,18 @@ class TableData:
     _best: frozenset[tuple[int, int]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        # Names hold what they like, and every rendering goes to a terminal or into a file of lines.
+        columns = tuple(
+            replace(c, title=printable(c.title), short=printable(c.short)) for c in self.columns
+        )
+        for name, value in (
+            ("rows", tuple(map(printable, self.rows))),
+            ("columns", columns),
+            ("title", printable(self.title)),
+            ("row_title", printable(self.row_title)),
+            ("notes", tuple(map(printable, self.notes))),
+        ):
+            object.__setattr__(self, name, value)
         shape = (len(self.rows), len(self.columns))
         if self.mean.shape != shape or self.spread.shape != shape:
             raise ValueError(

@@ -1,0 +1,126 @@
+"""What reaches the terminal: safely, in any locale, and without stopping the work if nobody reads.
+
+Standard output is what a command was given for: where it cannot be written the command fails.
+Standard error tells how far it is: where it cannot be written nothing else is wrong.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import logging
+import os
+import sys
+from typing import IO
+
+from cl_lora.support.errors import UserError, printable
+
+_PLAIN = {
+    "±": "+/-",
+    "×": "x",
+    "−": "-",
+    "–": "-",
+    "…": "...",
+    "↓": "v",
+    "→": "->",
+    "≤": "<=",
+    "≥": ">=",
+    "·": "*",
+    "─": "-",
+    "\u2018": "'",
+    "\u2019": "'",
+    "\u201c": '"',
+    "\u201d": '"',
+}
+"""What stands for a character of ours where the locale cannot show it."""
+
+_ERRORS = "cl_lora.plain"
+
+
+class OutputError(UserError):
+    """Standard output cannot be written."""
+
+
+def tell(text: str) -> None:
+    """Print one line on standard error; whatever is not printable in it is escaped.
+
+    Nothing is raised where it cannot be written: no run fails for what it says of itself.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """Print one line on standard output; whatever is not printable in it is escaped."""
+    print(printable(text))
+
+
+class Lines(logging.Formatter):
+    """Formats what is logged as one line, in which whatever is not printable is escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return printable(super().format(record))
+
+
+def prepare_streams() -> None:
+    """Make the standard streams fit to be written whatever the locale, and however we were begun.
+
+    A standard stream that was closed is held by the null device: the next file that is opened would
+    get its number, and what libraries print would go into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.reconfigure(errors=_ERRORS)  # type: ignore[union-attr]
+
+
+def finish_output() -> None:
+    """Write what is still buffered of standard output.
+
+    Raises:
+        BrokenPipeError: if its reader has gone.
+        OutputError: if it cannot be written; what is buffered is dropped.
+    """
+    try:
+        _flush(sys.stdout)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        drop_output()
+        raise OutputError(
+            f"Cannot write to standard output: {error.strerror or error}; what is finished is kept "
+            "on disk, send the output elsewhere and give the same command again"
+        ) from error
+
+
+def drop_output() -> None:
+    """Send to nowhere what is still buffered of standard output, which cannot be written.
+
+    The interpreter tries once more when it ends, and would say so at length.
+    """
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError, ValueError):
+        _flush(sys.stdout)
+
+
+def _flush(stream: IO[str] | None) -> None:
+    if stream is not None:
+        stream.flush()
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Return what stands for characters that an encoding has not: see :func:`codecs`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    found = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(c, ascii(c)[1:-1]) for c in found), error.end
+
+
+codecs.register_error(_ERRORS, _plain)
