@@ -63,9 +63,15 @@ def write_reports(folder: str | Path) -> tuple[Path, ...]:
     from cl_lora.reporting.figures import write_figures
     from cl_lora.reporting.html import write_html
     from cl_lora.reporting.tensorboard import write_tensorboard
+    from cl_lora.run_folder.freshness import record_made, sources
+    from cl_lora.run_folder.lock import reporting
     from cl_lora.run_folder.reader import RunFolder
 
+    folder = Path(folder)
+    source = sources(folder)
     finished = RunFolder.read(folder)
-    # The page last: where it is newer than the scores, everything else is too.
-    others = (*write_figures(finished), *write_tensorboard(finished))
-    return (write_html(finished), *others)
+    with reporting(folder):
+        others = (*write_figures(finished), *write_tensorboard(finished))
+        made = (write_html(finished), *others)
+        record_made(folder, source)
+    return made

@@ -142,12 +142,13 @@ def execute(config: Mapping[str, Any]) -> Path:
 
     load_plugins(config["plugins"])
     from cl_lora.experiment import pipeline
+    from cl_lora.run_folder.freshness import is_fresh
 
     tracker = pipeline.check(config).options.tracker  # before anything is connected to
     with _connected(tracker) as tracking:
         folder = pipeline.execute(config, tracking)
         say_failed(folder)
-        if config["report"] and _is_older(folder / "report.html", folder / "scores.csv"):
+        if config["report"] and not is_fresh(folder):
             tell("writing report, figures and TensorBoard files")
             write_reports(folder)
         if tracking is not None:
@@ -178,10 +179,6 @@ def _connected(tracker: str | Sequence[str] | None) -> Iterator[Tracking | None]
 
     with connected(tracker) as tracking:
         yield tracking
-
-
-def _is_older(made: Path, source: Path) -> bool:
-    return not made.exists() or made.stat().st_mtime_ns < source.stat().st_mtime_ns
 
 
 def say_failed(folder: Path) -> None:

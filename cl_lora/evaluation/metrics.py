@@ -53,6 +53,26 @@ class Metric:
         """The unit of a difference of two values: points for percent, else the unit itself."""
         return "points" if self.percent else self.unit
 
+    def allows(self, value: float) -> bool:
+        """Return whether a score can have a value; NaN is one that is not defined.
+
+        >>> ACCURACY.allows(1.0), ACCURACY.allows(7.5), RMSE.allows(float("inf"))
+        (True, False, False)
+        """
+        if math.isnan(value):
+            return True
+        # Metrics in float32 may round past their limits.
+        low, high = self.low - _ROUNDING * (1 + abs(self.low)), self.high
+        high += _ROUNDING * (1 + abs(self.high))
+        return math.isfinite(value) and not value < low and not value > high
+
+    @property
+    def limits(self) -> str:
+        """The range of values in words."""
+        ends = [("at least", self.low), ("at most", self.high)]
+        told = [f"{word} {end:g}" for word, end in ends if math.isfinite(end)]
+        return f"a value of {' and '.join(told)}" if told else "a finite value"
+
     def record(self) -> dict[str, Any]:
         """Return the metric as plain JSON; infinite limits become null."""
         limits = {k: v if math.isfinite(v) else None for k, v in self._limits.items()}
@@ -87,6 +107,8 @@ class Metric:
             high=math.inf if high is None else float(high),
         )
 
+
+_ROUNDING = 1e-5
 
 METRICS: dict[str, Metric] = {}
 """Every registered metric by name."""

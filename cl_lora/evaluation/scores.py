@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cl_lora.evaluation.continual import ScoreMatrix
+from cl_lora.evaluation.metrics import METRICS, Metric
 from cl_lora.evaluation.shape import Shape
 from cl_lora.support import files
 from cl_lora.support.errors import UserError, unknown_name
@@ -229,8 +231,12 @@ class ScoreTable:
         files.write_text(Path(path), self.to_csv(arms))
 
     @classmethod
-    def read(cls, path: str | Path) -> ScoreTable:
+    def read(cls, path: str | Path, metrics: Mapping[str, Metric] = METRICS) -> ScoreTable:
         """Read what :meth:`write` wrote.
+
+        Args:
+            path: the file.
+            metrics: name -> metric; a score outside of the range of its metric is damage.
 
         Raises:
             UserError: if the file is missing, cut or damaged; names the line and the remedy.
@@ -255,11 +261,12 @@ class ScoreTable:
                 if line == 1:
                     _check_header(path, fields)
                     continue
-                score = _parse(path, line, fields)
+                score = _parse(path, line, fields, metrics)
                 if score.key in seen:
                     raise UserError(
                         f"{path}, lines {seen[score.key]} and {line}: two scores for "
-                        f"{_describe(score.key)}; delete one of the lines"
+                        f"{_describe(score.key)}; delete both lines and run the command again: "
+                        "it measures what is missing"
                     )
                 seen[score.key] = line
                 scores.append(score)
@@ -284,7 +291,7 @@ def _check_header(path: Path, fields: Sequence[str]) -> None:
         raise _damaged(path, 1, f"expected the columns {','.join(COLUMNS)}")
 
 
-def _parse(path: Path, line: int, fields: Sequence[str]) -> Score:
+def _parse(path: Path, line: int, fields: Sequence[str], metrics: Mapping[str, Metric]) -> Score:
     if len(fields) != len(COLUMNS):
         raise _damaged(path, line, f"expected {len(COLUMNS)} values but got {len(fields)}")
     row = dict(zip(COLUMNS, fields, strict=True))
@@ -300,9 +307,17 @@ def _parse(path: Path, line: int, fields: Sequence[str]) -> Score:
         value = float(row["value"])
     except ValueError:
         raise _damaged(path, line, f"expected a number as value but got {row['value']!r}") from None
+    metric = metrics.get(row["metric"])
+    if math.isinf(value) or (metric is not None and not metric.allows(value)):
+        limits = "a finite value" if metric is None else metric.limits
+        raise _damaged(path, line, f"expected {limits} as {row['metric']} but got {row['value']!r}")
     if row["higher_is_better"] not in ("true", "false"):
         got = row["higher_is_better"]
         raise _damaged(path, line, f"expected true or false as higher_is_better but got {got!r}")
+    higher = row["higher_is_better"] == "true"
+    if metric is not None and metric.higher_is_better != higher:
+        wanted = "true" if metric.higher_is_better else "false"
+        raise _damaged(path, line, f"expected {wanted} as higher_is_better of {metric.name}")
     try:
         return Score(
             numbers["seed"],
@@ -311,7 +326,7 @@ def _parse(path: Path, line: int, fields: Sequence[str]) -> Score:
             numbers["evaluated"],
             row["metric"],
             value,
-            row["higher_is_better"] == "true",
+            higher,
         )
     except ValueError as error:
         raise _damaged(path, line, str(error)) from error

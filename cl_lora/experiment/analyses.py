@@ -13,10 +13,10 @@ from cl_lora.experiment.serving import Served, Workbench
 from cl_lora.experiment.similarity import pairs_of, similarities
 from cl_lora.experiment.spectra import spectra
 from cl_lora.experiment.stages import Stage
-from cl_lora.run_folder import layout
 from cl_lora.run_folder.records import Embedding, Similarity
 from cl_lora.run_folder.rows import EMBEDDINGS, FACTS, RELATIONS, SIMILARITIES, SPECTRA
-from cl_lora.support import files, progress
+from cl_lora.run_folder.seals import read_table, write_table
+from cl_lora.support import progress
 from cl_lora.support.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -24,8 +24,7 @@ log = logging.getLogger(__name__)
 
 def compare_features(folder: Path, bench: Workbench, stages: Sequence[Stage]) -> None:
     """Write how alike upstream and downstream adapters are, where a stage adapts some."""
-    path = folder / layout.SIMILARITY_FILE
-    there = SIMILARITIES.read(path) if path.exists() else []
+    there = read_table(folder, SIMILARITIES)
     known = {(s.seed, s.evaluated, s.adapter) for s in there}
     pairs = [
         (j, members)
@@ -45,7 +44,7 @@ def compare_features(folder: Path, bench: Workbench, stages: Sequence[Stage]) ->
                 log.warning("features of %r are not compared: %s", name, error)
     new = {(s.seed, s.evaluated, s.adapter) for s in found}
     kept = [s for s in there if (s.seed, s.evaluated, s.adapter) not in new]
-    files.write_text(path, SIMILARITIES.text([*kept, *found]))
+    write_table(folder, SIMILARITIES, [*kept, *found])
 
 
 def relate_adapters(folder: Path, bench: Workbench, stages: Sequence[Stage]) -> None:
@@ -54,22 +53,19 @@ def relate_adapters(folder: Path, bench: Workbench, stages: Sequence[Stage]) -> 
     if not grouped or FRESH.name not in bench.banks:
         return
     seed, count = bench.seed, len(bench.banks[FRESH.name])
-    path = folder / layout.FACTS_FILE
-    told = FACTS.read(path) if path.exists() else []
+    told = read_table(folder, FACTS)
     if seed not in {fact.seed for fact in told}:
-        files.write_text(path, FACTS.text([*told, *facts(bench)]))
-    path = folder / layout.RELATIONS_FILE
-    there = RELATIONS.read(path) if path.exists() else []
+        write_table(folder, FACTS, [*told, *facts(bench)])
+    there = read_table(folder, RELATIONS)
     if seed not in {relation.seed for relation in there}:
         with progress.meter(f"seed {seed}: comparing adapters", count) as advance:
             found = relations(bench, advance)
-        files.write_text(path, RELATIONS.text([*there, *found]))
+        write_table(folder, RELATIONS, [*there, *found])
 
 
 def measure_spectra(folder: Path, bench: Workbench) -> None:
     """Write how fast the singular values of each adapter fall."""
-    path = folder / layout.SPECTRA_FILE
-    there = SPECTRA.read(path) if path.exists() else []
+    there = read_table(folder, SPECTRA)
     known = {(row.seed, row.bank) for row in there}
     missing = [name for name in bench.banks if (bench.seed, name) not in known]
     if not missing:
@@ -77,7 +73,7 @@ def measure_spectra(folder: Path, bench: Workbench) -> None:
     total = sum(len(bench.banks[name]) for name in missing)
     with progress.meter(f"seed {bench.seed}: spectra of adapters", total) as advance:
         found = [row for name in missing for row in spectra(bench, name, advance)]
-    files.write_text(path, SPECTRA.text([*there, *found]))
+    write_table(folder, SPECTRA, [*there, *found])
 
 
 def place_features(
@@ -91,8 +87,7 @@ def place_features(
         j: index of the experience.
         served: name of an arm or a row -> makes what it serves.
     """
-    path = folder / layout.EMBEDDING_FILE
-    there = EMBEDDINGS.read(path) if path.exists() else []
+    there = read_table(folder, EMBEDDINGS)
     known = {row.arm for row in there if row.evaluated == j and row.seed == bench.seed}
     missing = [name for name in served if name not in known]
     if not missing:
@@ -101,4 +96,4 @@ def place_features(
     with progress.meter(f"seed {bench.seed}: placing features", len(missing)) as advance:
         for name in missing:
             found += embed(bench, {name: served[name]()}, j, advance)
-    files.write_text(path, EMBEDDINGS.text([*there, *found]))
+    write_table(folder, EMBEDDINGS, [*there, *found])

@@ -127,7 +127,7 @@ class PartOfRun(Run):
     def _dealt(self) -> Plan:
         """Record what all shards share, and return what falls to each; the plan comes last."""
         self.results.forget(self.ledger.renewed)
-        write_config(self.folder, self.ledger.record(self.settings, self.identity, self.stages))
+        write_config(self.folder, self._record())
         self._write_stream()
         for seed in self.ledger.seeds:
             self._write_buffers(seed)

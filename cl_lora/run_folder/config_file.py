@@ -16,6 +16,7 @@ from cl_lora.support.errors import UserError
 
 _OWN = (
     "format",
+    files.SEAL,
     "name",
     "identity",
     "identity_defaults",
@@ -28,6 +29,7 @@ _OWN = (
     "stopped",
     "last_stages",
     "roles",
+    "cpu_threads",
 )
 
 
@@ -55,6 +57,8 @@ class ConfigRecord:
             where that is not the last of the run.
         roles: name of a reference row, or of an arm that is a control -> what it stands for, such
             as ``single`` or ``trivial``, where the analysis of a run asks for it.
+        cpu_threads: how many CPU threads computed it, as other numbers of them add up in another
+            order; None where it is not recorded.
         settings: the rest of the configuration, as the last command had it.
     """
 
@@ -70,6 +74,7 @@ class ConfigRecord:
     stopped: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     last_stages: Mapping[str, int] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
+    cpu_threads: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
@@ -89,6 +94,7 @@ class ConfigRecord:
             **({"stopped": self.stopped} if self.stopped else {}),
             **({"last_stages": self.last_stages} if self.last_stages else {}),
             **({"roles": self.roles} if self.roles else {}),
+            **({"cpu_threads": self.cpu_threads} if self.cpu_threads else {}),
         }
 
 
@@ -96,8 +102,16 @@ def write_config(folder: Path, config: ConfigRecord) -> None:
     """Write ``config.yaml``, whole or not at all."""
     # Copied through JSON: tuples become lists, and shared parts are written out, not aliased.
     plain = json.loads(json.dumps(config.record()))
+    # Near the top, where it is not lost with what is cut off at the end.
+    plain = {"format": plain["format"], files.SEAL: _seal(plain), **plain}
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     files.write_text(folder / CONFIG_FILE, text)
+
+
+def _seal(values: Mapping[str, Any]) -> str:
+    """Return the digest of all values; the order counts, as that of the arms is that of tables."""
+    told = {key: value for key, value in values.items() if key != files.SEAL}
+    return files.digest(json.dumps(told, default=str).encode())
 
 
 def read_config(folder: Path) -> ConfigRecord:
@@ -109,7 +123,7 @@ def read_config(folder: Path) -> ConfigRecord:
     path = folder / CONFIG_FILE
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         detail = " ".join(str(error).split())
         raise UserError(
             f"{path} is damaged ({detail}); restore it, or run into a new folder"
@@ -125,6 +139,11 @@ def read_config(folder: Path) -> ConfigRecord:
     problem = next(_problems(values), None)
     if problem:
         raise UserError(f"{path} is damaged: {problem}; restore it, or run into a new folder")
+    if files.SEAL in values and values[files.SEAL] != _seal(values):
+        raise UserError(
+            f"{path} is damaged: its contents are not those that were written; restore it, or run "
+            "into a new folder"
+        )
     return ConfigRecord(
         name=values["name"],
         identity=values["identity"],
@@ -138,6 +157,7 @@ def read_config(folder: Path) -> ConfigRecord:
         stopped=values.get("stopped", {}),
         last_stages=values.get("last_stages", {}),
         roles=values.get("roles", {}),
+        cpu_threads=values.get("cpu_threads"),
         settings={k: v for k, v in values.items() if k not in _OWN},
     )
 
@@ -159,6 +179,9 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     roles = values.get("roles", {})
     if not isinstance(roles, dict) or not all(isinstance(role, str) for role in roles.values()):
         yield f"expected names as 'roles' but got {roles!r}"
+    threads = values.get("cpu_threads")
+    if threads is not None and (type(threads) is not int or threads < 1):
+        yield f"expected a whole number as 'cpu_threads' but got {threads!r}"
     missing = [key for key in _IDENTITY if key not in values["identity"]]
     if missing:
         yield f"its identity has no {missing[0]!r}"

@@ -61,10 +61,11 @@ def write_environment(path: Path, here: Mapping[str, Any]) -> None:
     A damaged file is replaced: nothing is computed from it.
     """
     there: Any = None
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         there = json.loads(path.read_text(encoding="utf-8"))
     earlier: list[Any] = []
-    if isinstance(there, dict):
+    if isinstance(there, dict) and files.is_intact(there):
+        there.pop(files.SEAL, None)
         before = there.pop("earlier", [])
         earlier = [*(before if isinstance(before, list) else []), there]
     same = {k: v for k, v in here.items() if k != "written"}
@@ -73,7 +74,8 @@ def write_environment(path: Path, here: Mapping[str, Any]) -> None:
         for e in earlier
         if isinstance(e, dict) and {k: v for k, v in e.items() if k != "written"} != same
     ]
-    files.write_json(path, {**here, "earlier": earlier} if earlier else dict(here))
+    record = {**here, "earlier": earlier} if earlier else dict(here)
+    files.write_json(path, files.sealed(record))
 
 
 def package_versions(names: Sequence[str] = _RECORDED) -> dict[str, str | None]:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from cl_lora.run_folder import layout
 from cl_lora.run_folder.environment import write_environment
@@ -26,14 +27,24 @@ def fold_hits(run: Path, parts: Sequence[Path]) -> None:
 def fold_records(run: Path, parts: Sequence[Path]) -> None:
     """Move where the parts were computed, and what they logged, into the run."""
     for part in parts:
-        with suppress(OSError, ValueError):
-            there = json.loads((part / layout.ENVIRONMENT_FILE).read_text(encoding="utf-8"))
-            for environment in (*there.pop("earlier", []), there):
-                write_environment(run / layout.ENVIRONMENT_FILE, environment)
+        for environment in _environments(part / layout.ENVIRONMENT_FILE):
+            write_environment(run / layout.ENVIRONMENT_FILE, environment)
         with suppress(FileNotFoundError), files.explain_write_errors(run / layout.LOG_FILE):
             text = (part / layout.LOG_FILE).read_text(encoding="utf-8", errors="replace")
             with (run / layout.LOG_FILE).open("a", encoding="utf-8") as log:
                 log.write(text)
+
+
+def _environments(path: Path) -> list[dict[str, Any]]:
+    """Return where a part was computed, the last place last; nothing where that is damaged."""
+    with suppress(OSError, ValueError, RecursionError):
+        there = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(there, dict) and files.is_intact(there):
+            there.pop(files.SEAL, None)
+            earlier = there.pop("earlier", [])
+            found = [*(earlier if isinstance(earlier, list) else []), there]
+            return [environment for environment in found if isinstance(environment, dict)]
+    return []
 
 
 def remove_parts(run: Path) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cl_lora.support.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _SENTENCES = {"data": "data", "backbone": "backbone's weights"}
 
@@ -38,6 +43,29 @@ def require_same(
         f"{folder} holds another configuration ({key} is {old!r} there and {new!r} here); choose "
         "another run_dir, or leave run_dir out"
     )
+
+
+def take_threads(folder: Path, there: int | None, asked: int | None) -> None:
+    """Compute with as many CPU threads as a folder was: other numbers give other last bits.
+
+    Args:
+        folder: the run folder.
+        there: how many it records; None where it does not.
+        asked: how many the command asks for; None where it does not care.
+
+    Raises:
+        UserError: if it asks for another number.
+    """
+    if there is None or there == torch.get_num_threads():
+        return
+    if asked not in (None, there):
+        raise UserError(
+            f"{folder} was computed with {there} CPU thread{'s' * (there != 1)} but "
+            f"threads={asked}, and sums of another number of threads differ in their last bits; "
+            f"set threads={there}, or choose another run_dir"
+        )
+    log.info("computing with %d CPU threads, as %s was", there, folder)
+    torch.set_num_threads(there)
 
 
 def filled(identity: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,12 +13,15 @@ ENVIRONMENT_FILE = "environment.json"
 SCORES_FILE = "scores.csv"
 COEFFICIENTS_FILE = "coefficients.csv"
 ACCOUNTS_FILE = "accounts.csv"
+SEALS_FILE = "seals.csv"
 SIMILARITY_FILE = "similarity.csv"
 RELATIONS_FILE = "relations.csv"
 FACTS_FILE = "adapter_facts.csv"
 SPECTRA_FILE = "spectra.csv"
 EMBEDDING_FILE = "embedding.csv"
+TABLES_FILE = "tables.json"
 REPORT_FILE = "report.html"
+REPORT_RECORD = "report.json"
 TRACKING_FILE = "tracking.json"
 LOG_FILE = "log.txt"
 LOCK_FILE = ".lock"
@@ -37,11 +40,17 @@ FRESH = "fresh"
 LEFTOVERS = (
     *(f".{name}.*" for name in (CONFIG_FILE, ENVIRONMENT_FILE, STREAM_FILE)),
     *(f".{name}.*" for name in (SCORES_FILE, COEFFICIENTS_FILE, ACCOUNTS_FILE, SIMILARITY_FILE)),
-    *(f".{name}.*" for name in (RELATIONS_FILE, FACTS_FILE, REPORT_FILE, TRACKING_FILE)),
-    *(f".{name}.*" for name in (SPECTRA_FILE, EMBEDDING_FILE, FIGURES, TENSORBOARD, PARTS)),
-    f"{LOCK_FILE}-*",  # of what parts do one after the other
-    *(f"{name}/.*" for name in (f"{ADAPTERS}/*", BUFFERS, f"{HITS}/*", FIGURES, TENSORBOARD)),
+    *(f".{name}.*" for name in (RELATIONS_FILE, FACTS_FILE, TRACKING_FILE, SEALS_FILE)),
+    *(f".{name}.*" for name in (SPECTRA_FILE, EMBEDDING_FILE, TABLES_FILE, PARTS)),
+    *(f"{LOCK_FILE}-{what}" for what in ("plan", "seed-*")),  # of what parts do one by one
+    *(f"{name}/.*" for name in (f"{ADAPTERS}/*", BUFFERS, f"{HITS}/*")),
     f"{ADAPTERS}/*/*/statistics/.*",
+)
+
+# Of a killed process that made a report.
+LEFTOVERS_OF_REPORTS = (
+    *(f".{name}.*" for name in (REPORT_FILE, REPORT_RECORD, FIGURES, TENSORBOARD)),
+    *(f"{name}/.*" for name in (FIGURES, TENSORBOARD)),
 )
 
 

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cl_lora.run_folder.layout import CONFIG_FILE, LEFTOVERS, LOCK_FILE
+from cl_lora.run_folder.layout import (
+    CONFIG_FILE,
+    LEFTOVERS,
+    LEFTOVERS_OF_REPORTS,
+    LOCK_FILE,
+)
 from cl_lora.support import files
 from cl_lora.support.errors import UserError
 
@@ -31,7 +37,24 @@ def locked(folder: Path) -> Iterator[None]:
         UserError: if the folder holds something else than a run, cannot be written, or is in use.
     """
     with _held(folder, fcntl.LOCK_EX):
-        _remove_leftovers(folder)
+        _remove(folder, LEFTOVERS)
+        with _reporting(folder, wait=False) as mine:
+            if mine:  # else a report is being made
+                _remove(folder, LEFTOVERS_OF_REPORTS)
+        yield
+
+
+@contextmanager
+def reporting(folder: Path) -> Iterator[None]:
+    """Wait until no other process makes the report of a run, and keep them from it.
+
+    What a killed one left behind is deleted.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    with _reporting(folder, wait=True):
+        _remove(folder, LEFTOVERS_OF_REPORTS)
         yield
 
 
@@ -66,6 +89,36 @@ def in_turn(folder: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
+def _reporting(folder: Path, wait: bool) -> Iterator[bool]:
+    """Yield whether this process alone may make the report; its lock file is gone afterwards."""
+    path = folder / f"{LOCK_FILE}-report"
+    while True:
+        with files.explain_write_errors(folder):
+            lock = path.open("w")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            if not _is(path, lock.fileno()):
+                continue  # the one that held it has deleted it
+            try:
+                yield True
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is(path: Path, opened: int) -> bool:
+    """Return whether an open file is the one that has a name now."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(opened))
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
 def _held(folder: Path, how: int) -> Iterator[None]:
     with files.explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +144,8 @@ def require_run_folder(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise UserError(f"Expected a run folder but {folder} is a file; choose another run_dir")
-    ours = (LOCK_FILE, *(pattern.split("*")[0] for pattern in LEFTOVERS if "/" not in pattern))
+    patterns = (*LEFTOVERS, *LEFTOVERS_OF_REPORTS)
+    ours = (LOCK_FILE, *(pattern.split("*")[0] for pattern in patterns if "/" not in pattern))
     others = [path.name for path in folder.iterdir() if not path.name.startswith(ours)]
     if others:
         raise UserError(
@@ -100,8 +154,8 @@ def require_run_folder(folder: Path) -> None:
         )
 
 
-def _remove_leftovers(folder: Path) -> None:
-    for pattern in LEFTOVERS:
+def _remove(folder: Path, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
         # A process killed while it replaced a folder leaves the only copy under a hidden name.
         for parent in {path.parent for path in folder.glob(pattern)}:
             files.restore_below(parent)

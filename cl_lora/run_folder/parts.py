@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cl_lora.evaluation.metrics import METRICS, Metric
 from cl_lora.evaluation.scores import Key, Score, ScoreTable
 from cl_lora.run_folder import layout
 from cl_lora.run_folder.config_file import ConfigRecord, read_config
@@ -22,7 +23,8 @@ from cl_lora.run_folder.hits import Hits, read_hits
 from cl_lora.run_folder.hits import Unit as StageAndExperience
 from cl_lora.run_folder.identity import first_difference
 from cl_lora.run_folder.records import Account, Coefficient
-from cl_lora.run_folder.rows import RowFile
+from cl_lora.run_folder.rows import ACCOUNTS, COEFFICIENTS, SEALS, RowFile
+from cl_lora.run_folder.seals import seal_of
 from cl_lora.support import files
 from cl_lora.support.errors import UserError
 
@@ -131,7 +133,7 @@ class Plan:
             for seed, row, stage in sorted(units):
                 stages.setdefault((seed, row), []).append(stage)
             parts.append([[seed, row, s] for (seed, row), s in stages.items()])
-        text = json.dumps({"wanted": _plain(self.wanted), "parts": parts})
+        text = json.dumps(files.sealed({"wanted": _plain(self.wanted), "parts": parts}))
         files.write_text(layout.plan_file(run), text + "\n")
 
     @classmethod
@@ -153,6 +155,8 @@ class Plan:
                 for part in record["parts"]
             )
             wanted = dict(record["wanted"])
+            if not files.is_intact(record):
+                raise ValueError("its contents are not those that were written")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} is damaged ({error}); run the command without --shard, which keeps what "
@@ -204,24 +208,36 @@ def missing_parts(run: Path, scores: ScoreTable, stopped: Iterable[str]) -> str:
 class Joined:
     """What a run folder and its parts hold together.
 
-    A unit counts where its scores are: they are written last, so what goes with them is there. A
-    unit that lies in several places is the same everywhere, but for the time that it took.
+    A unit counts where its scores are: they are written last, so what goes with them is there. It
+    counts only as it was measured: where the digest of its rows is not the one that was recorded,
+    rows were lost or changed, and it is measured again. A unit that lies in several places is the
+    same everywhere, but for the time that it took.
 
     Args:
         run: the run folder.
         parts: the folders of its parts.
+        metrics: what the scores are of.
 
     Raises:
         UserError: if a file is damaged, or a unit that is there twice differs.
     """
 
-    def __init__(self, run: Path, parts: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, run: Path, parts: Sequence[Path] = (), metrics: Mapping[str, Metric] = METRICS
+    ) -> None:
         self._places = (run, *parts)
         self._owner: dict[Unit, Path] = {}
         self._units: dict[Unit, dict[Key, Score]] = {}
         self._twice: dict[Unit, list[Path]] = {}
+        self._rows: dict[tuple[Path, str], dict[Unit, list[Any]]] = {}
+        self._broken: dict[Unit, Path] = {}
         for place in self._places:
-            self._take(place)
+            self._take(place, metrics)
+
+    @property
+    def broken(self) -> dict[Unit, Path]:
+        """Units that were measured and are nowhere as they were, and where one was."""
+        return {unit: p for unit, p in self._broken.items() if unit not in self._units}
 
     def scores(self, order: Sequence[str] = ()) -> list[Score]:
         """Return every score; those of several places as one file would have them.
@@ -249,14 +265,12 @@ class Joined:
         run = self._places[0]
         seen: dict[Unit, dict[Path, list[OfUnit]]] = {unit: {} for unit in self._twice}
         for place in self._places:
-            path = place / file.name
-            for row in file.read(path) if path.is_file() else []:
-                unit = (row.seed, row.arm, row.stage)
+            for unit, rows in self._rows[place, file.name].items():
                 # What belongs to no scores stays where it is: the unit is measured again.
                 if self._owner.get(unit, run) == place:
-                    found.append(row)
+                    found += rows
                 if unit in seen and place in self._twice[unit]:
-                    seen[unit].setdefault(place, []).append(row)
+                    seen[unit][place] = rows
         if file.row is Coefficient:
             for unit, places in self._twice.items():
                 first, *others = [(place, seen[unit].get(place, [])) for place in places]
@@ -268,14 +282,22 @@ class Joined:
             found.sort(key=lambda row: (*rank(row), row.stage))
         return found
 
-    def _take(self, place: Path) -> None:
+    def _take(self, place: Path, metrics: Mapping[str, Metric]) -> None:
         path = place / layout.SCORES_FILE
-        if not path.is_file():
-            return
         units: dict[Unit, dict[Key, Score]] = {}
-        for score in ScoreTable.read(path):
+        for score in ScoreTable.read(path, metrics) if path.is_file() else ():
             units.setdefault((score.seed, score.arm, score.stage), {})[score.key] = score
+        coefficients, accounts = self._read(place, COEFFICIENTS), self._read(place, ACCOUNTS)
+        sealed = None
+        if (place / SEALS.name).is_file():
+            sealed = {(s.seed, s.arm, s.stage): s.digest for s in SEALS.read(place / SEALS.name)}
+            self._broken |= dict.fromkeys(sealed.keys() - units.keys(), place)
         for unit, scores in units.items():
+            if sealed is not None:
+                of_unit = (scores.values(), coefficients.get(unit, []), accounts.get(unit, []))
+                if sealed.get(unit) != seal_of(*of_unit):
+                    self._broken[unit] = place
+                    continue
             there = self._units.get(unit)
             if there is not None:
                 if any(scores[key] != there[key] for key in scores.keys() & there.keys()):
@@ -286,6 +308,15 @@ class Joined:
                     continue
                 self._twice.pop(unit, None)
             self._units[unit], self._owner[unit] = scores, place
+
+    def _read(self, place: Path, file: RowFile[OfUnit]) -> dict[Unit, list[OfUnit]]:
+        """Return the rows of a table by their units."""
+        path = place / file.name
+        units: dict[Unit, list[OfUnit]] = {}
+        for row in file.read(path) if path.is_file() else []:
+            units.setdefault((row.seed, row.arm, row.stage), []).append(row)
+        self._rows[place, file.name] = units
+        return units
 
 
 def _rank(order: Sequence[str]) -> Callable[[Score | Coefficient | Account], tuple[int, int]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from cl_lora.evaluation.metrics import METRICS
 from cl_lora.evaluation.scores import ScoreTable
 from cl_lora.run_folder import layout
 from cl_lora.run_folder.config_file import read_config
@@ -23,7 +24,7 @@ from cl_lora.run_folder.layout import (
     STREAM_FILE,
 )
 from cl_lora.run_folder.parts import Joined, missing_parts, part_folders, with_stopped
-from cl_lora.run_folder.records import StreamRecord
+from cl_lora.run_folder.records import StageRecord, StreamRecord
 from cl_lora.run_folder.rows import (
     ACCOUNTS,
     COEFFICIENTS,
@@ -34,6 +35,8 @@ from cl_lora.run_folder.rows import (
     SPECTRA,
     RowFile,
 )
+from cl_lora.run_folder.seals import is_table_intact
+from cl_lora.support import files
 from cl_lora.support.errors import UserError
 
 _TRAINING_FILE = "training.json"
@@ -86,6 +89,7 @@ class RunFolder:
         curves: training curves of every adapter, by seed, bank and experience.
         missing_parts: a sentence on the parts that are not whole where several processes score the
             run side by side; empty if there is none.
+        lost_units: a sentence on what was measured and is not there as it was; empty if all is.
     """
 
     path: Path
@@ -102,6 +106,7 @@ class RunFolder:
     embedding: pd.DataFrame
     curves: tuple[TrainingCurve, ...]
     missing_parts: str = ""
+    lost_units: str = ""
 
     @property
     def name(self) -> str:
@@ -205,7 +210,8 @@ class RunFolder:
                 "was trained yet; run the same command again to finish it"
             )
         stream = read_stream(path / STREAM_FILE)
-        joined, order = Joined(path, parts), (*config["arms"], *config["references"])
+        joined = Joined(path, parts, {**METRICS, **stream.metrics})
+        order = (*config["arms"], *config["references"])
         scores = ScoreTable(joined.scores(order))
         for what, found, listed in (
             ("experiences", scores.experiences, len(stream.names)),
@@ -244,6 +250,7 @@ class RunFolder:
             embedding=embedding,
             curves=_read_curves(path / ADAPTERS),
             missing_parts=missing_parts(path, scores, config.get("stopped") or ()),
+            lost_units=_lost(path, [unit for unit in joined.broken if unit[1] in rows]),
         )
         if not allow_unfinished:
             run.check_finished()
@@ -267,10 +274,13 @@ class RunFolder:
         """Raise an error that says what is there and what is missing, if anything is.
 
         Raises:
-            UserError: if an arm has no score after the last experience, or a part is not whole.
+            UserError: if an arm has no score after the last experience, a part is not whole, or
+                what was measured was lost or changed since.
         """
         if self.missing_parts:
             raise UserError(self.missing_parts)
+        if self.lost_units:
+            raise UserError(self.lost_units)
         missing = self.missing()
         if not missing:
             return
@@ -287,8 +297,8 @@ class RunFolder:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({error}); delete it and run the command again"
         ) from error
@@ -297,6 +307,9 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path} is damaged (expected an object but got {type(value).__name__}); "
             "delete it and run the command again"
         )
+    if not files.is_intact(value):
+        raise _damaged(path, "its contents are not those that were written")
+    value.pop(files.SEAL, None)
     return value
 
 
@@ -315,7 +328,41 @@ def read_stream(path: Path) -> StreamRecord:
         raise _damaged(path, str(error)) from error
 
 
+def read_stages(path: Path) -> tuple[StageRecord, ...]:
+    """Return the stages that ``stream.json`` lists, which a later command adds some to.
+
+    Raises:
+        UserError: if it is damaged. Without it nothing says what the stages of scores are.
+    """
+    try:
+        return read_stream(path).stages
+    except UserError as error:
+        raise stages_lost(path, str(error).partition(";")[0].removeprefix(f"{path} is ")) from error
+
+
+def stages_lost(path: Path, how: str) -> UserError:
+    """Return the error that nothing says what the stages of the scores are."""
+    return UserError(
+        f"{path} is {how}, and nothing else says what the stages in {SCORES_FILE} are; delete both "
+        "and run every command of this folder again: all is measured again, and nothing trained"
+    )
+
+
+def _lost(folder: Path, units: Sequence[tuple[int, str, int]]) -> str:
+    if not units:
+        return ""
+    seed, row, stage = min(units)
+    more = f" and {len(units) - 1} more" if len(units) > 1 else ""
+    return (
+        f"{folder} does not hold what was measured of {row!r} of seed {seed} at stage {stage}{more}"
+        f": rows of {SCORES_FILE}, {COEFFICIENTS.name} or {ACCOUNTS.name} were lost or changed "
+        "since; run the same command again, which measures them again"
+    )
+
+
 def _rows(path: Path, file: RowFile[Any]) -> list[Any]:
+    if not is_table_intact(path.parent, path.name):
+        raise _damaged(path, "its contents are not those that were written")
     return file.read(path) if path.is_file() else []
 
 

@@ -45,6 +45,19 @@ class Account:
 
 
 @dataclass(frozen=True)
+class Seal:
+    """One row of ``seals.csv``: the digest of all that was measured of one row at one stage.
+
+    That is its rows of ``scores.csv``, ``coefficients.csv`` and ``accounts.csv``.
+    """
+
+    seed: int
+    arm: str
+    stage: int
+    digest: str
+
+
+@dataclass(frozen=True)
 class Similarity:
     """One row of ``similarity.csv``: linear CKA of one adapter with that of a downstream task.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -11,16 +12,22 @@ from typing import Generic, TypeVar
 from cl_lora.evaluation.scores import Score, ScoreTable
 from cl_lora.run_folder.layout import SCORES_FILE
 from cl_lora.run_folder.parts import Joined
-from cl_lora.run_folder.records import Account, Coefficient
-from cl_lora.run_folder.rows import ACCOUNTS, COEFFICIENTS, RowFile
+from cl_lora.run_folder.records import Account, Coefficient, Seal
+from cl_lora.run_folder.rows import ACCOUNTS, COEFFICIENTS, SEALS, RowFile
+from cl_lora.run_folder.seals import seal_of
 from cl_lora.support import files
 
 __all__ = ["Results"]
 
+Unit = tuple[int, str, int]
+"""A seed, the name of an arm or a reference row, and a stage."""
+
 Cells = frozenset[tuple[int, str]]
 """The (experience, metric) that a whole unit has scores of."""
 
-OfUnit = TypeVar("OfUnit", bound=Coefficient | Account)
+OfUnit = TypeVar("OfUnit", bound=Coefficient | Account | Seal)
+
+log = logging.getLogger(__name__)
 
 _PATIENCE = 20
 """How many times as long as writing takes passes between one writing and the next."""
@@ -30,7 +37,8 @@ class Results:
     """The tables of one run folder, kept in memory and on disk alike.
 
     The unit is (seed, row, stage). It is whole where it has a score for every experience and
-    metric of its stage; what is there of any other is left out, and measured again.
+    metric of its stage, and all its rows are those that were measured; what is there of any other
+    is left out, and measured again.
 
     Args:
         folder: the run folder.
@@ -49,15 +57,35 @@ class Results:
     ) -> None:
         self._folder, self._order = folder, list(order)
         there = Joined(folder, parts)
-        scores = there.scores(order)
-        units: dict[tuple[int, str, int], set[tuple[int, str]]] = {}
-        for s in scores:
-            units.setdefault((s.seed, s.arm, s.stage), set()).add((s.evaluated, s.metric))
-        whole = {unit for unit, found in units.items() if frozenset(found) == cells.get(unit[2])}
-        self.scores = ScoreTable(s for s in scores if (s.seed, s.arm, s.stage) in whole)
-        self._coefficients = _Table(folder, COEFFICIENTS, there.rows(COEFFICIENTS), bool(parts))
-        self._accounts = _Table(folder, ACCOUNTS, there.rows(ACCOUNTS), bool(parts))
-        self._patience, self._pending = 0, False
+        units: dict[Unit, list[Score]] = {}
+        for s in there.scores(order):
+            units.setdefault((s.seed, s.arm, s.stage), []).append(s)
+        whole = {
+            unit: found
+            for unit, found in units.items()
+            if frozenset((s.evaluated, s.metric) for s in found) == cells.get(unit[2])
+        }
+        self.scores = ScoreTable(s for found in whole.values() for s in found)
+        coefficients, accounts = there.rows(COEFFICIENTS), there.rows(ACCOUNTS)
+        self._coefficients = _Table(folder, COEFFICIENTS, coefficients, whole, bool(parts))
+        self._accounts = _Table(folder, ACCOUNTS, accounts, whole, bool(parts))
+        seals = (
+            Seal(*unit, seal_of(found, self._coefficients.of(unit), self._accounts.of(unit)))
+            for unit, found in whole.items()
+        )
+        self._seals = _Table(folder, SEALS, seals, whole, True)
+        if there.broken:
+            count = len(there.broken)
+            log.warning(
+                "%s: what was measured of %d unit%s (a row at a stage of a seed each) was lost or "
+                "changed since: it is measured again",
+                *(folder, count, "s" * (count != 1)),
+            )
+        # What is left out here, or was written by another program, shall not stay in the files.
+        self._pending = bool(there.broken) or len(whole) < len(units)
+        self._pending |= self._coefficients.changed or self._accounts.changed
+        self._pending |= has_foreign_ends(folder / SCORES_FILE)
+        self._patience = 0
         self._written, self._took = time.monotonic(), 0.0
 
     @property
@@ -75,6 +103,7 @@ class Results:
         if names:
             self._coefficients.keep(lambda c: c.arm not in names)
             self._accounts.keep(lambda a: a.arm not in names)
+            self._seals.keep(lambda s: s.arm not in names)
             self.scores = ScoreTable(s for s in self.scores if s.arm not in names)
             self.write()
 
@@ -85,9 +114,14 @@ class Results:
         accounts: Iterable[Account] = (),
     ) -> None:
         """Record one unit: on disk at once, inside :meth:`writing` soon."""
-        self._coefficients.add(list(coefficients))
-        self._accounts.add(list(accounts))
+        scores, coefficients, accounts = list(scores), list(coefficients), list(accounts)
         self.scores.append(scores)
+        self._coefficients.add(coefficients)
+        self._accounts.add(accounts)
+        if scores:
+            s = scores[0]
+            seal = seal_of(scores, coefficients, accounts)
+            self._seals.add([Seal(s.seed, s.arm, s.stage, seal)])
         self._pending = True
         if time.monotonic() - self._written >= self._patience * self._took:
             self.write()
@@ -113,22 +147,47 @@ class Results:
         place = {name: i for i, name in enumerate(self._order)}
         self._coefficients.write(place)
         self._accounts.write(place)
+        self._seals.write(place)
         self.scores.write(self._folder / SCORES_FILE, self._order)
         self._written, self._pending = time.monotonic(), False
         self._took = self._written - start
+
+
+def has_foreign_ends(path: Path) -> bool:
+    """Return whether a file has line ends that are not ours, though they read alike."""
+    return path.is_file() and b"\r" in path.read_bytes()
 
 
 class _Table(Generic[OfUnit]):
     """Rows that belong to units, and their file."""
 
     def __init__(
-        self, folder: Path, file: RowFile[OfUnit], there: Iterable[OfUnit], changed: bool
+        self,
+        folder: Path,
+        file: RowFile[OfUnit],
+        there: Iterable[OfUnit],
+        whole: Container[Unit],
+        changed: bool,
     ) -> None:
         self._path, self._file = folder / file.name, file
-        self._units: dict[tuple[int, str, int], list[OfUnit]] = {}
+        self._units: dict[Unit, list[OfUnit]] = {}
+        self._changed = has_foreign_ends(self._path)
         for row in there:
-            self._units.setdefault((row.seed, row.arm, row.stage), []).append(row)
-        self._changed = changed and bool(self._units)
+            unit = (row.seed, row.arm, row.stage)
+            if unit in whole:
+                self._units.setdefault(unit, []).append(row)
+            else:
+                self._changed = True
+        self._changed |= changed and bool(self._units)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the file is not what is kept here."""
+        return self._changed
+
+    def of(self, unit: Unit) -> list[OfUnit]:
+        """Return the rows of a unit."""
+        return self._units.get(unit, [])
 
     def rows(self) -> Iterator[OfUnit]:
         """Yield every row."""

@@ -19,6 +19,7 @@ from cl_lora.run_folder.layout import (
     FACTS_FILE,
     RELATIONS_FILE,
     SCORES_FILE,
+    SEALS_FILE,
     SIMILARITY_FILE,
     SPECTRA_FILE,
 )
@@ -28,6 +29,7 @@ from cl_lora.run_folder.records import (
     Coefficient,
     Embedding,
     Relation,
+    Seal,
     Similarity,
     Spectrum,
 )
@@ -134,6 +136,9 @@ COEFFICIENTS = RowFile(COEFFICIENTS_FILE, Coefficient, _BOTH)
 
 ACCOUNTS = RowFile(ACCOUNTS_FILE, Account, _BOTH)
 """What it cost to make or to keep what is served."""
+
+SEALS = RowFile(SEALS_FILE, Seal, _BOTH)
+"""By what is known that the rows of a unit are those that were measured."""
 
 _ITSELF = "delete it and run the command again: it is computed from the adapters"
 

@@ -11,15 +11,22 @@ from cl_lora.evaluation.shape import Shape
 from cl_lora.support.errors import UserError
 
 names = st.sampled_from(["ties", "task_arithmetic", "base", 'odd, "name"', "ähnlich"])
-scores = st.builds(
-    Score,
-    seed=st.integers(0, 3),
-    arm=names,
-    stage=st.integers(-1, 3),
-    evaluated=st.integers(0, 3),
-    metric=st.sampled_from(["accuracy", "f1"]),
-    value=st.floats(allow_nan=False),
+where = {
+    "seed": st.integers(0, 3),
+    "arm": names,
+    "stage": st.integers(-1, 3),
+    "evaluated": st.integers(0, 3),
+}
+shares = st.builds(
+    Score, **where, metric=st.sampled_from(["accuracy", "f1"]), value=st.floats(0, 1)
 )
+unlimited = st.builds(
+    Score,
+    **where,
+    metric=st.sampled_from(["relative", "mine"]),
+    value=st.floats(allow_nan=False, allow_infinity=False),
+)
+scores = shares | unlimited
 tables = st.lists(scores, unique_by=lambda s: s.key, max_size=20)
 
 
@@ -180,6 +187,11 @@ GOOD = "0,ties,0,0,accuracy,0.5,true\n"
         (HEADER + GOOD.replace("0,ties", "zero,ties"), 2, "expected an integer as seed"),
         (HEADER + GOOD.replace("ties,0", "ties,-5"), 2, "Expected stage to be -1 or more"),
         (HEADER + GOOD.replace("true", "yes"), 2, "expected true or false"),
+        (HEADER + GOOD.replace("0.5", "7.5"), 2, "a value of at least 0 and at most 1 as accuracy"),
+        (HEADER + GOOD.replace("0.5", "-3"), 2, "a value of at least 0 and at most 1 as accuracy"),
+        (HEADER + GOOD.replace("0.5", "inf"), 2, "but got 'inf'"),
+        (HEADER + GOOD.replace("accuracy", "mine").replace("0.5", "inf"), 2, "a finite value"),
+        (HEADER + GOOD.replace("true", "false"), 2, "expected true as higher_is_better"),
         (HEADER + GOOD + '0,"ties', 3, "not valid CSV"),
         (HEADER + GOOD + "0,t\0es,0,1,accuracy,0.5,true\n", 3, ""),
     ],
