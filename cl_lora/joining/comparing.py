@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from cl_lora.adapters import Adapter, Entry, LoRAFactors, entry_shape
 from cl_lora.joining.inputs import Inputs
+from cl_lora.joining.sizes import fits
 from cl_lora.merging.geometry import DIRECTIONS, inner, singular_directions
 from cl_lora.merging.kernels import CHUNK
 from cl_lora.merging.spaces import Stack
@@ -105,8 +107,9 @@ def compare(inputs: Inputs) -> Comparison:
     modules = list(dict.fromkeys(name for adapter in adapters for name in adapter.entries))
     for name in progress.track(modules, "Comparing", len(modules)):
         here = [i for i, adapter in enumerate(adapters) if name in adapter.entries]
-        entries = [adapters[i].entries[name] for i in here]
+        entries = _alike([adapters[i].entries[name] for i in here])
         _check_shapes(name, [adapters[i] for i in here], entries)
+        _check_sizes(name, [adapters[i] for i in here], entries)
         place = np.ix_(here, here)
         products[place] += _products(entries)
         against, both = _signs(entries)
@@ -154,6 +157,22 @@ def _check_shapes(module: str, adapters: Sequence[Adapter], entries: Sequence[En
                 f"{adapters[0].name!r} and {entry_shape(entry)} in {adapter.name!r}; give adapters "
                 "of the same base model"
             )
+
+
+def _check_sizes(module: str, adapters: Sequence[Adapter], entries: Sequence[Entry]) -> None:
+    for adapter, entry in zip(adapters, entries, strict=True):
+        if not fits(entry):
+            raise UserError(
+                f"Expected finite updates but that of module {module!r} in adapter "
+                f"{adapter.name!r} is beyond what its precision holds; leave the adapter out"
+            )
+
+
+def _alike(entries: Sequence[Entry]) -> list[Entry]:
+    """Return the entries in one precision, the widest of them."""
+    dtypes = [entry.B.dtype if isinstance(entry, LoRAFactors) else entry.dtype for entry in entries]
+    dtype = functools.reduce(torch.promote_types, dtypes)
+    return [_cast(entry, dtype) for entry in entries]
 
 
 def _products(entries: Sequence[Entry]) -> Matrix:

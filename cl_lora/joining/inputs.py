@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_lora.adapters import Adapter, BaseModel
+from cl_lora.adapters import Adapter, BaseModel, seals
 from cl_lora.adapters.checkpoints import Checkpoint, Differences, fine_tuned
 from cl_lora.adapters.model_folder import is_model_folder, statistics_of
 from cl_lora.adapters.peft_folder import CONFIG_FILE, OpenFolder, StoredFactors, open_folder
@@ -106,8 +106,14 @@ def open_inputs(recipe: Recipe, *, allow_different_base: bool = False) -> Inputs
 
 
 def _is_adapter(path: Path) -> bool:
-    if not path.exists():
-        raise UserError(f"Expected a folder of an adapter but {path} does not exist")
+    try:
+        there = path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        there = False
+    if not there:
+        raise UserError(
+            f"Expected a folder of an adapter but {str(path)[:200]} does not exist; check its name"
+        )
     return (path / CONFIG_FILE).is_file() or is_model_folder(path)
 
 
@@ -122,6 +128,8 @@ def _open_adapters(recipe: Recipe, paths: Sequence[Path], allow_different_base: 
         opened = _named([Adapter.open(path) for path in paths])
         heads = tuple(Head((), adapter.head) for adapter in opened)
         return Inputs(tuple(paths), opened, heads)
+    for path in paths:
+        _check_seals(path)
     folders = [open_folder(path) for path in paths]
     named = [
         ("the recipe", str(recipe.base) if recipe.base_name and recipe.base else recipe.base_name),
@@ -151,6 +159,17 @@ def _open_adapters(recipe: Recipe, paths: Sequence[Path], allow_different_base: 
     return Inputs(tuple(paths), adapters, tuple(map(_head, folders)), base, notes=notes)
 
 
+def _check_seals(path: Path) -> None:
+    """Compare an adapter of ours with its digests; others have none."""
+    try:
+        seals.check(path)
+    except UserError as error:
+        what = str(error).partition(";")[0]
+        raise UserError(
+            f"{what}; restore the folder, or delete its training.json if the change is wanted"
+        ) from error
+
+
 def _check_base(named: Sequence[tuple[str, str | None]], how: str = "") -> None:
     known = [(where, name) for where, name in named if name]
     for where, name in known[1:]:
@@ -165,7 +184,10 @@ def _check_base(named: Sequence[tuple[str, str | None]], how: str = "") -> None:
 def _is_same(name: str, other: str) -> bool:
     """Return whether two names are of one model: alike, or of one folder."""
     paths = Path(name), Path(other)
-    same = all(path.exists() for path in paths) and paths[0].samefile(paths[1])
+    try:
+        same = all(path.exists() for path in paths) and paths[0].samefile(paths[1])
+    except (OSError, ValueError):  # no name of a file
+        same = False
     return same or name.rstrip("/") == other.rstrip("/")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from cl_lora.joining.outputs import (
 )
 from cl_lora.joining.recipe import Recipe
 from cl_lora.joining.settings import depths
+from cl_lora.joining.sizes import fits, how_large
 from cl_lora.merging import Plan, prepare, validate_method
 from cl_lora.merging.geometry import inner
 from cl_lora.merging.registry import get_method
@@ -103,17 +105,27 @@ def check_out(out: Path, inputs: Iterable[Path]) -> None:
     Raises:
         UserError: if it exists, is one of the inputs, or lies inside one.
     """
-    real = out.resolve()
+    try:
+        real, there = out.resolve(), out.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(
+            f"Expected --out to be a new folder but {str(out)[:200]!r} cannot be one ({why}); "
+            "choose another name"
+        ) from error
     for path in inputs:
         source = path.resolve()
         if real == source:
-            raise UserError(f"Expected --out to be a new folder but {out} is one of the inputs")
+            raise UserError(
+                f"Expected --out to be a new folder but {out} is one of the inputs; choose another "
+                "name"
+            )
         if source in real.parents:
             raise UserError(
                 f"Expected --out to be a new folder but {out} lies inside {path}, one of the "
                 "inputs; choose another place"
             )
-    if out.exists():
+    if there:
         raise UserError(
             f"Expected --out to be a new folder but {out} exists; delete it or choose another name"
         )
@@ -293,7 +305,7 @@ def _head_sum(inputs: Inputs, name: str, weights: Tensor) -> Callable[[], Tensor
         sums = torch.zeros(first.shape, dtype=torch.float64)
         for weight, head in zip(weights.tolist(), inputs.heads, strict=True):
             sums += weight * head.tensors[name].double()
-        return sums.to(first.dtype)
+        return sums
 
     return total
 
@@ -316,12 +328,21 @@ class _Writing:
 
     def module(self, name: str, schedule: _Schedule) -> Module:
         """Merge and write one module."""
-        squares = tuple(_square(adapter.entries[name]) for adapter in self._inputs.adapters)
+        weights = schedule.weights[name]
+        squares = tuple(
+            self._measured(adapter, name, weight)
+            for adapter, weight in zip(self._inputs.adapters, weights.tolist(), strict=True)
+        )
         plan = schedule.plans[schedule.modules[name]].exact()
-        merged = _scaled(plan.combine_module(name, schedule.weights[name]), self._recipe.scale)
+        merged = _scaled(plan.combine_module(name, weights), self._recipe.scale)
         entry = self._reduced(name, merged) if self._inputs.low_rank else merged
         written = self._add(name, entry)
         square = _square(merged)
+        if not fits(written) or not math.isfinite(square):
+            raise UserError(
+                f"Expected a finite merge but that of module {name!r} is beyond what its precision "
+                "holds; give smaller weights, or another method"
+            )
         same = written is merged
         return Module(
             name,
@@ -331,6 +352,18 @@ class _Writing:
             square,
             0.0 if same else _difference(merged, written),
         )
+
+    def _measured(self, adapter: Adapter, name: str, weight: float) -> float:
+        """Return the squared norm of one update, which must be finite, weighted and not."""
+        entry = adapter.entries[name]
+        for factor in (1.0, weight * self._recipe.scale):
+            if not fits(entry, factor):
+                raise UserError(
+                    f"Expected finite updates but that of module {name!r} in adapter "
+                    f"{adapter.name!r}, {how_large(entry)} and weighted by {weight:.4g}, is "
+                    "beyond what its precision holds; give a smaller weight, or leave it out"
+                )
+        return _square(entry)
 
     def notes(self) -> Iterator[str]:
         """Yield what a reader should know of how modules were written."""
@@ -387,9 +420,8 @@ def _scaled(entry: Entry, scale: float) -> Entry:
 
 def _square(entry: Entry) -> float:
     if isinstance(entry, LoRAFactors):
-        left, right = entry.B.T @ entry.B, entry.A @ entry.A.T
-        return max(0.0, entry.scaling**2 * float((left.double() * right.double()).sum()))
-    return float(entry.square().sum(dtype=torch.float64))
+        return max(0.0, inner(entry, entry))
+    return float(torch.linalg.vector_norm(entry, dtype=torch.float64)) ** 2
 
 
 def _difference(merged: Entry, written: Entry) -> float:

@@ -285,9 +285,10 @@ def _cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
         UserError: if it holds larger numbers than the precision has.
     """
     found = tensor.to(dtype)
-    if found is not tensor and not found.isfinite().all():
+    if not found.isfinite().all():
         raise UserError(
             f"{name!r} holds numbers up to {float(tensor.abs().max()):.3g}, which "
-            f"{str(dtype).removeprefix('torch.')} cannot hold; choose another --dtype"
+            f"{str(dtype).removeprefix('torch.')} cannot hold; choose another --dtype, or "
+            "smaller weights"
         )
     return found

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cl_lora.models.base import ModelConfig, ModelSource, register_source, weights_digest
+from cl_lora.models.checkpoint_file import check_all_finite
 from cl_lora.models.heads import CosineHead, HeadState, freeze, head_of
 from cl_lora.models.images import ImageBackbone
 from cl_lora.support.errors import UserError
@@ -259,6 +260,7 @@ def _whole(where: str) -> Any:
             f"Expected the weights of both towers of a CLIP model in {where} but there is no "
             f"{missing[0]!r}; use the whole model, as save_pretrained of CLIPModel writes it"
         )
+    check_all_finite(model.state_dict().items(), where)
     return model.float()
 
 

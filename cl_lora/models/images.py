@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_lora.models.base import Backbone
+from cl_lora.support.errors import UserError
 
 
 class ImageBackbone(Backbone, ABC):
@@ -57,3 +58,19 @@ class ImageBackbone(Backbone, ABC):
     def record(self) -> dict[str, Any]:
         """Return what decides its features: weights, input size and normalisation."""
         return {**super().record(), "img_size": self.img_size, **self.normalisation}
+
+
+@torch.no_grad()
+def check_features(backbone: ImageBackbone, path: object) -> None:
+    """Check that weights from a file give a grey image finite features: each may be, and all not.
+
+    Raises:
+        UserError: naming the file.
+    """
+    side = backbone.img_size
+    grey = torch.full((1, 3, side, side), 128, dtype=torch.uint8)
+    if not bool(backbone(grey).isfinite().all()):
+        raise UserError(
+            f"Expected weights with finite features but those of {path} overflow at a grey image; "
+            "give an undamaged file"
+        )

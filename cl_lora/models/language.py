@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from cl_lora.adapters.base_model import BaseModel
 from cl_lora.models.base import Backbone, ModelConfig, ModelSource, register_source
+from cl_lora.models.checkpoint_file import check_all_finite
 from cl_lora.models.heads import TokenHead, freeze
 from cl_lora.support.errors import UserError
 from cl_lora.support.files import digest
@@ -289,6 +290,7 @@ def _load(config: ModelConfig) -> LanguageBackbone:
             f"The weights in {where} are not whole: {missing[0]!r} is not there; save the model "
             "again, with its language model's head"
         )
+    check_all_finite(network.state_dict().items(), where)
     tokenizer = _read(
         transformers.AutoTokenizer.from_pretrained, place, where, model_max_length=_NO_LIMIT
     )

@@ -9,16 +9,23 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from cl_lora.adapters.injection import TARGETS, parts_of_qkv, split_qkv
 from cl_lora.models.base import TIMM, ModelConfig, ModelSource, register_source
-from cl_lora.models.images import ImageBackbone
+from cl_lora.models.checkpoint_file import check_finite, is_grid, read_state
+from cl_lora.models.images import ImageBackbone, check_features
 from cl_lora.support.errors import UserError, unknown_name
 
 EMBEDDED = "embedded"
+_TRUNK = frozenset(
+    {
+        *("blocks", "patch_embed", "pos_embed", "cls_token", "reg_token", "dist_token"),
+        *("norm", "norm_pre", "fc_norm", "attn_pool"),
+    }
+)
+"""Parts that compute features: a model without one of them computes others."""
 _SPLIT_KEY = re.compile(r"(.*\.qkv)\.[qkv]\.(weight|bias)$")
 
 
@@ -91,7 +98,10 @@ def load_vit(config: ModelConfig) -> TimmBackbone:
     vit, mean, std = _embedded(config) if config.name == EMBEDDED else _timm(config)
     vit.requires_grad_(False).eval()
     size = _input_size(config)
-    return TimmBackbone(vit, size, list(config.mean or mean), list(config.std or std)).eval()
+    made = TimmBackbone(vit, size, list(config.mean or mean), list(config.std or std)).eval()
+    if config.checkpoint is not None:
+        check_features(made, config.checkpoint)
+    return made
 
 
 def _check_name(name: str) -> None:
@@ -147,43 +157,61 @@ def _timm(config: ModelConfig) -> tuple[nn.Module, Sequence[float], Sequence[flo
 def load_checkpoint(vit: nn.Module, path: str | Path) -> None:
     """Load local weights into ``vit``; a classifier in the file is left out.
 
-    The position embedding is resampled to the model's input size. fp16 weights become the
-    model's dtype.
+    The position embedding is resampled to the model's input size. Weights of half or double
+    precision become the model's.
 
     Raises:
-        UserError: if the file is no checkpoint, or one of another architecture.
+        UserError: if the file is no checkpoint, one of another architecture, or one with weights
+            that are not finite.
     """
-    from timm.models import load_state_dict
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     path = Path(path).expanduser()
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = safetensors.torch.load_file(path)
-        else:
-            state = load_state_dict(str(path), device="cpu", weights_only=True)
-    except Exception as error:
-        # Bytes that are no checkpoint fail wherever the reader happens to be: any error means that.
-        raise UserError(
-            f"{path} is no checkpoint that can be read safely ({type(error).__name__}); expected "
-            "safetensors, or a torch file that holds only tensors"
-        ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"{path} is no checkpoint: expected a mapping of names to tensors")
+    stored = read_state(path)
+    state = {k: v.float() if v.is_floating_point() else v for k, v in stored.items()}
     wanted = vit.state_dict()
+    _check_embedding(vit, state, path)
     try:
-        state = checkpoint_filter_fn({k: v.float() for k, v in state.items()}, vit)
-    except (RuntimeError, KeyError, AssertionError) as error:
-        raise UserError(_other_architecture(path, str(error))) from error
-    state = {k: v for k, v in state.items() if k in wanted}
+        state = checkpoint_filter_fn(state, vit)
+    except Exception as error:
+        # It takes tensors apart by their names: whatever fails there is made for another model.
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(_other_architecture(path, detail)) from error
+    odd = sorted(k for k in state if k not in wanted and k.split(".")[0] in _TRUNK)
+    if odd:
+        raise UserError(_other_architecture(path, f"it has {odd[0]!r}, which this model lacks"))
     missing = [k for k in wanted if k not in state]
     if missing:
         raise UserError(_other_architecture(path, f"it has no {missing[0]!r}"))
-    for key, value in state.items():
+    weights = {k: state[k] for k in wanted}
+    for key, value in weights.items():
         if value.shape != wanted[key].shape:
             shapes = f"{key!r} is {tuple(value.shape)}, expected {tuple(wanted[key].shape)}"
             raise UserError(_other_architecture(path, shapes))
-    vit.load_state_dict(state)
+        check_finite(key, value, path)
+    vit.load_state_dict(weights)
+
+
+def _check_embedding(vit: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Check what timm would make fit by resampling: patches of one size, places on a square."""
+    wanted = vit.state_dict()
+    patches = "patch_embed.proj.weight"
+    if patches in state and patches in wanted:
+        found, expected = tuple(state[patches].shape), tuple(wanted[patches].shape)
+        if len(found) == 4 and found != expected:
+            raise UserError(
+                _other_architecture(path, f"{patches!r} is {found}, expected {expected}")
+            )
+    if "pos_embed" in state and "pos_embed" in wanted:
+        found, expected = tuple(state["pos_embed"].shape), tuple(wanted["pos_embed"].shape)
+        prefix = 0 if getattr(vit, "no_embed_class", False) else vit.num_prefix_tokens
+        places = len(found) == 3 and (found[0], found[2]) == (expected[0], expected[2])
+        if not (found == expected or (places and is_grid(found[1] - int(prefix)))):  # type: ignore[arg-type]
+            raise UserError(
+                _other_architecture(
+                    path, f"'pos_embed' is {found}, expected {expected} or that of another square"
+                )
+            )
 
 
 def _other_architecture(path: Path, detail: str) -> str:

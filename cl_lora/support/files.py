@@ -86,12 +86,17 @@ def read_json(path: Path, problem: str, remedy: str) -> dict[str, Any]:
     Raises:
         UserError: if there is no such file, it is no JSON, or holds something else than an object.
     """
+    if path.exists() and not path.is_file():  # a pipe would be read without end
+        raise UserError(f"{path} {problem} (it is no file); {remedy}")
     try:
-        value = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} {problem} ({error}); {remedy}") from error
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} {problem} ({said}); {remedy}") from error
     if not isinstance(value, dict):
-        raise UserError(f"Expected a JSON object in {path} but got {type(value).__name__}")
+        raise UserError(
+            f"Expected a JSON object in {path} but got {type(value).__name__}; {remedy}"
+        )
     return value
 
 

@@ -166,11 +166,11 @@ BREAKAGES = {
         lambda f: _set_weights(
             f,
             {
-                "base_model.model.c.lora_A.weight": torch.ones(2, 3, 3, 3),
-                "base_model.model.c.lora_B.weight": torch.ones(4, 2, 1, 1),
+                "base_model.model.out.lora_A.weight": torch.ones(2, 3, 3, 3),
+                "base_model.model.out.lora_B.weight": torch.ones(4, 2, 1, 1),
             },
         ),
-        "with one rank r but got",
+        "with one rank r=2",
     ),
 }
 
