@@ -397,7 +397,7 @@ def _list_not_utf8(root: Path) -> None:
 FINE_NAMES = (
     "$x^$", "$\\frac$", "it's \"so\"", "Käse", "猫", "a b", "a,b", "a=b", "[x]", "{x}", "%s %d",
     "<script>alert(1)<script>", "&amp;", "-r", "#1", "~", "*", "a;b", "`id`", "$(id)", "null",
-    "true", "1", "1e5", "..x", "c" * 200, "\\n", "_underscore_", "a:b", "🙂", "@x", "%(x)s",
+    "true", "1", "1e5", "x..", "c" * 200, "\\n", "_underscore_", "a:b", "🙂", "@x", "%(x)s",
     "${oc.env:HOME}",
 )  # fmt: skip
 ODD_NAMES = (

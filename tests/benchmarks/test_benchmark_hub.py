@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import io
+import os
 from pathlib import Path
 
 import datasets
@@ -213,3 +214,19 @@ def test_a_wrong_option_of_the_image_set(tmp_path, options, sentence):
         validate_benchmark_config(
             {"kind": "class_incremental", "images": "hub", "groups": 2, "options": given}
         )
+
+
+def test_names_that_cannot_be_shown_are_refused(tmp_path):
+    domains = ["a\x1b[31m" if i < 2 * COUNT else "photo" for i in range(4 * COUNT)]
+    config = parquet(tmp_path / "set", rows(domain=domains))
+    with pytest.raises(UserError, match="values of column 'domain' to have printable names"):
+        validate_benchmark_config(config)
+
+
+def test_a_row_that_names_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    images = [{"bytes": png(i), "path": None} for i in range(4 * COUNT)]
+    images[3] = {"bytes": None, "path": str(tmp_path / "pipe.png")}
+    config = parquet(tmp_path / "set", rows(image=images))
+    with pytest.raises(UserError, match=r"1 of 16 images: .*\(not a regular file\)"):
+        make_benchmark(config, 8)

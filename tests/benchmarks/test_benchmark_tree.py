@@ -261,3 +261,65 @@ def test_found_says_what_is_there(folder_config):
     text = found(folder_config)
     assert text is not None
     assert "20 images, 2 classes, domains photo, sketch" in text
+
+
+@pytest.mark.parametrize("place", ["photo", "photo/cat", "sketch/dog"])
+def test_a_folder_that_is_a_link_to_itself_is_one_sentence(folder_config, place):
+    path = Path(folder_config["root"]) / place
+    shutil.rmtree(path)
+    path.symlink_to(path.name)
+    with pytest.raises(UserError, match=rf"Cannot read {path}: Too many levels .*; correct"):
+        validate_benchmark_config(folder_config)
+    with pytest.raises(UserError, match="Too many levels"):
+        found(folder_config)
+
+
+def test_a_folder_that_may_not_be_read_is_one_sentence(folder_config, monkeypatch):
+    scandir = os.scandir
+
+    def guarded(path):
+        if Path(path).name == "dog":
+            raise PermissionError(13, "Permission denied", str(path) + "\n")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    for check in (validate_benchmark_config, found, lambda config: make_benchmark(config, 8)):
+        with pytest.raises(UserError, match=r"photo/dog\\n: Permission denied; correct its perm"):
+            check(folder_config)
+
+
+def test_an_error_that_is_of_no_file_is_none_of_the_data(folder_config, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cl_lora.benchmarks.sources.tree.scan", full)
+    with pytest.raises(OSError, match="No space left"):
+        validate_benchmark_config(folder_config)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", os.fsdecode(b"caf\xe9"), "\u2028"])
+@pytest.mark.parametrize("level", ["domain", "class"])
+def test_folders_whose_names_cannot_be_shown_are_refused(folder_config, name, level):
+    root = Path(folder_config["root"])
+    for folder in (root,) if level == "domain" else (root / "photo", root / "sketch"):
+        first = sorted(folder.iterdir())[0]
+        first.rename(folder / name)
+    with pytest.raises(UserError, match="to have printable names in UTF-8 but got") as caught:
+        validate_benchmark_config(folder_config)
+    assert repr(name) in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_names_of_files_may_hold_anything(folder_config):
+    folder = Path(folder_config["root"]) / "photo" / "cat"
+    plain = images_of(make_benchmark(folder_config, 8))
+    for number, name in enumerate(("a\nb", "\x1b[31m", os.fsdecode(b"caf\xe9"))):
+        (folder / f"{number}.png").rename(folder / f"{name}.png")
+    images = images_of(make_benchmark(folder_config, 8))
+    assert sorted(images[:5, 0, 0, 0].tolist()) == sorted(plain[:5, 0, 0, 0].tolist())
+
+
+def test_a_pipe_called_like_an_image_is_named_and_not_waited_for(folder_config):
+    os.mkfifo(Path(folder_config["root"]) / "photo" / "cat" / "odd.jpg")
+    with pytest.raises(UserError, match=r"photo/cat/odd.jpg \(not a regular file\)"):
+        make_benchmark(folder_config, 8)
