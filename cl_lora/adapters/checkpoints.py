@@ -12,7 +12,7 @@ from torch import Tensor
 from cl_lora.adapters.adapter import Adapter
 from cl_lora.adapters.entries import entry_name
 from cl_lora.adapters.peft_folder import CONFIG_FILE, natural
-from cl_lora.adapters.tensor_file import LazyTensors
+from cl_lora.adapters.tensor_file import FLOATS, LazyTensors
 from cl_lora.support.errors import UserError
 
 MODEL_FILE = "model.safetensors"
@@ -40,6 +40,10 @@ class Checkpoint(Mapping[str, Tensor]):
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor, which stays on the disk."""
         return self._files[name].shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the precision of a tensor, which stays on the disk."""
+        return self._files[name].dtype(name)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._files[name][name]
@@ -74,7 +78,14 @@ class Differences(Mapping[str, Tensor]):
         self.base, self.tuned = base, tuned
         self.parameters: dict[str, str] = {}
         for name in sorted(base, key=natural):
-            if base[name].is_floating_point():
+            kinds = {base.dtype(name), tuned.dtype(name)}
+            if len(kinds) > 1 and not all(kind in FLOATS for kind in kinds):
+                raise UserError(
+                    f"Expected tensor {name!r} to hold numbers of one kind but it has "
+                    f"{base.dtype(name)} in {base.path} and {tuned.dtype(name)} in {tuned.path}; "
+                    "undo the quantisation first"
+                )
+            if base.dtype(name).is_floating_point:
                 entry = entry_name(name)
                 if entry in self.parameters:
                     raise UserError(

@@ -379,11 +379,11 @@ class StoredFactors(Mapping[str, LoRAFactors]):
 
     def __getitem__(self, module: str) -> LoRAFactors:
         factors = self.read(module)
-        if module not in self._finite and not is_finite(factors):
+        if module not in self._finite and not is_finite(_single(factors)):
             raise UserError(
                 f"Expected finite factors but module {module!r} of the adapter in {self._folder} "
-                "holds NaN or infinity; the file is damaged, or its training diverged: write it "
-                "again, or leave it out"
+                "holds NaN or infinity, or numbers beyond single precision; the file is damaged or "
+                "its training diverged: write it again, or leave it out"
             )
         self._finite.add(module)  # looking again would take as long as reading again
         return factors
@@ -401,6 +401,11 @@ class StoredFactors(Mapping[str, LoRAFactors]):
         """Return in which precision the factors of a module are stored."""
         A, B = (_dtype(self._tensors, self._names[module][side]) for side in "AB")
         return torch.promote_types(A, B)
+
+
+def _single(factors: LoRAFactors) -> LoRAFactors:
+    # What every model takes; of factors that have it nothing is copied.
+    return LoRAFactors(factors.A.float(), factors.B.float(), factors.scaling)
 
 
 def _dtype(tensors: Mapping[str, Tensor], name: str) -> torch.dtype:

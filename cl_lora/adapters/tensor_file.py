@@ -81,7 +81,9 @@ class LazyTensors(Mapping[str, Tensor]):
                 while found < place.size and (more := file.readinto(view[found:])):
                     found += more
         except OSError as error:
-            raise UserError(f"{self.path} cannot be read ({error.strerror})") from error
+            raise UserError(
+                f"{self.path} cannot be read ({error.strerror}); look at the disk"
+            ) from error
         if found < place.size:
             raise UserError(f"{self.path} was cut short while it was read; write it again")
         return torch.frombuffer(data, dtype=dtype).view(place.shape)

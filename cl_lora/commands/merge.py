@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cl_lora.commands.terminal import Parser, console, quieten
-from cl_lora.support.errors import UserError
+from cl_lora.support.errors import UserError, shown
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -39,7 +39,9 @@ def run(given: Sequence[str]) -> int:
     from cl_lora.joining.join import check_out
 
     if arguments.info and arguments.out is not None:
-        raise UserError("--info merges nothing, so that there is nothing to write to --out")
+        raise UserError(
+            "--info merges nothing, so that there is nothing to write to --out; leave one out"
+        )
     if not arguments.info:
         if arguments.out is None:
             raise UserError("Expected --out with a new folder for the result; or --info to compare")
@@ -180,8 +182,8 @@ def _recipe(arguments: Namespace) -> Recipe:
     if not recipes:
         return from_options(
             sources,
-            arguments.method or "task_arithmetic",
-            space=arguments.space or "delta",
+            "task_arithmetic" if arguments.method is None else arguments.method,
+            space="delta" if arguments.space is None else arguments.space,
             weights=None if arguments.weights is None else _numbers(arguments.weights, "--weights"),
             options=_options(arguments),
             rank=rank,
@@ -191,7 +193,7 @@ def _recipe(arguments: Namespace) -> Recipe:
     if len(sources) > 1:
         raise UserError(
             f"Expected one recipe alone, or adapters, but got {len(sources)} paths with "
-            f"{recipes[0]} among them"
+            f"{recipes[0]} among them; give either"
         )
     for name in _OF_THE_RECIPE:
         if getattr(arguments, name):
@@ -223,9 +225,9 @@ def _options(arguments: Namespace) -> dict[str, Any]:
     for text in arguments.options:
         name, equals, value = text.partition("=")
         if not equals:
-            raise UserError(f"Expected --set to be OPTION=VALUE but got {text!r}")
+            raise UserError(f"Expected --set to be OPTION=VALUE but got {text!r}; name the option")
         if name == "rank":
-            raise UserError("--set rank=R is written --rank R")
+            raise UserError("The rank is no option of --set; write --rank R")
         if name in options:
             raise UserError(f"Option {name!r} is given twice; give it once")
         options[name] = _value(name, value)
@@ -238,7 +240,9 @@ def _value(name: str, text: str) -> Any:
     except yaml.YAMLError:
         value = None
     if value is None or isinstance(value, Mapping):
-        raise UserError(f"Expected a value of --set {name} but got {text!r}")
+        raise UserError(
+            f"Expected a value of --set {name} but got {text!r}; write --set OPTION=VALUE"
+        )
     return value
 
 
@@ -247,5 +251,6 @@ def _numbers(text: str, flag: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise UserError(
-            f"Expected {flag} to be numbers with commas between them but got {text!r}"
+            f"Expected {flag} to be numbers with commas between them but got "
+            f"{shown(text)}; write such as 0.5,0.5"
         ) from None

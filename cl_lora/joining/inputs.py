@@ -16,7 +16,7 @@ from cl_lora.adapters.checkpoints import Checkpoint, Differences, fine_tuned
 from cl_lora.adapters.model_folder import is_model_folder, statistics_of
 from cl_lora.adapters.peft_folder import CONFIG_FILE, OpenFolder, StoredFactors, open_folder
 from cl_lora.joining.recipe import Recipe
-from cl_lora.support.errors import UserError
+from cl_lora.support.errors import UserError, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,8 +176,8 @@ def _check_base(named: Sequence[tuple[str, str | None]], how: str = "") -> None:
         first, expected = known[0]
         if not _is_same(name, expected):
             raise UserError(
-                f"Expected adapters of one base model but {first} names {expected!r} and {where} "
-                f"{name!r}{how}; give --allow-different-base if they are the same"
+                f"Expected adapters of one base model but {first} names {shown(expected)} and "
+                f"{where} {shown(name)}{how}; give --allow-different-base if they are the same"
             )
 
 
@@ -197,7 +197,7 @@ def _check_layout(paths: Sequence[Path], folders: Sequence[OpenFolder]) -> None:
         raise UserError(
             f"Expected adapters of one base model but fan_in_fan_out is true in "
             f"{paths[flags.index(True)]} and false in {paths[flags.index(False)]}: their layers "
-            "keep weights the other way round"
+            "keep weights the other way round; merge adapters of one model"
         )
 
 

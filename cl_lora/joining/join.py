@@ -172,7 +172,9 @@ def _check_choices(recipe: Recipe, inputs: Inputs, dense: bool, delta: bool) -> 
         raise UserError("--rank cuts the update and --dense keeps all of it; give one of the two")
     if inputs.low_rank:
         if delta:
-            raise UserError("--delta is for models that were fine-tuned as a whole, with --base")
+            raise UserError(
+                "--delta is for models that were fine-tuned as a whole, with --base; leave it out"
+            )
         return
     if recipe.rank is not None or get_method(recipe.method).options["rank"].default is not None:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from cl_lora.joining.mergekit import OTHERS, SPELLINGS, Spelling
 from cl_lora.joining.settings import Setting, parse_setting
 from cl_lora.merging import METHODS, validate_method
 from cl_lora.merging.registry import is_number
-from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.errors import UserError, shown, unknown_name
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
@@ -180,7 +181,7 @@ def from_options(
     if len(weights) != len(paths):
         raise UserError(
             f"Expected {len(paths)} weights, one for each adapter, but got {len(weights)}: "
-            f"{', '.join(f'{w:g}' for w in weights)}"
+            f"{', '.join(f'{w:g}' for w in weights)}; give --weights W,W,.."
         )
     members = tuple(
         Member(path, Setting.of(float(weight))) for path, weight in zip(paths, weights, strict=True)
@@ -198,22 +199,47 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         UserError: if it is no recipe, for unknown keys, and for what is computed otherwise here.
     """
+    if path.exists() and not path.is_file():  # a pipe would be read without end
+        raise UserError(f"Expected a recipe but {path} is no file; give the file")
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        _check_extent(content, path)
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise UserError(f"Cannot read the recipe {path} ({why}); check its name") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         what = getattr(error, "problem", None) or "it cannot be read"
-        raise UserError(f"The recipe {path} is not valid YAML{place}: {what}") from None
+        raise UserError(f"The recipe {path} is not valid YAML{place}: {what}; correct it") from None
     if not isinstance(content, dict):
         raise UserError(
             f"Expected a recipe with models and merge_method in {path} but got "
-            f"{type(content).__name__}"
+            f"{type(content).__name__}; write them into it"
         )
     return make_recipe(content, path.parent)
+
+
+_MOST = 100_000  # values of a recipe, those counted again that an alias repeats
+
+
+def _check_extent(content: object, path: Path) -> None:
+    """Refuse a few lines whose aliases stand for more values than there is memory for."""
+    waiting, count = [content], 0
+    while waiting:
+        value = waiting.pop()
+        count += 1
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list | tuple | set):
+            waiting += value
+        if count + len(waiting) > _MOST:
+            raise UserError(
+                f"Expected a recipe of at most {_MOST:,} values but {path} has more, or aliases "
+                "that stand for themselves; write them out"
+            )
 
 
 def make_recipe(content: Mapping[str, Any], beside: Path = Path()) -> Recipe:
@@ -225,7 +251,9 @@ def make_recipe(content: Mapping[str, Any], beside: Path = Path()) -> Recipe:
     """
     for key in content:
         if key in _WHOLE_MODELS:
-            raise UserError(f"Recipes with {key!r} are not merged here: {_WHOLE_MODELS[key]}")
+            raise UserError(
+                f"Recipes with {key!r} are not merged here: {_WHOLE_MODELS[key]}; leave it out"
+            )
         if key not in _KEYS:
             raise unknown_name("key of the recipe", key, _KEYS)
     name = _text(content.get("merge_method"), "merge_method") or ""
@@ -295,13 +323,13 @@ def _members(
 ) -> tuple[tuple[Member, ...], Setting | None]:
     """Return what is merged, and the weight of the base model where it is listed too."""
     if not isinstance(given, list) or not given:
-        raise UserError("Expected the recipe to list models: a list of {model, parameters}")
+        raise UserError("Expected the recipe to list models, as {model, parameters} each; add them")
     members, base_weight = [], None
     for i, entry in enumerate(given):
         if not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
             raise UserError(
                 f"Expected models of the recipe to be {{model, parameters}} but number {i} is "
-                f"{str(entry)[:60]!r}"
+                f"{shown(entry)}; correct it"
             )
         for key in entry:
             if key not in _MEMBER:
@@ -317,7 +345,9 @@ def _members(
         path, of = _split(name, beside)
         members.append(Member(path, settings.get("weight"), settings.get("density"), of))
     if not members:
-        raise UserError("Expected the recipe to list models beside the base model but it has none")
+        raise UserError(
+            "Expected the recipe to list models beside the base model but it has none; add them"
+        )
     return tuple(members), base_weight
 
 
@@ -331,13 +361,15 @@ def _split(name: str, beside: Path) -> tuple[Path, str | None]:
     if path is not None:
         return path, str(_found(base, beside) or base)
     raise UserError(
-        f"Expected a folder of model {name!r} but there is none; download it first, and give its "
-        "path"
+        f"Expected a folder of model {shown(name)} but there is none; download it first, and "
+        "give its path"
     )
 
 
 def _found(name: str, beside: Path) -> Path | None:
-    return next((p for p in (Path(name), beside / name) if p.exists()), None)
+    with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+        return next((p for p in (Path(name), beside / name) if p.exists()), None)
+    return None
 
 
 def _parameters(
@@ -354,17 +386,22 @@ def _parameters(
             numbers[key] = parse_setting(value, f"{key} of the recipe")
         elif key == "lambda":
             if not is_number(value):
-                raise UserError(f"Expected lambda of the recipe to be a number but got {value!r}")
+                raise UserError(
+                    f"Expected lambda of the recipe to be a number but got {shown(value)}; "
+                    "correct it"
+                )
             flags[key] = float(value)
         elif key in ("normalize", "int8_mask", "rescale"):
             if not isinstance(value, bool):
                 raise UserError(
-                    f"Expected {key} of the recipe to be true or false but got {value!r}"
+                    f"Expected {key} of the recipe to be true or false but got {shown(value)}; "
+                    "correct it"
                 )
             if key == "rescale" and value != spelling.rescales:
                 raise UserError(
                     f"merge_method {spelling.method!r} with rescale: {str(value).lower()} is not "
-                    f"computed here: it {'always' if spelling.rescales else 'never'} rescales"
+                    f"computed here: it {'always' if spelling.rescales else 'never'} rescales; "
+                    "leave it out"
                 )
             if key == "normalize":
                 flags[key] = value
@@ -381,11 +418,14 @@ def _mapping(value: Any, of: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise UserError(f"Expected parameters of {of} to be names and values but got {value!r}")
+        raise UserError(
+            f"Expected parameters of {of} to be names and values but got {shown(value)}; correct "
+            "them"
+        )
     return value
 
 
 def _text(value: Any, key: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    raise UserError(f"Expected {key} of the recipe to be text but got {value!r}")
+    raise UserError(f"Expected {key} of the recipe to be text but got {shown(value)}; correct it")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cl_lora.merging.registry import is_number
-from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.errors import UserError, shown, unknown_name
 
 EVERYWHERE = "*"
 _KEYS = ("filter", "value")
@@ -100,7 +100,7 @@ def parse_setting(value: Any, what: str) -> Setting:
         return Setting(tuple(_rule(rule, what) for rule in value))
     raise UserError(
         f"Expected {what} to be a number, a list of numbers from the first layer to the last, or a "
-        f"list of {{filter, value}}, but got {str(value)[:60]!r}"
+        f"list of {{filter, value}}, but got {shown(value)}; correct it"
     )
 
 
@@ -110,12 +110,16 @@ def _rule(rule: Mapping[str, Any], what: str) -> Rule:
             raise unknown_name(f"key of {what}", key, _KEYS)
     pattern = rule.get("filter")
     if not (pattern is None or isinstance(pattern, str)):
-        raise UserError(f"Expected filter of {what} to be text but got {str(pattern)[:60]!r}")
+        raise UserError(
+            f"Expected filter of {what} to be text but got {shown(pattern)}; correct it"
+        )
     if "value" not in rule:
-        raise UserError(f"Expected {what} to have a value beside filter {pattern!r}")
+        raise UserError(f"Expected {what} to have a value beside filter {pattern!r}; add it")
     inner = parse_setting(rule["value"], what).rules
     if len(inner) > 1 or inner[0].filter is not None:
-        raise UserError(f"Expected the value of filter {pattern!r} of {what} to be numbers")
+        raise UserError(
+            f"Expected the value of filter {pattern!r} of {what} to be numbers; correct it"
+        )
     return Rule(inner[0].values, pattern)
 
 

@@ -272,10 +272,12 @@ def gather(
             finite, or a statistic is missing.
     """
     if not adapters:
-        raise UserError("Expected at least one adapter to merge but got none")
+        raise UserError("Expected at least one adapter to merge but got none; give some")
     first = adapters[0]
     if not first.entries:
-        raise UserError(f"Expected adapter {first.name!r} to have modules but it has none")
+        raise UserError(
+            f"Expected adapter {first.name!r} to have modules but it has none; train it"
+        )
     dtype = torch.float32
     ranks: dict[str, list[int]] = {module: [] for module in first.entries}
     shapes: dict[str, tuple[int, ...]] = {}

@@ -63,7 +63,10 @@ def is_number(value: object) -> bool:
     """Return whether ``value`` is a finite int or float, and no bool."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
-    return isinstance(value, int) or math.isfinite(value)
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
 def is_count(value: object, least: int = 1) -> bool:

@@ -225,7 +225,7 @@ def load_clip(config: ModelConfig) -> CLIPBackbone:
     if source.size % source.patch:
         raise UserError(
             f"Expected model.img_size to be a multiple of {source.patch}, the side of a patch of "
-            f"{source.where}, but got {source.size}"
+            f"{source.where}, but got {source.size}; give another"
         )
     whole = _whole(source.where)
     text = {

@@ -141,7 +141,7 @@ def _timm(config: ModelConfig) -> tuple[nn.Module, Sequence[float], Sequence[flo
     except (TypeError, AssertionError) as error:
         raise UserError(
             f"Expected model.name to be a Vision Transformer that takes img_size="
-            f"{config.img_size} but {config.name!r} does not ({error})"
+            f"{config.img_size} but {config.name!r} does not ({error}); give another"
         ) from error
     if not hasattr(vit, "blocks"):
         raise UserError(

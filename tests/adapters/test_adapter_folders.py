@@ -183,3 +183,88 @@ def test_a_broken_folder_is_explained(tmp_path, name):
     spoil(folder)
     with pytest.raises(UserError, match=message):
         Adapter.load(folder)
+
+
+def _with(**changes):
+    return lambda folder: _break_config(folder, **changes)
+
+
+def _tensor(side, change):
+    def spoil(folder):
+        path = folder / "adapter_model.safetensors"
+        state = safetensors.torch.load_file(path)
+        name = f"base_model.model.out.lora_{side}.weight"
+        state[name] = change(state[name]).contiguous()
+        safetensors.torch.save_file(state, path)
+
+    return spoil
+
+
+def _twice(folder):
+    path = folder / "adapter_model.safetensors"
+    state = safetensors.torch.load_file(path)
+    state["base_model.model.out.lora_A.default.weight"] = torch.ones(2, 4)
+    safetensors.torch.save_file(state, path)
+
+
+FIELDS = {
+    "alpha beyond single precision": (_with(lora_alpha=1e39), "lora_alpha .* single precision"),
+    "alpha of 400 digits": (_with(lora_alpha=10**400), "lora_alpha .* single precision"),
+    "alpha too small": (_with(lora_alpha=1e-42), "lora_alpha .* single precision"),
+    "alpha as text": (_with(lora_alpha="16"), "lora_alpha .* a number"),
+    "pattern that is a list": (_with(alpha_pattern=[]), "alpha_pattern .* an object"),
+    "pattern that is no pattern": (_with(alpha_pattern={"(": 3}), "alpha_pattern"),
+    "pattern with a flag": (_with(alpha_pattern={"(?i)out": 3}), "alpha_pattern"),
+    "pattern that takes for ever": (_with(alpha_pattern={"(a*)*b": 3}), "patterns that are quick"),
+    "pattern with a large number": (_with(alpha_pattern={"out": 1e39}), "alpha_pattern"),
+    "another rank": (_with(r=3), "rank r=3, as adapter_config.json says"),
+    "a rank by pattern": (_with(rank_pattern={"out": 4}), "rank r=4"),
+    "a rank of zero": (_with(r=0), "r in the adapter_config.json .* at least 1"),
+    "a layer left out": (_with(target_modules=["fc"]), "'out' .* leaves it out"),
+    "a layer excluded": (_with(exclude_modules=["out"]), "'out' .* leaves it out"),
+    "layers left out": (
+        _with(target_modules=["fc", "out"], layers_to_transform=[7]),
+        "leaves it out",
+    ),
+    "a layer that is saved": (_with(modules_to_save=["out"]), "'out' .* leaves it out"),
+    "half a character": (_with(base_model_name_or_path="\ud800"), "base_model_name_or_path"),
+    "transposed": (_tensor("A", lambda v: v.T), "'out' .* has A"),
+    "rank zero": (_tensor("A", lambda v: v[:0]), "'out' .* has A"),
+    "no columns": (_tensor("A", lambda v: v[:, :0]), "'out' .* has none"),
+    "integers": (_tensor("B", lambda v: v.to(torch.int8)), "holds int8"),
+    "complex": (_tensor("B", lambda v: torch.complex(v, v)), "holds complex64"),
+    "a factor twice": (_twice, "two tensors for one"),
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_folder_that_contradicts_itself_is_explained(tmp_path, name):
+    spoil, message = FIELDS[name]
+    _adapter().save(tmp_path / "one")
+    spoil(tmp_path / "one")
+    with pytest.raises(UserError, match=message) as refused:
+        Adapter.load(tmp_path / "one")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["fc", "out"]},
+        {"target_modules": r"blocks\.\d+\.fc|out"},
+        {"target_modules": ["fc"], "layers_to_transform": 2, "layers_pattern": "blocks"},
+        {"target_modules": ["fc"], "layers_to_transform": [2, 10], "layers_pattern": ["blocks"]},
+        {"target_modules": ["fc", "out"], "exclude_modules": ["10.fc"]},
+        {"target_modules": ["fc", "out"], "exclude_modules": r".*\.2\.fc"},
+    ],
+)
+def test_what_peft_selects_is_what_we_expect(tmp_path, options):
+    """An adapter of peft's is read whatever chose its layers."""
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(r=2, lora_alpha=8, init_lora_weights=False, **options)
+    model = get_peft_model(Model(), settings)
+    model.save_pretrained(tmp_path / "theirs")
+    adapted = [n for n, m in model.base_model.model.named_modules() if hasattr(m, "lora_A")]
+    opened = Adapter.open(tmp_path / "theirs")
+    assert sorted(opened.modules()) == sorted(adapted)

@@ -100,7 +100,8 @@ def deltas_of(folder: Path) -> Deltas:
     import re
 
     settings = json.loads((folder / CONFIG).read_text())
-    state = safetensors.torch.load_file(folder / WEIGHTS)
+    stored = safetensors.torch.load_file(folder / WEIGHTS)
+    state = {name.replace(".default.", "."): tensor for name, tensor in stored.items()}
     found = {}
     for name in state:
         if not name.endswith(".lora_A.weight"):
@@ -165,7 +166,9 @@ def is_sum(place: Path, weights: Mapping[str, float], tolerance: float = 1e-5) -
         for module, delta in deltas_of(place / name).items():
             expected[module] = expected.get(module, 0) + weight * delta
     out = place / "out"
-    return close(deltas_of(out), expected, tolerance) and close(by_peft(out), expected, 1e-4)
+    return close(deltas_of(out), expected, tolerance) and close(
+        by_peft(out), expected, max(tolerance, 1e-4)
+    )
 
 
 def verdict(place: Path, outcome: Outcome, right: Callable[[], bool] | None) -> tuple[Verdict, str]:
@@ -840,7 +843,7 @@ def _options() -> list[Case]:
         good("small weights", "--weights", "1e-30,1e-30", weights=(1e-30, 1e-30)),
         good("cat", "--method", "cat", "--weights", "2,3", weights=(2, 3)),
         good("linear", "--method", "linear", "--dense"),
-        good("a rank of 10^20", "--rank", str(10**20)),
+        bad("--rank", str(10**20)),
         good("a rank of 4", "--rank", "4"),
         good("float16", "--dtype", "float16", tolerance=2e-3),
         good("bfloat16", "--dtype", "bfloat16", tolerance=2e-2),
