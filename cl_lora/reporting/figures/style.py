@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import Formatter
 
 from cl_lora.support.errors import printable
 
@@ -81,8 +83,18 @@ def render(figure: Figure, kind: str) -> bytes:
 
 def _escape(figure: Figure) -> None:
     """Escape what is not printable: an SVG file with such characters is not well-formed."""
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            # Names at ticks are made anew by every drawing.
+            formatter = axis.get_major_formatter()
+            formatter.format_ticks = partial(_ticks, type(formatter), formatter)  # type: ignore[method-assign]
     for text in figure.findobj(Text):
-        shown = text.get_text()
-        lines = [printable(line) for line in shown.split("\n")]
-        if "\n".join(lines) != shown:
-            text.set_text("\n".join(lines))
+        text.set_text(_printable(text.get_text()))
+
+
+def _ticks(kind: type[Formatter], formatter: Formatter, values: Any) -> list[str]:
+    return [_printable(text) for text in kind.format_ticks(formatter, values)]
+
+
+def _printable(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))

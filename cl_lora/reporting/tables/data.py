@@ -53,7 +53,8 @@ class TableData:
     def __post_init__(self) -> None:
         # Names hold what they like, and every rendering goes to a terminal or into a file of lines.
         columns = tuple(
-            replace(c, title=printable(c.title), short=printable(c.short)) for c in self.columns
+            replace(c, key=printable(c.key), title=printable(c.title), short=printable(c.short))
+            for c in self.columns
         )
         for name, value in (
             ("rows", tuple(map(printable, self.rows))),
