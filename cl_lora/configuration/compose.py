@@ -25,7 +25,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from cl_lora.configuration.choices import CONFIG_MODULE, GROUPS
-from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.configuration.quoting import Unread, unreadable, with_quotes
+from cl_lora.support.errors import UserError, printable, shown, unknown_name
 from cl_lora.sweeps import ray_launcher
 from cl_lora.sweeps.launchers import not_installed
 
@@ -68,7 +69,10 @@ class Composer:
         path = create_automatic_config_search_path(None, module, config_path or CONFIG_PATH)
         if config_dir is not None:
             if not Path(config_dir).is_dir():
-                raise UserError(f"Expected --config-dir to be a folder but got {config_dir!r}")
+                raise UserError(
+                    f"Expected --config-dir to be a folder but got {config_dir!r}; give "
+                    "the one that holds your YAML files"
+                )
             path.prepend(
                 provider="command-line",
                 path=f"file://{Path(config_dir).absolute()}",
@@ -84,11 +88,15 @@ class Composer:
             UserError: for one that is none.
         """
         parser = OverridesParser.create(config_loader=self._loader)
-        try:
-            return parser.parse_overrides(list(overrides))
-        except HydraException as error:
-            first = str(error).splitlines()[0]
-            raise UserError(f"{first}; write overrides as KEY=VALUE") from error
+        parsed = []
+        for override in overrides:
+            try:
+                parsed += parser.parse_overrides([override])
+            except Unread as error:
+                raise unreadable(override, error, parser) from error
+            if not parsed[-1].key_or_group:
+                raise unreadable(override, ValueError("no key"), parser)
+        return parsed
 
     def load(
         self, overrides: Sequence[str], *, multirun: bool = False, validate: bool = True
@@ -103,16 +111,21 @@ class Composer:
         Raises:
             UserError: for whatever Hydra refuses, with the nearest known names.
         """
-        return self.explaining(
-            partial(
-                self._loader.load_configuration,
-                config_name=self._name,
-                overrides=list(overrides),
-                run_mode=RunMode.MULTIRUN if multirun else RunMode.RUN,
-                validate_sweep_overrides=validate,
-            ),
-            overrides,
+        load = partial(
+            self._loader.load_configuration,
+            config_name=self._name,
+            overrides=list(overrides),
+            run_mode=RunMode.MULTIRUN if multirun else RunMode.RUN,
+            validate_sweep_overrides=validate,
         )
+        try:
+            return self.explaining(load, overrides)
+        except UserError:
+            raise
+        except Exception as error:
+            # Whatever the loader trips over, it was given by the user.
+            _raise_if_interrupted(error)
+            raise _not_composed(f"{type(error).__name__}: {error}") from error
 
     def explaining(self, do: Callable[[], T], overrides: Sequence[str]) -> T:
         """Do something with Hydra; what it refuses becomes one sentence.
@@ -126,13 +139,15 @@ class Composer:
                 warnings.filterwarnings("error", message="provider=.* is not available")
                 return do()
         except (HydraException, OmegaConfBaseException) as error:
+            _raise_if_interrupted(error)
             raise self._explain(error, overrides) from error
         except ValueError as error:
             if "Config group override must be" not in str(error):
                 raise
             got = str(error).rpartition("Got ")[2]
             raise UserError(
-                f"Expected the name of a choice for a group, as model=embedded, but got a {got}"
+                f"Expected the name of a choice for a group but got a {got}; give one, as "
+                "model=embedded"
             ) from error
         except UserWarning as error:
             if "is not available" not in str(error):
@@ -219,7 +234,13 @@ class Composer:
         self._check_arms_once(parsed)
         config = self.load(overrides)
         with _as_if_running(config, number):
-            return self.explaining(partial(plain, config), overrides)
+            try:
+                return self.explaining(partial(plain, config), overrides)
+            except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+                if isinstance(error, UserError):
+                    raise
+                # A resolver of Hydra's or OmegaConf's was given something odd.
+                raise _not_composed(f"{type(error).__name__}: {error}") from error
 
     def known_keys(self, overrides: Sequence[str] = ()) -> list[str]:
         """Return every option, dotted, and every group.
@@ -254,6 +275,8 @@ class Composer:
     def _check_choice(self, override: Override, overrides: Sequence[str]) -> None:
         """Refuse an unknown choice of a group; a path or a package override is left to Hydra."""
         group = str(override.key_or_group)
+        if group in _PARTS and (override.is_delete() or override.value() == []):
+            raise _no_part(group)
         if override.is_delete() or override.is_sweep_override():
             return
         if group not in GROUPS and group not in _HYDRA_GROUPS:
@@ -274,14 +297,14 @@ class Composer:
         if isinstance(chosen, list):
             self._check_choices_agree([str(choice) for choice in chosen], lines)
         if added:
-            _check_added_once(added, _container(OmegaConf.to_container(self.load(lines).arms)))
+            _check_added_once(added, _arms_in(self.load(lines)))
 
     def _check_choices_agree(self, choices: Sequence[str], overrides: Sequence[str]) -> None:
         places = [o for o in overrides if o.startswith("hydra.searchpath=")]
         defined: dict[str, Any] = {}
         for choice in choices:
             config = self.load([*places, f"arms={choice}"])
-            for name, arm in _container(OmegaConf.to_container(config.arms)).items():
+            for name, arm in _arms_in(config).items():
                 if defined.setdefault(name, arm) != arm:
                     raise UserError(
                         f"Arm {name!r} is defined twice: as {defined[name]} and, in arms={choice}, "
@@ -311,14 +334,16 @@ class Composer:
                 return _unknown_option(name, known)
         if "duplicate key" in text:
             return UserError(
-                f"An arm or option is defined twice: {text.split('duplicate key')[-1]}"
+                f"An arm or option is defined twice: {_sentence(text.split('duplicate key')[-1])}; "
+                "remove one"
             )
         if "Could not append" in text:
             return UserError(
                 f"{text.split('. ')[0]}; it is defined already: leave the '+' out, or choose "
                 "another name"
             )
-        return UserError(f"The configuration does not compose: {text[:_SHOWN]}")
+        at = getattr(error, "full_key", None)
+        return _not_composed(f"{at}: {text}" if at and at not in text else text)
 
     def _known_beside(self, overrides: Sequence[str]) -> list[str]:
         """Return the options that there are under the groups that ``overrides`` choose."""
@@ -349,7 +374,7 @@ def compose_config(overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: as :meth:`Composer.compose`.
     """
-    return Composer().compose(overrides)
+    return Composer().compose(with_quotes(overrides))
 
 
 def known_keys(overrides: Sequence[str] = ()) -> list[str]:
@@ -363,7 +388,39 @@ def plain(config: DictConfig) -> dict[str, Any]:
     with read_write(job), open_dict(job):
         job.pop("hydra", None)
         job.pop("experiment", None)  # it has overridden the others by now
-    return _container(OmegaConf.to_container(job, resolve=True))
+    values = _container(OmegaConf.to_container(job, resolve=True))
+    for key in _NEEDED:
+        if key not in values:
+            raise _no_part(key)
+    for key in _PARTS:
+        if not isinstance(values[key], dict):
+            raise UserError(
+                f"Expected {key} to hold options but got {shown(values[key])}; choose one of "
+                f"`cl-lora run --help`, as {key}={_EXAMPLES[key]}"
+            )
+    return values
+
+
+_EXAMPLES = {"benchmark": "shapes", "model": "embedded", "strategy": "lora", "arms": "default"}
+_PARTS = tuple(_EXAMPLES)
+"""What is a choice of files, with one that is always there."""
+
+_NEEDED = (*_PARTS, "plugins", "report")
+"""What no run can be without."""
+
+
+def _no_part(key: str) -> UserError:
+    example = f"give one, as {key}={_EXAMPLES[key]}" if key in _PARTS else f"leave ~{key} out"
+    none = ", or arms=none for no arms" if key == "arms" else ""
+    return UserError(f"The configuration has no {key} any more; {example}{none}")
+
+
+def _arms_in(config: DictConfig) -> dict[str, Any]:
+    """Return the arms of a configuration, nothing resolved."""
+    arms = config.get("arms")
+    if not OmegaConf.is_dict(arms):
+        raise _no_part("arms")
+    return _container(OmegaConf.to_container(arms))
 
 
 def _added_arms(overrides: Sequence[Override]) -> list[Override]:
@@ -421,8 +478,26 @@ def _unknown_option(name: str, known: Sequence[str]) -> UserError:
     return UserError(f"Unknown option {name!r}: did you mean {hint}?")
 
 
+def _not_composed(text: str) -> UserError:
+    return UserError(
+        f"The configuration does not compose: {printable(_sentence(text))}; correct the override, "
+        "as KEY=VALUE (cl-lora run --help lists every KEY)"
+    )
+
+
+def _raise_if_interrupted(error: BaseException) -> None:
+    """Raise Ctrl-C again, which a library below took for a failure of its own."""
+    below: BaseException | None = error
+    seen: set[int] = set()
+    while below is not None and id(below) not in seen:
+        if isinstance(below, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        seen.add(id(below))
+        below = below.__cause__ or below.__context__
+
+
 def _sentence(text: str) -> str:
-    return " ".join(text.split())[:_SHOWN].rstrip(".")
+    return " ".join(text.split())[:_SHOWN].rstrip(".;")
 
 
 def _dotted(config: Mapping[Any, Any], prefix: str = "") -> list[str]:

@@ -15,6 +15,7 @@ from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.types import TaskFunction
 
 from cl_lora.configuration.compose import CONFIG_NAME, CONFIG_PATH, Composer
+from cl_lora.configuration.quoting import with_quotes
 from cl_lora.support.errors import UserError, unknown_name
 from cl_lora.sweeps.launchers import launcher_of
 from cl_lora.sweeps.sweep import JOB_FILES, Plan, conduct, labels_of
@@ -131,8 +132,9 @@ class _Arguments:
         if unknown:
             flags = [s for a in parser._actions for s in a.option_strings if s.startswith("--")]
             raise unknown_name("flag", unknown[0], flags)
-        self.overrides: list[str] = list(self.values.overrides)
         values = self.values
+        # Hydra reads them from there once more.
+        values.overrides = self.overrides = with_quotes(values.overrides)
         modes = {
             "--run": values.run,
             "--multirun": values.multirun,

@@ -31,9 +31,11 @@ from cl_lora.merging.residuals import ResidualChoice, make_residual
 from cl_lora.models.base import Backbone
 from cl_lora.models.head_policies import HEAD_POLICIES, HeadPolicy, get_head_policy
 from cl_lora.strategies.config import SUPPORT, VAL, AdaptationConfig
-from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.errors import UserError, shown, unknown_name
+from cl_lora.support.ranges import at_most, check_most, largest
 
 _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*")
+_LONGEST_NAME = 100
 _MERGE = ("method", "space", "rank", "coefficients", "select_on")
 _ADAPTING = ("adapt", "start", "head_start", "truncate", "adaptation")
 _OWN = (
@@ -127,11 +129,11 @@ class Arm:
     rule: CoefficientRule
     policy: HeadPolicy
     options: Mapping[str, Any] = field(default_factory=dict)
-    spc: int = 5
-    buffer_batch_size: int = 32
+    spc: int = at_most(1_000_000, 5)
+    buffer_batch_size: int = at_most(1_000_000, 32)
     head: str | None = None
     tune_head: bool = False
-    members: int | None = None
+    members: int | None = at_most(10_000, None)
     adaptation: Adaptation | None = None
     bank: BankKind = FRESH
     residual: ResidualChoice | None = None
@@ -282,7 +284,10 @@ def make_arm(name: str, settings: Mapping[str, Any], defaults: ArmDefaults | Non
     try:
         _check_name(name)
         if not isinstance(settings, Mapping) or not {"method", "adapt", "residual"} & set(settings):
-            raise UserError(f"expected a mapping with a 'method' but got {settings!r}")
+            raise UserError(
+                f"expected a mapping with a 'method' but got {shown(settings)}; give such as "
+                "{method: ties}"
+            )
         merges = settings.get("method") is not None
         method, space, options = _merge(settings) if merges else _no_merge(settings)
         residual = _residual(settings, merges)
@@ -317,7 +322,7 @@ def make_arm(name: str, settings: Mapping[str, Any], defaults: ArmDefaults | Non
             select_on=_select_on(settings, rule, policy),
         )
     except UserError as error:
-        raise UserError(f"Arm {name!r}: {error}") from error
+        raise UserError(f"Arm {shown(name)}: {error}") from error
 
 
 def _merge(settings: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
@@ -425,14 +430,19 @@ def _adaptation(
         raise UserError("an arm that is adapted makes its own head; give head_start, not head")
     truncate = settings.get("truncate", False)
     if not isinstance(truncate, bool):
-        raise UserError(f"expected truncate to be true or false but got {truncate!r}")
+        raise UserError(
+            f"expected truncate to be true or false but got {shown(truncate)}; give one of the two"
+        )
     if truncate and not (kind.may_truncate and start == MERGE):
         raise UserError(
             "truncate is for a LoRA that takes over a merge; give adapt=lora, method=..."
         )
     own = settings.get("adaptation") or {}
     if not isinstance(own, Mapping):
-        raise UserError(f"expected adaptation to be a mapping of settings but got {own!r}")
+        raise UserError(
+            f"expected adaptation to be a mapping of settings but got {shown(own)}; give such as "
+            "{steps: 40}"
+        )
     config = build(AdaptationConfig, {**dataclasses.asdict(defaults), **own}, "adaptation")
     if rule.how == "search" and not (config.warmup_steps or head_start.from_backbone):
         raise UserError(
@@ -492,6 +502,11 @@ def check_protocol(
         UserError: naming the arm or the row; also if arms that choose a learning rate have grids
             of different sizes, as more choices are an advantage.
     """
+    if not arms and not references:
+        raise UserError(
+            "Expected an arm or a reference row to score but arms and references are both empty; "
+            "name one, as arms=default or references=[last]"
+        )
     for row in references:
         if not row.scored(stages):
             raise UserError(
@@ -587,13 +602,25 @@ def check_groups(arms: Sequence[Arm], modules: Sequence[str]) -> None:
 def _count(settings: Mapping[str, Any], key: str, default: int) -> int:
     value = settings.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"expected {key} to be a whole number of at least 1 but got {value!r}")
+        raise UserError(
+            f"expected {key} to be a whole number of at least 1 but got {shown(value)}; give such "
+            f"as {key}: 5"
+        )
+    check_most(value, largest(Arm)[key], key)
     return value
 
 
 def _check_name(name: str) -> None:
+    if len(name) > _LONGEST_NAME:
+        raise UserError(
+            f"expected an arm's name of at most {_LONGEST_NAME} letters, as files have it, "
+            f"but got {len(name)}; shorten it"
+        )
     if not _NAME.fullmatch(name):
-        raise UserError("an arm's name may hold letters, digits, '_', '-', '.', '+'; rename it")
+        raise UserError(
+            "an arm's name may hold letters, digits, '_', '-', '.', '+', and no point in front; "
+            "rename it"
+        )
     if name in REFERENCES:
         raise UserError("this name is kept for the reference row; choose another")
 
@@ -634,9 +661,14 @@ def _head(settings: Mapping[str, Any]) -> str | None:
 def _tune_head(settings: Mapping[str, Any], rule: CoefficientRule, policy: HeadPolicy) -> bool:
     tune = settings.get("tune_head", False)
     if not isinstance(tune, bool):
-        raise UserError(f"expected tune_head to be true or false but got {tune!r}")
+        raise UserError(
+            f"expected tune_head to be true or false but got {shown(tune)}; give one of the two"
+        )
     if tune and rule.how != "gradient":
-        raise UserError("tune_head needs learned coefficients (adaptive or softmax)")
+        raise UserError(
+            "tune_head needs learned coefficients; give such as coefficients=adaptive, or leave "
+            "tune_head out"
+        )
     if tune and not policy.tunable:
         raise UserError(
             f"tune_head cannot go with head={policy.name}: no trained head would be served "

@@ -22,7 +22,7 @@ from cl_lora.models.backbones import ModelConfig, source_of
 from cl_lora.strategies.config import AdaptationConfig, TrainingConfig
 from cl_lora.support.errors import UserError, shown, unknown_name
 from cl_lora.support.files import digest
-from cl_lora.support.ranges import LARGEST_SEED, at_most
+from cl_lora.support.ranges import LARGEST_SEED, at_most, check_plain, largest
 
 _CPU_BF16 = ("avx512_bf16", "amx_tile")
 
@@ -35,6 +35,8 @@ _DEVICES: Mapping[str, Callable[[], int]] = {
 
 _PARTS = ("benchmark", "model", "strategy", "adaptation", "subsets", "arms")
 """Keys of the configuration that are mappings of their own."""
+
+_LONGEST_NAME = 100  # bytes of a benchmark's name, which is a part of a folder's
 
 _PLACES = ("root", "path", "checkpoint", "cache_dir", "split_lists")
 """Settings that say where something lies; what lies there has a fingerprint."""
@@ -75,8 +77,8 @@ class RunOptions:
     shots: Sequence[int | str] | int | str = at_most(1_000_000, (1, 2, 5, 10, 20, ALL))
     draws: int = at_most(10_000, 1)
     yardstick: str | None = None
-    spc: int = at_most(1_000_000, 5)
-    buffer_batch_size: int = at_most(1_000_000, 32)
+    spc: int = at_most(largest(Arm)["spc"], 5)
+    buffer_batch_size: int = at_most(largest(Arm)["buffer_batch_size"], 32)
     eval_batch_size: int = at_most(1_000_000, 128)
     device: str = "auto"
     precision: str = "auto"
@@ -266,6 +268,7 @@ def read_settings(raw: Mapping[str, Any]) -> Settings:
     Raises:
         UserError: with the first thing that is wrong.
     """
+    check_plain(raw)
     known = [field.name for field in dataclasses.fields(RunOptions)]
     for key in raw:
         if key not in known and key not in _PARTS:
@@ -278,6 +281,7 @@ def read_settings(raw: Mapping[str, Any]) -> Settings:
     for key in strategy:
         if key not in lora | training:
             raise unknown_name("strategy option", key, [*lora, *training])
+    _check_name(raw["benchmark"].get("name"))
     device = pick_device(options.device)
     model = build(ModelConfig, raw["model"], "model")
     adapters = build(LoRAConfig, {k: v for k, v in strategy.items() if k in lora}, "strategy")
@@ -298,6 +302,20 @@ def read_settings(raw: Mapping[str, Any]) -> Settings:
         device=device,
         bf16=pick_bf16(options.precision, device),
     )
+
+
+def _check_name(name: object) -> None:
+    """Refuse a benchmark's name that could be no part of the name of a run folder."""
+    if not isinstance(name, str):
+        return  # the builder of the benchmark says so
+    plain = name.isprintable() and name.strip() == name and not set("/\\") & set(name)
+    if not plain or name.startswith(".") or not 0 < len(name.encode()) <= _LONGEST_NAME:
+        raise UserError(
+            "Expected benchmark.name to be a name without slashes that the run folder can be "
+            f"called by, of at most {_LONGEST_NAME} bytes and not with a point or space in front, "
+            f"but got {shown(name)}; choose another one, or say with runs_root or run_dir where "
+            "the run goes"
+        )
 
 
 def pick_device(name: str) -> torch.device:
@@ -348,7 +366,7 @@ def set_threads(threads: int | None) -> None:
     if threads is None:
         return
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise UserError(f"Expected threads to be at least 1 but got {threads!r}")
+        raise UserError(f"Expected threads to be at least 1 but got {shown(threads)}; raise it")
     torch.set_num_threads(min(threads, os.cpu_count() or threads))
 
 

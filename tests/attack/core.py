@@ -234,7 +234,8 @@ def is_sentence(err: str) -> bool:
         return False
     last = lines[-1]
     printable = all(c.isprintable() for c in last)
-    return last.startswith("cl-lora: ") and ";" in last and printable and len(last) < 1500
+    remedy = any(sign in last for sign in (";", "did you mean ", "known: "))
+    return last.startswith("cl-lora: ") and remedy and printable and len(last) < 1500
 
 
 def leftovers(where: Path) -> list[str]:

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 
 from cl_lora.configuration.compose import Composer, compose_config, known_keys, plain
@@ -284,6 +286,18 @@ def test_a_job_may_use_hydras_own_values(folder: Path) -> None:
         (["benchmark.name=${nowhere}"], ["nowhere"]),
         (["strategy.rank"], ["KEY=VALUE"]),
         (["strategy_model=3"], ["name of a choice", "int"]),
+        (["=5"], ["KEY=VALUE", "the key ''"]),
+        (["benchmark@x=shapes"], ["benchmark@x"]),
+        (["arms=[]"], ["no arms any more", "arms=none"]),
+        (["~arms"], ["no arms any more", "arms=none"]),
+        (["arms=[]", "+arms.x={method: ties}"], ["arms"]),
+        (["~benchmark"], ["no benchmark any more", "benchmark=shapes"]),
+        (["~model"], ["no model any more", "model=embedded"]),
+        (["~strategy"], ["no strategy any more", "strategy=lora"]),
+        (["~report"], ["no report any more", "leave ~report out"]),
+        (["~plugins"], ["no plugins any more", "leave ~plugins out"]),
+        (["spc=${oc.decode:'{a'}"], ["does not compose", "correct the override"]),
+        (["spc=${oc.dict.keys:zzz}"], ["spc"]),
     ],
     ids=" ".join,
 )
@@ -313,6 +327,38 @@ def test_a_launcher_that_is_not_installed_names_its_extra(
     text = refused("-m", f"hydra/launcher={choice}", "spc=1,2")
     assert text.startswith(f"hydra/launcher={choice} is not installed; ")
     assert f"pip install 'cl-lora[{extra}]'" in text
+
+
+def test_a_text_needs_no_quotes_for_hydra(folder: Path) -> None:
+    (config,) = run("run_dir=Läufe; für x", "spc=3")
+    assert (config["run_dir"], config["spc"]) == ("Läufe; für x", 3)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_interrupt_while_it_composes_is_one(
+    wrapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a library below takes it for a failure of its own."""
+
+    def load(self: object, **given: object) -> DictConfig:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as stop:
+            if wrapped:
+                raise ConfigCompositionException("In 'config': nothing was loaded") from stop
+            raise
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", load)
+    with pytest.raises(KeyboardInterrupt):
+        launch(["spc=3"], job, check)
+
+
+def test_what_a_loader_trips_over_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(self: object, **given: object) -> DictConfig:
+        raise AttributeError("'NoneType' object has\nno attribute 'x'")
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", load)
+    assert "does not compose: AttributeError: 'NoneType' object has no" in refused("spc=3")
 
 
 def test_known_keys_are_those_of_the_choices() -> None:

@@ -12,6 +12,7 @@ from cl_lora.configuration.compose import compose_config
 from cl_lora.experiment.arms import (
     ArmDefaults,
     check_groups,
+    check_protocol,
     check_weights,
     make_arm,
     make_arms,
@@ -91,6 +92,24 @@ def test_bad_arm(settings, message):
 def test_bad_name(name):
     with pytest.raises(UserError, match="rename it"):
         make_arm(name, {"method": "ties"})
+
+
+def test_a_name_that_no_file_could_have():
+    make_arm("a" * 100, {"method": "ties"})
+    with pytest.raises(UserError, match=r"^Arm 'aaa.* at most 100 letters, .* got 300; shorten it"):
+        make_arm("a" * 300, {"method": "ties"})
+
+
+@pytest.mark.parametrize("name", [".", "..", "../../esc", "a\nb", "a\x1b[31m"])
+def test_a_name_that_would_be_another_folder(name):
+    with pytest.raises(UserError, match="rename it") as caught:
+        make_arm(name, {"method": "ties"})
+    assert str(caught.value).isprintable()
+
+
+def test_a_run_without_arms_and_rows_is_refused():
+    with pytest.raises(UserError, match="arms and references are both empty; name one"):
+        check_protocol([], [], False, ())
 
 
 @pytest.mark.parametrize("name", list(REFERENCES))
