@@ -362,7 +362,7 @@ def _tree_cases() -> list[Case]:
             None,
             "art_train.txt",
             split_lists="tree/lists",
-        ),  # fmt: skip
+        ),
     ]
 
 
