@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = {
     "demo": "run all defaults: a drawn benchmark, a shipped backbone, ten arms",
     "compare": "put runs side by side, with paired differences",
     "report": "make the report of a run again from its folder",
+    "check": "verify a run folder: digests, numbers, and what is missing",
     "merge": "merge LoRA folders of any model, or whole models, without the base",
     "export": "take a merged adapter and its heads home, for peft and timm alone",
     "list": "show what can be chosen: benchmarks, models, methods, arms, ...",

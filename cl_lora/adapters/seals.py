@@ -71,7 +71,8 @@ def check(folder: Path) -> None:
         return
     record = _record(folder)
     digests = record.get(_DIGESTS, {})
-    if not files.is_intact(record) or not isinstance(digests, dict):
+    sealed = files.SEAL in record or _DIGESTS not in record  # they are written together
+    if not (sealed and files.is_intact(record) and isinstance(digests, dict)):
         raise _damaged(folder / TRAINING_FILE, folder)
     for name, digest in digests.items():
         path = folder / name
