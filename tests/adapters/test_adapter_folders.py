@@ -192,7 +192,7 @@ def _with(**changes):
 def _tensor(side, change):
     def spoil(folder):
         path = folder / "adapter_model.safetensors"
-        state = safetensors.torch.load_file(path)
+        state = safetensors.torch.load(path.read_bytes())
         name = f"base_model.model.out.lora_{side}.weight"
         state[name] = change(state[name]).contiguous()
         safetensors.torch.save_file(state, path)
@@ -202,7 +202,7 @@ def _tensor(side, change):
 
 def _twice(folder):
     path = folder / "adapter_model.safetensors"
-    state = safetensors.torch.load_file(path)
+    state = safetensors.torch.load(path.read_bytes())
     state["base_model.model.out.lora_A.default.weight"] = torch.ones(2, 4)
     safetensors.torch.save_file(state, path)
 

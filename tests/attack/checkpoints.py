@@ -72,7 +72,7 @@ class Bench:
         from importlib.resources import as_file, files
 
         with as_file(files("cl_lora.models") / "embedded" / "backbone.safetensors") as path:
-            stored = safetensors.torch.load_file(path)
+            stored = safetensors.torch.load(path.read_bytes())
         return {name: tensor.float() for name, tensor in stored.items()}
 
     def run(self, place: Path, checkpoint: Path | str, *more: str) -> Outcome:
@@ -380,7 +380,11 @@ def _tensors(draw: random.Random) -> list[tuple[str, str, Callable[[State, Path]
             pt(lambda s: (put(qkv, float("nan"))(s), {"state_dict": s})[1]),
         ),
         ("a key missing", "w.safetensors", st(lambda s: s.pop(qkv) is None or None)),
-        ("the position embedding missing", "w.safetensors", st(lambda s: s.pop(where) is None or None)),
+        (
+            "the position embedding missing",
+            "w.safetensors",
+            st(lambda s: s.pop(where) is None or None),
+        ),
         ("a bias missing, torch", "w.pth", pt(lambda s: s.pop(fc) is None or None)),
         (
             "all keys under another prefix",
@@ -838,12 +842,12 @@ def _later(bench: Bench) -> list[Case]:
         path.write_bytes(data)
 
     def nan(path: Path) -> None:
-        state = safetensors.torch.load_file(path)
+        state = safetensors.torch.load(path.read_bytes())
         state["pos_embed"].view(-1)[5] = float("nan")
         safetensors.torch.save_file(state, path)
 
     def other(path: Path) -> None:
-        state = safetensors.torch.load_file(path)
+        state = safetensors.torch.load(path.read_bytes())
         safetensors.torch.save_file({k: v * 1.01 for k, v in state.items()}, path)
 
     return [
@@ -976,7 +980,7 @@ def _folders(
     def weights(change: Callable[[State], Any]) -> Callable[[Path], None]:
         def edit(folder: Path) -> None:
             path = folder / "model.safetensors"
-            state = safetensors.torch.load_file(path)
+            state = safetensors.torch.load(path.read_bytes())
             change(state)
             safetensors.torch.save_file(state, path, {"format": "pt"})
 
@@ -999,7 +1003,7 @@ def _folders(
         return lambda folder: (folder / file).write_bytes(data) and None
 
     def pickled(folder: Path) -> None:
-        state = safetensors.torch.load_file(folder / "model.safetensors")
+        state = safetensors.torch.load((folder / "model.safetensors").read_bytes())
         (folder / "model.safetensors").unlink()
         torch.save({**state, "x": Bomb(folder.parent / _MARK)}, folder / "pytorch_model.bin")
 

@@ -36,7 +36,7 @@ def save(folder: Path, seed: int, scale_a: float = 1.0, scale_b: float = 1.0) ->
 
 def delta(folder: Path, module: str) -> np.ndarray:
     """Return what a folder adds to a layer, in float64 by the definition of LoRA."""
-    state = safetensors.torch.load_file(folder / WEIGHTS)
+    state = safetensors.torch.load((folder / WEIGHTS).read_bytes())
     A, B = (
         state[f"base_model.model.{module}.lora_{side}.weight"].double().numpy() for side in "AB"
     )
@@ -69,7 +69,7 @@ def test_balanced_factors_of_any_size_are_merged_exactly(two, tmp_path):
 
 def test_what_double_precision_stores_is_merged_in_it(two, tmp_path):
     for folder in two:
-        state = safetensors.torch.load_file(folder / WEIGHTS)
+        state = safetensors.torch.load((folder / WEIGHTS).read_bytes())
         doubled = {k: v.double() + 1e-12 for k, v in state.items()}
         safetensors.torch.save_file(doubled, folder / WEIGHTS)
     assert merge(*two, "--weights", "1,1", "--out", tmp_path / "o") == 0
@@ -108,7 +108,7 @@ def test_an_adapter_that_is_too_large(two, tmp_path, capsys, monkeypatch, comman
 
 def test_a_head_that_overflows(two, tmp_path, capsys):
     for folder in two:
-        state = safetensors.torch.load_file(folder / WEIGHTS)
+        state = safetensors.torch.load((folder / WEIGHTS).read_bytes())
         state["base_model.model.head.bias"] = torch.full((3,), 3e38)
         safetensors.torch.save_file(state, folder / WEIGHTS)
         config(folder, modules_to_save=["head"])
