@@ -60,7 +60,7 @@ def test_a_unit_without_one_of_its_scores_is_not_done(tmp_path: Path, lost: int)
 
 def test_a_score_too_much_is_no_whole_unit_either(tmp_path: Path) -> None:
     """A metric or an experience that the stage has not: it belongs to another run."""
-    for more in (Score(0, "a", 0, 0, "rmse", 0.5), Score(0, "a", 0, 2, "accuracy", 0.5)):
+    for more in (Score(0, "a", 0, 0, "rmse", 0.5, False), Score(0, "a", 0, 2, "accuracy", 0.5)):
         ScoreTable([*unit(0, "a", 0), more]).write(tmp_path / "scores.csv", ["a"])
         assert not results(tmp_path).done(0, "a", 0)
 
