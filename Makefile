@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Two OpenMP threads that wait for each other collapse on a busy machine: tests use one.
 TEST_ENV := OMP_NUM_THREADS=1 CL_LORA_CACHE=$(CURDIR)/.cache
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint attack install clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cl-lora demo
@@ -18,6 +18,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Hundreds of damaged files, hostile inputs, wrong settings and full disks; half an hour on one core.
+attack: $(VENV)/.test
+	$(TEST_ENV) PYTHONPATH=tests $(BIN)/python -m attack
 
 install: $(VENV)/.demo
 
