@@ -322,10 +322,9 @@ class LoRAMergePlugin(SupervisedPlugin):  # type: ignore[misc]
         )
 
     def _observed(self, strategy: Any, adapter: Adapter) -> Adapter:
-        """Return an adapter with the statistic beside it that the arm needs, if it needs one."""
-        if self.arm.statistic is None:
+        """Return an adapter with the statistics beside it that the arm needs."""
+        if not self.arm.statistics:
             return adapter
-        statistic = get_statistic(self.arm.statistic)
         device = strategy.device
         observed = Observed(
             self._known,
@@ -337,9 +336,15 @@ class LoRAMergePlugin(SupervisedPlugin):  # type: ignore[misc]
             self.seed,
             (FRESH.name, len(self._adapters)),
         )
-        samples = batches_of(strategy.experience.dataset, self._batch_size, adapter.name)
-        found = statistic.gather(observed, samples).result()
-        return replace(adapter, statistics={statistic.name: found})
+        dataset, size = strategy.experience.dataset, self._batch_size
+        statistics = [get_statistic(name) for name in self.arm.statistics]
+        return replace(
+            adapter,
+            statistics={
+                s.name: s.gather(observed, batches_of(dataset, size, adapter.name)).result()
+                for s in statistics
+            },
+        )
 
     def _merged(
         self, strategy: Any, adapters: Sequence[Adapter]
@@ -404,11 +409,17 @@ def _made(arm: Mapping[str, Any] | str) -> Arm:
     if isinstance(settings, Mapping):
         _refuse(settings)
     made = make_arm(_NAME, settings, ArmDefaults())
-    if made.statistic is not None and get_statistic(made.statistic).part != TRAIN:
+    alien = [name for name in made.statistics if get_statistic(name).part != TRAIN]
+    if alien:
         raise _refusal(
-            f"method {made.method!r} needs a statistic of validation parts ({made.statistic}), "
+            f"method {made.method!r} needs a statistic of validation parts ({alien[0]}), "
             "which no experience has",
             "choose another method",
+        )
+    if made.rule.routed:
+        raise _refusal(
+            "coefficients=routed serve every input with adapters of its own, not one model",
+            "choose other coefficients",
         )
     return made
 

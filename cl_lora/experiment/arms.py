@@ -29,6 +29,7 @@ from cl_lora.merging import (
 from cl_lora.merging.registry import statistic_of
 from cl_lora.merging.residuals import ResidualChoice, make_residual
 from cl_lora.models.base import Backbone
+from cl_lora.models.class_statistics import router_statistic
 from cl_lora.models.head_policies import HEAD_POLICIES, HeadPolicy, get_head_policy
 from cl_lora.strategies.config import SUPPORT, VAL, AdaptationConfig
 from cl_lora.support.errors import UserError, shown, unknown_name
@@ -156,11 +157,13 @@ class Arm:
         return self.adaptation is None and (learned or self.policy.needs_support)
 
     @property
-    def statistic(self) -> str | None:
-        """The statistic that its merge needs of every adapter, by name."""
-        if self.method is None:
-            return None
-        return statistic_of(self.method, self.space, self.options)
+    def statistics(self) -> tuple[str, ...]:
+        """The statistics that it needs of every adapter, by name: of its merge, rule and head."""
+        merge = None
+        if self.method is not None:
+            merge = statistic_of(self.method, self.space, self.options)
+        routes = (router_statistic(self.rule.options["block"]),) if self.rule.routed else ()
+        return (*([merge] if merge is not None else []), *routes, *self.policy.statistics)
 
     @property
     def in_batches(self) -> bool:
@@ -299,6 +302,7 @@ def make_arm(name: str, settings: Mapping[str, Any], defaults: ArmDefaults | Non
             rule.state(1, ("blocks.0",))
         head = _head(settings)
         policy = get_head_policy(head or defaults.head)
+        _check_routed(settings, method, space, options, rule, policy)
         if policy.apart and not get_head_policy(defaults.head).apart:
             raise UserError(
                 f"head={policy.name} serves every experience by a head of its own; set "
@@ -323,6 +327,38 @@ def make_arm(name: str, settings: Mapping[str, Any], defaults: ArmDefaults | Non
         )
     except UserError as error:
         raise UserError(f"Arm {shown(name)}: {error}") from error
+
+
+def _check_routed(
+    settings: Mapping[str, Any],
+    method: str | None,
+    space: str,
+    options: Mapping[str, Any],
+    rule: CoefficientRule,
+    policy: HeadPolicy,
+) -> None:
+    """Refuse what cannot be served for each input apart."""
+    if not rule.routed:
+        if policy.of_one_adapter:
+            raise UserError(
+                f"head={policy.name} belongs to one adapter but this arm merges several; give "
+                "coefficients=routed, or head=mixture"
+            )
+        return
+    plain = method is not None and get_method(method).plain and space == "delta"
+    if not plain or options.get("rank") is not None:
+        raise UserError(
+            "coefficients=routed serve every input with a sum of its own, which needs the plain "
+            "sum of updates; give method=task_arithmetic, space=delta and no rank"
+        )
+    odd = [key for key in ("residual", "adapt", "tune_head") if settings.get(key)]
+    if odd:
+        raise UserError(f"coefficients=routed do not go with {odd[0]}; leave it out")
+    if policy.apart:
+        raise UserError(
+            f"coefficients=routed find out which experience an input is of, but head={policy.name} "
+            "is for runs that know it; set strategy.head=shared"
+        )
 
 
 def _merge(settings: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:

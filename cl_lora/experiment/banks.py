@@ -85,6 +85,7 @@ SEQUENTIAL = register_bank(
         "the states of one adapter that is trained on from experience to experience",
         CONTINUED,
         begins_like=FRESH,
+        for_arms=True,
     )
 )
 JOINT = register_bank(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from cl_lora.benchmarks.batches import batches
 from cl_lora.benchmarks.core import Benchmark
 from cl_lora.benchmarks.splits import Indices
 from cl_lora.models.backbones import Backbone
-from cl_lora.models.compute import Compute
+from cl_lora.models.compute import Batch, Compute
 from cl_lora.models.features import cached_features
+from cl_lora.models.routing import styles
 from cl_lora.models.weights import Change, changed
 
 
@@ -45,6 +47,15 @@ class FeatureStore:
     batch_size: int
     _known: dict[tuple[Hashable, int], _Known] = field(default_factory=dict)
 
+    def styles(self, block: int, j: int, indices: Indices) -> Tensor:
+        """Return the styles of samples, float32 (N, 2 d): see :mod:`cl_lora.models.routing`."""
+
+        def compute(missing: Indices) -> Tensor:
+            pairs = styles(self.compute, self.backbone, self._batches(j, missing), block)
+            return torch.cat([found for found, _ in pairs])
+
+        return self._kept(("style", block), j, indices, compute)
+
     def get(self, key: Hashable, change: Change, j: int, indices: Indices) -> Tensor:
         """Return the features of samples of experience ``j``, float32 (N, d), on the device.
 
@@ -57,6 +68,12 @@ class FeatureStore:
         """
         if key is None:
             return self._compute(change, j, indices)
+        return self._kept(key, j, indices, partial(self._compute, change, j))
+
+    def _kept(
+        self, key: Hashable, j: int, indices: Indices, compute: Callable[[Indices], Tensor]
+    ) -> Tensor:
+        """Return a row for each sample; what is not there yet is computed, and kept."""
         experience = self.benchmark.experiences[j]
         known = self._known.setdefault(
             (key, j),
@@ -64,7 +81,7 @@ class FeatureStore:
         )
         missing = np.unique(indices[known.place[indices] < 0])
         if len(missing):
-            found = self._compute(change, j, missing)
+            found = compute(missing)
             there = known.rows if len(known.rows) else found[:0]
             known.place[missing] = len(there) + np.arange(len(missing))
             known.rows = torch.cat([there, found])
@@ -75,11 +92,10 @@ class FeatureStore:
         self._known.clear()
 
     def _compute(self, change: Change, j: int, indices: Indices) -> Tensor:
-        experience = self.benchmark.experiences[j]
         with changed(self.backbone.network, change):
-            features, _ = cached_features(
-                self.compute,
-                self.backbone,
-                batches(experience, indices, self.batch_size, self.backbone.encode),
-            )
+            features, _ = cached_features(self.compute, self.backbone, self._batches(j, indices))
         return features
+
+    def _batches(self, j: int, indices: Indices) -> Iterator[Batch]:
+        experience = self.benchmark.experiences[j]
+        return batches(experience, indices, self.batch_size, self.backbone.encode)

@@ -57,8 +57,11 @@ class Ledger:
         """Names of the statistics that arms need of each kind of bank."""
         found: dict[str, dict[str, None]] = {}
         for arm in self.arms:
-            if arm.statistic is not None:
-                found.setdefault(arm.bank.name, {})[arm.statistic] = None
+            found.setdefault(arm.bank.name, {}).update(dict.fromkeys(arm.statistics))
+        for row in self.references:
+            for bank in row.banks:
+                names = dict.fromkeys(row.statistics if bank.name in row.of_statistics else ())
+                found.setdefault(bank.name, {}).update(names)
         return {kind: tuple(names) for kind, names in found.items()}
 
     def without(self, arm: Arm, reason: str) -> Ledger:

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from cl_lora.adapters import Adapter
 from cl_lora.adapters.injection import applied
 from cl_lora.experiment.arms import Arm
+from cl_lora.experiment.routed import serve_routed
 from cl_lora.experiment.sampling import draws, folds
 from cl_lora.experiment.serving import Part, Served, Workbench
 from cl_lora.experiment.several_tasks import Tasks
@@ -42,6 +43,11 @@ def serve_arm(bench: Workbench, arm: Arm, stage: Stage) -> Served:
     Raises:
         DivergedError: if learning its coefficients fails.
     """
+    serve = serve_routed if arm.rule.routed else _serve_merge
+    return serve(bench, arm, stage)
+
+
+def _serve_merge(bench: Workbench, arm: Arm, stage: Stage) -> Served:
     return _Merge(bench, arm, stage).served()
 
 
@@ -143,9 +149,15 @@ class _Merge:
 
     def _head(self, update: Update, alpha: Tensor, rows: Tensor | None = None) -> nn.Module:
         """Return the head that serves an update; ``rows``: the support samples it may see."""
-        bench, spc = self.bench, self.arm.spc
+        bench, spc, bank = self.bench, self.arm.spc, self.arm.bank
         return self.arm.policy.serve(
-            HeadSources(self.heads, alpha, lambda: bench.prototypes(update, spc, self.stage, rows))
+            HeadSources(
+                self.heads,
+                alpha,
+                lambda: bench.prototypes(update, spc, self.stage, rows),
+                gaussians=lambda: bench.gaussians(bank, self.members),
+                moved=lambda: bench.moved(bank, self.members, update, spc),
+            )
         )
 
     def _searched(self, plan: Plan) -> tuple[Tensor, nn.Module | None]:

@@ -496,7 +496,7 @@ class Run:
         for arm in arms:
             if arm.method is None:
                 continue
-            if not all(arm.statistic in (None, *adapter.statistics) for adapter in adapters):
+            if not all(set(arm.statistics) <= set(a.statistics) for a in adapters):
                 continue  # it is gathered first
             try:
                 prepare_merge(adapters, arm.method, space=arm.space, seed=seed, **arm.options)
@@ -508,8 +508,8 @@ class Run:
         experiences = self.benchmark.experiences
         for arm in self.ledger.arms:
             try:
-                if arm.statistic is not None:
-                    statistic = get_statistic(arm.statistic)
+                for name in arm.statistics:
+                    statistic = get_statistic(name)
                     for e in experiences:
                         statistic.choose(getattr(e, statistic.part), e.name, 0)
             except UserError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -23,7 +23,9 @@ from cl_lora.experiment.stages import Stage, shots_of
 from cl_lora.merging.residuals import TaskUpdate
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.bottleneck import Composition
+from cl_lora.models.class_statistics import FEATURES, results_of
 from cl_lora.models.compute import Batch, Compute
+from cl_lora.models.gaussians import Gaussians, shrunk_drift
 from cl_lora.models.head_policies import HeadPolicy, HeadSources
 from cl_lora.models.heads import PrototypeHead, freeze, head_of
 from cl_lora.models.weights import Change, Weights
@@ -44,6 +46,8 @@ class Part:
         features: names the update in the store of features; None where it is served but once.
         told: whether it serves an experience because it is known which one a sample is of: then
             answers are among the labels of that experience, not among all that were seen.
+        answers: index of an experience -> outputs and targets of its test samples, where what is
+            done to the backbone depends on the sample; None where ``update`` says it.
     """
 
     update: Change
@@ -51,6 +55,7 @@ class Part:
     key: Hashable | None = None
     features: Hashable | None = None
     told: bool = False
+    answers: Callable[[int], list[Batch]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +67,14 @@ class Served:
         coefficients: what was merged with, for the record.
         passes: forward passes of the backbone an input needs.
         accounts: what it cost to make it, for the record.
+        beside: numbers that are stored beside the updates and heads of its parts.
     """
 
     parts: Mapping[int, Part]
     coefficients: tuple[Coefficient, ...] = ()
     passes: float = 1.0
     accounts: tuple[Account, ...] = ()
+    beside: int = 0
 
     @classmethod
     def everywhere(
@@ -89,9 +96,12 @@ class Served:
         """How many numbers must be stored beside the backbone to serve every experience."""
         updates = {id(p.update): p.update for p in self.parts.values() if p.update is not None}
         heads = {id(p.head): p.head for p in self.parts.values()}
-        return sum(map(_numbers, updates.values())) + sum(
-            p.numel() for head in heads.values() for p in head.parameters()
+        kept = (
+            tensor.numel()
+            for head in heads.values()
+            for tensor in (*head.parameters(), *head.buffers())
         )
+        return self.beside + sum(map(numbers_of, updates.values())) + sum(kept)
 
 
 class OwnUpdate:
@@ -109,7 +119,7 @@ class OwnUpdate:
         return entry_delta(self.entries[module])
 
 
-def _numbers(update: SupportsDelta | Composition | Weights) -> int:
+def numbers_of(update: SupportsDelta | Composition | Weights) -> int:
     """Return how many numbers a change takes: factors, or a dense matrix where that is less."""
     if isinstance(update, Composition):
         stacked = update.bottleneck.stacked.values()
@@ -142,14 +152,14 @@ def numbers_to_serve(served: Served, backbone: int) -> int:
         backbone: how many numbers the backbone has.
     """
     updates = {id(part.update): part.update for part in served.parts.values()}
+    beside = served.beside
     if len(updates) == 1:
-        return backbone
-    beside = 0
+        return backbone + beside
     for update in updates.values():
         if isinstance(update, TaskUpdate):
             beside += update.residue.numbers
         elif update is not None:
-            beside += _numbers(update)
+            beside += numbers_of(update)
     return min(backbone + beside, len(updates) * backbone)
 
 
@@ -211,6 +221,7 @@ class Workbench:
     relative: bool = False
     partners: Sequence[Adapter] = ()
     _support: dict[tuple[Samples, tuple[int, ...]], Batch] = field(default_factory=dict)
+    _updates: dict[tuple[str, int], OwnUpdate] = field(default_factory=dict)
 
     def task_at(self, stage: Stage) -> Task:
         """Return the task that all experiences share, among the labels seen at a stage."""
@@ -235,7 +246,11 @@ class Workbench:
     @property
     def main_bank(self) -> BankKind:
         """The bank whose adapters scores are told as a share of: the first that arms may merge."""
-        return next(kind for kind in BANKS.values() if kind.for_arms and kind.name in self.banks)
+        return next(
+            kind
+            for kind in BANKS.values()
+            if kind.for_arms and kind.own_heads and kind.name in self.banks
+        )
 
     def own_head(self, j: int, bank: BankKind | None = None) -> nn.Module:
         """Return the head that was trained on experience ``j`` with an adapter of a bank."""
@@ -339,13 +354,90 @@ class Workbench:
         newest = self.banks[FRESH.name][stage.members[-1]]
         return self._under_heads(None, newest, stage, None, BARE, FRESH)
 
-    def alone(self, bank: BankKind, member: int, stage: Stage) -> Mapping[int, Part]:
-        """Return one adapter of a bank under its own head, or each experience's own."""
-        adapter = self.banks[bank.name][member]
+    def alone(
+        self,
+        bank: BankKind,
+        member: int,
+        stage: Stage,
+        policy: HeadPolicy | None = None,
+        known: Sequence[int] = (),
+    ) -> Mapping[int, Part]:
+        """Return one adapter of a bank under its own head, or each experience's own.
+
+        Args:
+            bank: which bank.
+            member: index of the adapter.
+            stage: at which it is served.
+            policy: the head policy, where it is not the run's.
+            known: adapters whose statistics the head is made of; default: the one that is served.
+        """
+        adapter, update = self.banks[bank.name][member], self._alone(bank, member)
+        used = policy or self.policy
         # Heads made of the support change with it.
-        of_support = stage.support if self.policy.needs_support else ()
-        key = (bank.name, member, of_support)
-        return self._under_heads(OwnUpdate(adapter), adapter, stage, key, None, bank)
+        of_support = stage.support if used.needs_support else ()
+        key = (bank.name, member, used.name, tuple(known), of_support)
+        features = self._key_alone(bank, member)
+        if used.apart and bank.own_heads:
+            return self._under_heads(update, adapter, stage, key, features, bank)
+        head = freeze(self.head_alone(bank, member, stage, used, known))
+        return dict.fromkeys(stage.evaluated, Part(update, head, key, features))
+
+    def _alone(self, bank: BankKind, member: int) -> OwnUpdate:
+        return self._updates.setdefault(
+            (bank.name, member), OwnUpdate(self.banks[bank.name][member])
+        )
+
+    @staticmethod
+    def _key_alone(bank: BankKind, member: int) -> Hashable:
+        return ("alone", bank.name, member)
+
+    def features_alone(self, bank: BankKind, member: int, j: int, indices: Indices) -> Tensor:
+        """Return features of samples of experience ``j`` under one adapter, computed once."""
+        update = self._alone(bank, member)
+        return self.store.get(self._key_alone(bank, member), update, j, indices)
+
+    def head_alone(
+        self,
+        bank: BankKind,
+        member: int,
+        stage: Stage,
+        policy: HeadPolicy,
+        known: Sequence[int] = (),
+    ) -> nn.Module:
+        """Return the one head that serves an adapter by itself; arguments as of :meth:`alone`."""
+        members = tuple(known) or (member,)
+        adapter, update = self.banks[bank.name][member], self._alone(bank, member)
+        return policy.serve(
+            HeadSources(
+                [adapter.head],
+                None,
+                lambda: self.prototypes(update, self.spc, stage),
+                gaussians=lambda: self.gaussians(bank, members),
+                moved=lambda: self.moved(bank, members, update, self.spc),
+            )
+        )
+
+    def gaussians(self, bank: BankKind, members: Sequence[int]) -> Gaussians:
+        """Return Gaussians of the features of every class and experience, as they were kept."""
+        found = [results_of(self.banks[bank.name][m].statistics[FEATURES]) for m in members]
+        return Gaussians.of([results for of_adapter in found for results in of_adapter])
+
+    def moved(self, bank: BankKind, members: Sequence[int], update: Change, spc: int) -> Gaussians:
+        """Return :meth:`gaussians` with means that follow what is served instead.
+
+        How far the features of an experience have moved is told by its buffer samples, whose
+        features under the adapter and under what is served differ by the drift.
+        """
+        gaussians = self.gaussians(bank, members)
+        classes = gaussians.means.shape[1]
+        shifts = []
+        for member in members:
+            experience, rows = self.benchmark.experiences[member], self.buffers[spc][member]
+            now = self.store.get(None, update, member, rows)
+            before = self.features_alone(bank, member, member, rows)
+            targets = target_tensor(experience, rows)
+            shifts.append(shrunk_drift(now - before, targets, classes))
+        return gaussians.moved(torch.stack(shifts))
 
     def _under_heads(
         self,

@@ -20,7 +20,7 @@ from cl_lora.experiment.settings import Settings, strategy_defaults
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.compute import Batch, Compute
 from cl_lora.models.heads import freeze, head_of
-from cl_lora.models.statistics import Observed, get_statistic
+from cl_lora.models.statistics import Observed, Statistic, Sums, get_statistic
 from cl_lora.run_folder.identity import filled, first_difference
 from cl_lora.run_folder.layout import bank_folder
 from cl_lora.support import progress
@@ -88,24 +88,9 @@ def gather_statistics(
     ]
     if not missing:
         return banks
-    compute = Compute(settings.device, settings.bf16)
     with progress.meter(f"seed {seed}: gathering statistics", len(missing)) as advance:
         for kind, t, statistic in missing:
-            adapter, experience = banks[kind.name][t], benchmark.experiences[t]
-            part = statistic.choose(getattr(experience, statistic.part), experience.name, seed)
-            observed = Observed(
-                backbone,
-                compute,
-                OwnUpdate(adapter),
-                freeze(head_of(adapter.head)).to(settings.device),
-                _learned(settings, benchmark, kind, t),
-                adapter.modules(),
-                seed,
-                (kind.name, t),
-            )
-            # Padding that others of a batch ask for must not count among a sample's tokens.
-            size = 1 if backbone.pads else settings.options.eval_batch_size
-            found = statistic.gather(observed, batches(experience, part, size, backbone.encode))
+            found = _gathered(settings, benchmark, backbone, seed, kind, banks, t, statistic)
             bank = AdapterBank(bank_folder(run, seed, kind.name))
             bank.add_statistic(t, kind.names(benchmark)[t], statistic.name, found.result())
             advance()
@@ -118,6 +103,43 @@ def gather_statistics(
         else adapters
         for kind, adapters in banks.items()
     }
+
+
+def _gathered(
+    settings: Settings,
+    benchmark: Benchmark,
+    backbone: Backbone,
+    seed: int,
+    kind: BankKind,
+    banks: Banks,
+    t: int,
+    statistic: Statistic,
+) -> Sums:
+    """Return a statistic of one adapter over what it was trained on."""
+    adapter, sums = banks[kind.name][t], None
+    for e in range(len(benchmark.experiences)) if kind.joint else (t,):
+        experience = benchmark.experiences[e]
+        part = statistic.choose(getattr(experience, statistic.part), experience.name, seed)
+        observed = Observed(
+            backbone,
+            Compute(settings.device, settings.bf16),
+            OwnUpdate(adapter),
+            freeze(head_of(adapter.head)).to(settings.device),
+            _learned(settings, benchmark, kind, t),
+            adapter.modules(),
+            seed,
+            (kind.name, t),
+            experience=e,
+        )
+        # Padding that others of a batch ask for must not count among a sample's tokens.
+        size = 1 if backbone.pads else settings.options.eval_batch_size
+        found = statistic.gather(observed, batches(experience, part, size, backbone.encode))
+        if sums is None:
+            sums = found
+        else:
+            sums.merge(found)
+    assert sums is not None
+    return sums
 
 
 def _learned(settings: Settings, benchmark: Benchmark, kind: BankKind, t: int) -> Task:

@@ -17,6 +17,7 @@ from cl_lora.merging.spaces import SPACES, DeltaSpace, Sources
     paper="peft; Kesim and Helli 2024",
     linearity=ALWAYS,
     scaling=DeltaSpace.scaling,
+    plain=True,
 )
 def _exact(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
     """Prepare the exact sum; stacking factors is the same in either space."""
@@ -29,6 +30,7 @@ def _exact(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
     formula="sum_i alpha_i s_i B_i A_i",
     paper="Ilharco et al. 2023",
     linearity=IN_DELTA,
+    plain=True,
 )
 @register(
     "linear",
@@ -37,6 +39,7 @@ def _exact(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
     "factors: (sum_i sqrt(alpha_i s_i) B_i)(sum_i sqrt(alpha_i s_i) A_i)",
     paper="peft; Kesim and Helli 2024",
     linearity=IN_DELTA,
+    plain=True,
 )
 def _sum(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
     """Prepare the sum; only in delta does it stay low-rank by stacking."""

@@ -159,6 +159,8 @@ class MethodInfo:
         needs_task_id: the task must be known at inference.
         across_modules: complete options -> whether the result of a module depends on the others,
             so that all of them must be merged with the same options.
+        plain: whether in space delta it is the plain weighted sum of the updates, so that adapters
+            may stay apart and each input may have coefficients of its own.
     """
 
     name: str
@@ -174,6 +176,7 @@ class MethodInfo:
     statistic: Callable[[Mapping[str, Any]], str] | None = None
     needs_task_id: bool = False
     across_modules: Callable[[Mapping[str, Any]], bool] = lambda options: False
+    plain: bool = False
 
     @property
     def data_free(self) -> bool:

@@ -157,6 +157,36 @@ class Backbone(nn.Module, ABC):
     def choose_attention(self) -> None:
         """Choose fused or written-out attention; call it before each pass through ``network``."""
 
+    @property
+    def depth(self) -> int:
+        """How many blocks of tokens the network has; 0 where its inside is not known."""
+        return 0
+
+    def tokens(self, inputs: Tensor, block: int) -> Tensor:
+        """Return what a block receives: tokens (batch, P, d) of encoded samples.
+
+        What comes before the block is computed and nothing else; :meth:`resume` goes on from it.
+
+        Args:
+            inputs: as :meth:`forward` takes them.
+            block: from 0.
+
+        Raises:
+            UserError: if this backbone has no such block.
+        """
+        raise UserError(
+            f"Expected a model with a block {block} of tokens to route by but this one has none; "
+            "choose a Vision Transformer of timm, such as model=vit_tiny"
+        )
+
+    def patches(self, tokens: Tensor) -> Tensor:
+        """Return the tokens of patches alone, without those of class and registers."""
+        return tokens
+
+    def resume(self, tokens: Tensor, block: int) -> Tensor:
+        """Return features (batch, features) from what :meth:`tokens` returned for ``block``."""
+        raise NotImplementedError
+
     def separate(self, targets: Sequence[str]) -> None:
         """Take layers apart that are one in the network but are adapted apart, in place."""
 

@@ -151,6 +151,44 @@ def composed(network: nn.Module, composition: Composition) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def mixed(network: nn.Module, bottleneck: Bottleneck) -> Iterator[Callable[[Tensor], None]]:
+    """Serve every input with weights of its own while the context lasts, in one pass.
+
+    ``out_n = W0 x_n + b + sum_i w_ni s_i B_i (A_i x_n)``
+
+    Args:
+        network: the network that the bottleneck was made for.
+        bottleneck: the adapters.
+
+    Yields:
+        What takes the weights (batch, n) of the inputs that come next.
+    """
+    layers = {m: _layer(network, m) for m in bottleneck.modules}
+    current: list[Tensor] = []
+
+    def weigh(weights: Tensor) -> None:
+        current[:] = [weights]
+
+    def adding(f: LoRAFactors, ranks: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            columns = current[0].to(f.A).repeat_interleave(ranks, dim=1, output_size=f.rank)
+            # One row of columns for all tokens of an input.
+            columns = columns.view(len(columns), *[1] * (output.ndim - 2), -1)
+            rows = output.reshape(-1, output.shape[-1])
+            weighed = (F.linear(inputs[0], f.A) * columns).to(output.dtype)
+            out = torch.addmm(rows, weighed.reshape(len(rows), -1), f.B.T.to(output.dtype))
+            return out.view(output.shape)
+
+        return hook
+
+    with contextlib.ExitStack() as hooks:
+        for module, factors in bottleneck.stacked.items():
+            hook = adding(factors, bottleneck.ranks[module])
+            hooks.callback(layers[module].register_forward_hook(hook).remove)
+        yield weigh
+
+
 def _adding(f: LoRAFactors, columns: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         # Under autocast the products are bf16, but the weights and their gradient stay float32.

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from cl_lora.models.gaussians import Gaussians, HalvesHead, MixtureHead
 from cl_lora.models.heads import HeadState, average_heads, head_of, merge_heads
 from cl_lora.support.registry import look_up, registers
 
@@ -24,6 +25,9 @@ class HeadSources:
         own: the head of the adapter that was trained on the experience that is served; None where
             there is none.
         refit: trains a new head on the train part of the experience that is served.
+        gaussians: makes Gaussians of the features of every class and experience, from what was
+            kept beside the served adapters.
+        moved: makes the same with means that were moved by the drift of buffer samples.
     """
 
     heads: Sequence[HeadState]
@@ -31,6 +35,8 @@ class HeadSources:
     prototypes: Callable[[], nn.Module]
     own: HeadState | None = None
     refit: Callable[[], nn.Module] | None = None
+    gaussians: Callable[[], Gaussians] | None = None
+    moved: Callable[[], Gaussians] | None = None
 
 
 class HeadPolicy(ABC):
@@ -50,6 +56,8 @@ class HeadPolicy(ABC):
         apart: whether every experience is served by a head of its own, so that tasks may differ;
             which experience an input belongs to must be known then.
         from_backbone: whether the backbone makes the head of a task, of its labels' texts.
+        statistics: names of the statistics that it needs beside every adapter.
+        of_one_adapter: whether it serves an adapter alone, and no merge of several.
     """
 
     name: ClassVar[str]
@@ -63,6 +71,8 @@ class HeadPolicy(ABC):
     control: ClassVar[bool] = False
     apart: ClassVar[bool] = False
     from_backbone: ClassVar[bool] = False
+    statistics: ClassVar[tuple[str, ...]] = ()
+    of_one_adapter: ClassVar[bool] = False
 
     def trains(self, first: bool) -> bool:
         """Return whether training an experience trains the head; ``first``: none came before."""
@@ -162,6 +172,61 @@ class Prototypes(HeadPolicy):
     def serve(self, sources: HeadSources) -> nn.Module:
         """Return the class means."""
         return sources.prototypes()
+
+
+class _OfStatistics(HeadPolicy):
+    """Made of what was kept beside the adapters; it needs no training and no image."""
+
+    for_one_arm = True
+    needs_classes = True
+    tunable = False
+    statistics = ("features",)
+
+
+@register_head_policy
+class Gaussian(_OfStatistics):
+    """The trained head of an adapter, helped by the Gaussians of its features."""
+
+    name = "gaussian"
+    summary = "the mean of the adapter's trained head and of class-Gaussians of its features"
+    of_one_adapter = True
+
+    def serve(self, sources: HeadSources) -> nn.Module:
+        """Return ``log((softmax(head f) + softmax(l f)) / 2)``, l from the adapter's statistics."""
+        assert sources.gaussians is not None
+        gaussians = MixtureHead(sources.gaussians().densities(_RIDGE_OF_ADAPTERS))
+        return HalvesHead(head_of(sources.heads[-1]), gaussians)
+
+
+@register_head_policy
+class Mixture(_OfStatistics):
+    """A Gaussian for every class of every experience."""
+
+    name = "mixture"
+    summary = "a Gaussian for each class of each experience, with the means kept beside adapters"
+
+    def serve(self, sources: HeadSources) -> nn.Module:
+        """Return ``logsumexp_d l_dc``."""
+        assert sources.gaussians is not None
+        return MixtureHead(sources.gaussians().densities(_RIDGE_OF_MERGES))
+
+
+@register_head_policy
+class MovedMixture(_OfStatistics):
+    """The mixture, whose means follow what a merge has done to features."""
+
+    name = "mixture_moved"
+    summary = "as mixture, with means moved by the drift of the buffer's features"
+    needs_support = True
+
+    def serve(self, sources: HeadSources) -> nn.Module:
+        """Return ``logsumexp_d l_dc`` with moved means."""
+        assert sources.moved is not None
+        return MixtureHead(sources.moved().densities(_RIDGE_OF_MERGES))
+
+
+_RIDGE_OF_ADAPTERS, _RIDGE_OF_MERGES = 0.05, 0.1
+"""What is added to a covariance, as a share of its mean variance."""
 
 
 @register_head_policy

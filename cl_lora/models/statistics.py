@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +54,7 @@ class Observed:
         seed: of the run, for statistics that draw.
         keys: what further tells the draws apart, such as the experience's number.
         draws: how many targets are drawn for each sample, where they are.
+        experience: index of the experience whose samples are looked at.
     """
 
     backbone: Backbone
@@ -64,12 +66,27 @@ class Observed:
     seed: int
     keys: tuple[int | str, ...] = ()
     draws: int = 1
+    experience: int = 0
 
     def __post_init__(self) -> None:
         if self.draws < 1:
             raise UserError(
                 f"Expected at least one draw of targets for a sample but got {self.draws}"
             )
+
+
+class Sums(Protocol):
+    """What one pass over data has summed: it can be joined with that of another pass."""
+
+    def merge(self, other: Any) -> None:
+        """Add all that another pass of the same statistic has summed."""
+
+    def result(self) -> dict[str, Tensor]:
+        """Return what is kept, by name.
+
+        Raises:
+            UserError: if there was no sample, or a number is not finite.
+        """
 
 
 class RunningMeans:
@@ -120,7 +137,7 @@ class RunningMeans:
         return means
 
 
-Gather: TypeAlias = Callable[[Observed, Iterable[Batch]], RunningMeans]
+Gather: TypeAlias = Callable[..., Sums]
 """(model, batches of inputs and targets) -> the sums of one pass over them."""
 
 
@@ -133,12 +150,15 @@ class Statistic:
         summary: one sentence.
         part: the part of an experience that it sees, ``train`` or ``val``.
         gather: makes it; entries that it does not exist for are left out.
+        takes_number: whether there is one for every number, called ``name@number``, which
+            ``gather`` takes as its third argument.
     """
 
     name: str
     summary: str
     part: str
     gather: Gather
+    takes_number: bool = False
 
     def choose(
         self,
@@ -179,8 +199,10 @@ STATISTICS: dict[str, Statistic] = {}
 """Every statistic by name."""
 
 
-def register_statistic(name: str, *, summary: str, part: str) -> Callable[[Gather], Gather]:
-    """Register the decorated function as a statistic.
+def register_statistic(
+    name: str, *, summary: str, part: str, takes_number: bool = False
+) -> Callable[[Gather], Gather]:
+    """Register the decorated function as a statistic; arguments as of :class:`Statistic`.
 
     Raises:
         UserError: if another function is registered by this name.
@@ -189,7 +211,7 @@ def register_statistic(name: str, *, summary: str, part: str) -> Callable[[Gathe
     def decorate(gather: Gather) -> Gather:
         taken = STATISTICS.get(name)
         check_free("statistic", name, taken.gather if taken else None, gather)
-        STATISTICS[name] = Statistic(name, summary, part, gather)
+        STATISTICS[name] = Statistic(name, summary, part, gather, takes_number)
         return gather
 
     return decorate
@@ -201,7 +223,15 @@ def get_statistic(name: str) -> Statistic:
     Raises:
         UserError: if there is none; names the nearest known.
     """
+    kind, at, number = name.partition("@")
+    if at and number.isdigit() and kind in STATISTICS and STATISTICS[kind].takes_number:
+        found = STATISTICS[kind]
+        return replace(found, name=name, gather=partial(_with_number, found.gather, int(number)))
     return look_up("statistic", STATISTICS, name)
+
+
+def _with_number(gather: Gather, number: int, observed: Observed, batches: Iterable[Batch]) -> Sums:
+    return gather(observed, batches, number)
 
 
 def linear_layers(network: nn.Module, entries: Iterable[str]) -> dict[str, nn.Module]:

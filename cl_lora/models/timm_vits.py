@@ -29,6 +29,10 @@ _TRUNK = frozenset(
 _SPLIT_KEY = re.compile(r"(.*\.qkv)\.[qkv]\.(weight|bias)$")
 
 
+class _ReachedError(Exception):
+    """A block was reached whose input was asked for."""
+
+
 class TimmBackbone(ImageBackbone):
     """A timm Vision Transformer without its classifier: uint8 images to pooled features.
 
@@ -63,6 +67,47 @@ class TimmBackbone(ImageBackbone):
         """Return features (batch, features) of uint8 images (batch, 3, img_size, img_size)."""
         self.choose_attention()
         out: Tensor = self.network(self.normalise(inputs))
+        return out
+
+    @property
+    def depth(self) -> int:
+        """How many blocks the network has."""
+        return len(self._blocks)
+
+    @property
+    def _blocks(self) -> nn.Sequential:
+        blocks = self.network.blocks
+        assert isinstance(blocks, nn.Sequential)
+        return blocks
+
+    def tokens(self, inputs: Tensor, block: int) -> Tensor:
+        """Return the input (batch, P, d) of a block for uint8 images, and compute no further."""
+        if not 0 <= block < self.depth:
+            return super().tokens(inputs, block)
+        found: list[Tensor] = []
+
+        def stop(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            found.append(arguments[0])
+            raise _ReachedError
+
+        handle = self._blocks[block].register_forward_pre_hook(stop)
+        try:
+            self(inputs)
+        except _ReachedError:
+            return found[0]
+        finally:
+            handle.remove()
+        raise AssertionError("the network goes through all of its blocks")
+
+    def patches(self, tokens: Tensor) -> Tensor:
+        """Return the tokens behind those of class and registers."""
+        return tokens[:, int(self.network.num_prefix_tokens) :]  # type: ignore[arg-type]
+
+    def resume(self, tokens: Tensor, block: int) -> Tensor:
+        """Return features (batch, features) from the input of a block."""
+        self.choose_attention()
+        network: Any = self.network
+        out: Tensor = network.forward_head(network.norm(self._blocks[block:](tokens)))
         return out
 
     def separate(self, targets: Sequence[str]) -> None:

@@ -24,6 +24,8 @@ class Reference(ABC):
             taken; an upper bound has 0.
         needs_partner: whether it needs the adapters of a second seed.
         role: what it stands for in the analysis of a run, such as ``single``; mostly nothing.
+        statistics: names of the statistics that it needs beside adapters.
+        of_statistics: names of the banks beside whose adapters it needs them.
     """
 
     name: ClassVar[str]
@@ -32,6 +34,8 @@ class Reference(ABC):
     yardstick: ClassVar[int] = 0
     role: ClassVar[str] = ""
     needs_partner: ClassVar[bool] = False
+    statistics: ClassVar[tuple[str, ...]] = ()
+    of_statistics: ClassVar[tuple[str, ...]] = ()
 
     def scored(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
         """Return the stages at which it is scored: those that need no support set, nor a merge.

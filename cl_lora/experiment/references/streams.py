@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from cl_lora.experiment.banks import FRESH, JOINT, SEQUENTIAL, BankKind
 from cl_lora.experiment.references.core import Reference, register_reference
 from cl_lora.experiment.serving import Served, Workbench
 from cl_lora.experiment.stages import Stage
+from cl_lora.models.class_statistics import FEATURES
+from cl_lora.models.head_policies import Gaussian, HeadPolicy, Mixture
 
 
 @register_reference
@@ -78,12 +81,46 @@ class Sequential(Reference):
 
 
 @register_reference
+class OracleSequential(Reference):
+    """What the states of one adapter can do where it is known which one an input needs."""
+
+    name = "oracle_sequential"
+    summary = "each experience served by the sequential state after it (needs to know which)"
+    banks = (FRESH, SEQUENTIAL)
+
+    def serve(self, bench: Workbench, stage: Stage) -> Served:
+        """Serve every experience the state after it, and the newest where it has not come."""
+        members = {m: bench.alone(SEQUENTIAL, m, stage.seen_by(m)) for m in stage.members}
+        newest = members[stage.members[-1]]
+        parts = {j: members.get(j, newest)[j] for j in stage.evaluated}
+        return Served({j: replace(part, told=True) for j, part in parts.items()})
+
+
+@register_reference
+class SequentialMixture(Sequential):
+    """What plain fine-tuning does under a head that remembers every experience."""
+
+    name = "sequential_mixture"
+    summary = "sequential under the mixture head: a Gaussian for each class of each experience"
+    yardstick = 0
+    statistics = (FEATURES,)
+    of_statistics = (SEQUENTIAL.name,)
+
+    def serve(self, bench: Workbench, stage: Stage) -> Served:
+        """Serve the state after the newest experience."""
+        newest = stage.members[-1]
+        policy = Mixture()
+        return Served(bench.alone(SEQUENTIAL, newest, stage, policy, known=stage.members))
+
+
+@register_reference
 class Joint(Reference):
     """What could be done if all data were there at once."""
 
     name = "joint"
     summary = "one LoRA trained on all experiences at once, scored at the end"
     banks = (FRESH, JOINT)
+    head: ClassVar[type[HeadPolicy] | None] = None
 
     def scored(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
         """Return the stages that merge all there is, and the one before any training.
@@ -96,8 +133,38 @@ class Joint(Reference):
 
     def serve(self, bench: Workbench, stage: Stage) -> Served:
         """Serve the one adapter."""
-        return Served(bench.alone(JOINT, 0, stage))
+        policy = None if self.head is None else self.head()
+        return Served(bench.alone(JOINT, 0, stage, policy))
 
     def adapter(self, stage: Stage) -> tuple[BankKind, int] | None:
         """Return the one adapter."""
         return JOINT, 0
+
+
+class _JointUnder(Joint):
+    """Joint training under a head of statistics: what arms with such a head are measured by."""
+
+    statistics = (FEATURES,)
+    of_statistics = (JOINT.name,)
+
+    def scored(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+        """Return the stages that merge all there is: before any training there is no statistic."""
+        return tuple(stage for stage in super().scored(stages) if stage.index >= 0)
+
+
+@register_reference
+class JointGaussian(_JointUnder):
+    """Joint training under half its trained head and half class-Gaussians."""
+
+    name = "joint_gaussian"
+    summary = "joint under the gaussian head, the fair bound of arms with head=gaussian"
+    head = Gaussian
+
+
+@register_reference
+class JointMixture(_JointUnder):
+    """Joint training under class-Gaussians alone."""
+
+    name = "joint_mixture"
+    summary = "joint under the mixture head, the fair bound of arms with head=mixture"
+    head = Mixture

@@ -1,7 +1,16 @@
 """Coefficients of a merge: given, or learned from samples; a file a rule."""
 
 # Importing a rule registers it.
-from cl_lora.merging.coefficients import fixed, grid, single, softmax, unbounded, uniform
+from cl_lora.merging.coefficients import (
+    ema,
+    fixed,
+    grid,
+    routed,
+    single,
+    softmax,
+    unbounded,
+    uniform,
+)
 from cl_lora.merging.coefficients.adaptive import adaptive_alpha
 from cl_lora.merging.coefficients.groups import module_groups
 from cl_lora.merging.coefficients.learning import Learned, Step, learn, learning_options
@@ -32,6 +41,7 @@ __all__ = [
     "Step",
     "adaptive_alpha",
     "coefficient_rows",
+    "ema",
     "fixed",
     "get_rule",
     "grid",
@@ -40,6 +50,7 @@ __all__ = [
     "make_rule",
     "module_groups",
     "register_rule",
+    "routed",
     "rule_names",
     "rules_table",
     "search",

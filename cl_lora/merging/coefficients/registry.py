@@ -12,14 +12,20 @@ from cl_lora.merging.registry import OptionSpec, check_options, options_text
 from cl_lora.support.errors import UserError
 from cl_lora.support.registry import check_free, look_up
 
-How: TypeAlias = Literal["fixed", "gradient", "search"]
+How: TypeAlias = Literal["fixed", "gradient", "search", "routed"]
 """How coefficients come about.
 
 ``fixed``: they are given. ``gradient``: :func:`~cl_lora.merging.coefficients.learn` finds the
 parameters. ``search``: :func:`~cl_lora.merging.coefficients.search` chooses among candidates.
+``routed``: they depend on the input.
 """
 
-_IN_WORDS = {"fixed": "no", "gradient": "by gradient", "search": "by search"}
+_IN_WORDS = {
+    "fixed": "no",
+    "gradient": "by gradient",
+    "search": "by search",
+    "routed": "for each input",
+}
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,12 @@ class CoefficientRule:
     @property
     def learned(self) -> bool:
         """Whether the coefficients are learned from samples, by gradient or by search."""
-        return self.how != "fixed"
+        return self.how in ("gradient", "search")
+
+    @property
+    def routed(self) -> bool:
+        """Whether the coefficients depend on the input."""
+        return self.how == "routed"
 
     @property
     def config(self) -> dict[str, Any]:
