@@ -10,7 +10,7 @@ import os
 
 from cl_lora.support.errors import printable
 
-_FULL = "free some space or choose another folder, and give the same command again"
+_FULL = "free some space or choose another folder"
 _RIGHTS = "check its permissions, or choose another folder"
 _REMEDIES = {
     errno.ENOSPC: _FULL,
@@ -22,7 +22,8 @@ _REMEDIES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "close other programs",
     errno.EIO: "check the disk, and give the same command again",
-    errno.ENOENT: "make it, or check its name, and give the same command again",
+    errno.ENOENT: "check its name, and give the same command again",
+    errno.ENOTDIR: "choose another name: a file is where a folder should be",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "check the links on the way to it",
 }
@@ -35,6 +36,11 @@ _MEMORY = (
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate")
 _NO_THREAD = "can't start new thread"
 _NO_HOME = "Could not determine home directory"
+
+
+def remedy(number: int | None) -> str:
+    """Return what to do about an error of the system by its number."""
+    return _OTHER if number is None else _REMEDIES.get(number, _OTHER)
 
 
 def sentence_of(error: BaseException) -> str | None:
@@ -78,11 +84,10 @@ def _of_system(error: OSError) -> str | None:
     if error.filename is None and error.errno == errno.ENOENT and _is_nowhere():
         return "The current folder does not exist any more; change to another one"
     reason = error.strerror or str(error)
-    remedy = _REMEDIES.get(error.errno, _OTHER)
     given = (error.filename, error.filename2)
     names = [os.fsdecode(name) for name in given if isinstance(name, str | bytes)]
     where = printable(" -> ".join(names)) if names else "The system refuses"
-    return f"{where}: {reason}; {remedy}"
+    return f"{where}: {reason}; {remedy(error.errno)}"
 
 
 def _is_nowhere() -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from cl_lora.support.errors import UserError
+from cl_lora.support.failures import remedy
 
 # How a folder is called while another takes its place.
 _ASIDE = re.compile(r"\.(?P<name>.+)\.old-[0-9a-f]{16}")
@@ -34,17 +35,19 @@ def explain_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _unwritable(path, error.strerror or str(error)) from error
+        raise _unwritable(path, error.strerror or str(error), remedy(error.errno)) from error
     except SafetensorError as error:
         # Which is no OSError: "Error while serializing: I/O error: No space left on device (...)".
         _, told, reason = str(error).partition("I/O error: ")
         if not told:
             raise
-        raise _unwritable(path, reason.partition(" (os error")[0]) from error
+        reason, _, number = reason.partition(" (os error ")
+        code = int(number[:-1]) if number[:-1].isdecimal() else None
+        raise _unwritable(path, reason, remedy(code)) from error
 
 
-def _unwritable(path: Path, reason: str) -> UserError:
-    return UserError(f"Cannot write to {path}: {reason}; free some space or choose another folder")
+def _unwritable(path: Path, reason: str, what_to_do: str) -> UserError:
+    return UserError(f"Cannot write to {path}: {reason}; {what_to_do}")
 
 
 def write_text(path: Path, text: str) -> None:
