@@ -12,6 +12,7 @@ import torch
 from cl_lora.benchmarks.batches import batches, target_tensor
 from cl_lora.evaluation.metrics import RELATIVE, relative
 from cl_lora.evaluation.scores import Score
+from cl_lora.experiment.contents import content_of
 from cl_lora.experiment.serving import Part, Served, Workbench
 from cl_lora.experiment.stages import Stage
 from cl_lora.experiment.task_metrics import primary, reported, subsets_of
@@ -43,8 +44,9 @@ class Result:
 class Evaluator:
     """Scores what is served at the stages of one seed.
 
-    Features under what stays as it is (the bare backbone, a merge with given coefficients), and the
-    results of parts that say what they are (one adapter alone), are computed once a seed.
+    Features under what stays as it is (the bare backbone, a merge with given coefficients) are
+    computed once a seed, and so are the results of parts that are the same: one adapter alone, or
+    merges whose numbers are equal, as most are where there is one adapter to merge.
     """
 
     def __init__(self, bench: Workbench) -> None:
@@ -62,9 +64,11 @@ class Evaluator:
         results: dict[int, Result] = {}
         for group in _groups(served, stage):
             missing, tasks = {}, {}
+            keys = self._keys(group)
             for j, part in group.items():
                 tasks[j] = self.bench.own_task(j) if part.told else self._asked(j, stage)
-                known = self._known.get((part.key, tasks[j], j)) if part.key is not None else None
+                places = [(key, tasks[j], j) for key in keys[j]]
+                known = next((self._known[p] for p in places if p in self._known), None)
                 if known is None:
                     missing[j] = part
                 else:
@@ -72,9 +76,19 @@ class Evaluator:
                     advance()
             for j, result in self._measured(missing, tasks, advance):
                 results[j] = result
-                if missing[j].key is not None:
-                    self._known[missing[j].key, tasks[j], j] = result
+                self._known.update({(key, tasks[j], j): result for key in keys[j]})
         return {j: results[j] for j in stage.evaluated}
+
+    @staticmethod
+    def _keys(group: Mapping[int, Part]) -> dict[int, list[Hashable]]:
+        """Return what the results of each part are known by: its key, and its content."""
+        contents: dict[int, Hashable | None] = {}
+        keys: dict[int, list[Hashable]] = {}
+        for j, part in group.items():
+            if id(part) not in contents:
+                contents[id(part)] = content_of(part)
+            keys[j] = [key for key in (part.key, contents[id(part)]) if key is not None]
+        return keys
 
     def _asked(self, j: int, stage: Stage) -> Task:
         """Return what is asked of experience ``j`` where it is not known which one a sample is."""
