@@ -408,9 +408,9 @@ def _damages(root: Path, below: Path) -> Iterator[Damage]:
         yield from (*few, some_zeros, BYTES[(number // 7) % len(BYTES)])
     else:
         yield from few
-    alike = [p for p in sorted(root.glob(f"{folder}/../*/{name}")) if p != root / below]
+    alike = [p for p in sorted((root / folder.parent).glob(f"*/{name}")) if p != root / below]
     if alike:
-        yield swap(alike[number % len(alike)].resolve().relative_to(root.resolve()))
+        yield swap(alike[number % len(alike)].relative_to(root))
 
 
 # What must come of it ----------------------------------------------------------------------------

@@ -120,6 +120,7 @@ def bank(one: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
             "relations.csv",
             "adapter_facts.csv",
             "spectra.csv",
+            "tables.json",
         )
         for name in told:
             if (one(protocol) / name).exists():
