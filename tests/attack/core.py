@@ -141,7 +141,8 @@ def _become(
     finally:
         for stream in (sys.stdout, sys.stderr):
             try:
-                stream.flush()
+                if stream is not None:  # as where it was closed
+                    stream.flush()
             except BaseException:
                 code = code or 120  # as an interpreter that cannot write its last words
         os._exit(code)
