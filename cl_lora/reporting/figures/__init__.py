@@ -26,6 +26,7 @@ from cl_lora.reporting.figures.numbers import mean_matrix
 from cl_lora.reporting.figures.over_time import score_over_time
 from cl_lora.reporting.figures.registry import FIGURES, FigureInfo, figure
 from cl_lora.reporting.figures.robustness import robustness_curves, robustness_to_scale
+from cl_lora.reporting.figures.routing import routing, routing_matrix
 from cl_lora.reporting.figures.spectra import singular_values
 from cl_lora.reporting.figures.style import GREY, MARKERS, OKABE_ITO, STYLE, render
 from cl_lora.reporting.figures.transfer import transfer_over_tasks
@@ -57,6 +58,8 @@ __all__ = [
     "render",
     "robustness_curves",
     "robustness_to_scale",
+    "routing",
+    "routing_matrix",
     "score_against_parameters",
     "score_by_residual",
     "score_by_shots",

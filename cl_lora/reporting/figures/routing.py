@@ -1,0 +1,88 @@
+"""To which adapters the test samples of every experience were sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cl_lora.evaluation.continual import FloatArray
+from cl_lora.evaluation.metrics import Metric
+from cl_lora.reporting.figures.matrices import draw_matrix
+from cl_lora.reporting.figures.registry import figure
+from cl_lora.reporting.tables import shorten
+from cl_lora.run_folder.reader import RunFolder
+
+_SHARE = Metric("share", "Share", "%", True, 0.0, 1.0)
+ROUTED = "routed"
+"""What the variant of an arm calls coefficients that depend on the input."""
+
+
+@figure(
+    "routing",
+    "Routing",
+    "Rows: the experience that a test sample is of. Columns: the adapter that served it after the "
+    "last stage (soft routes: its mean weight), in %, mean over seeds. The title gives the mean of "
+    "the diagonal: how often the right adapter was found.",
+    few_shot="never",
+    position=55,
+)
+def routing(run: RunFolder, metric: Metric) -> Figure | None:
+    """Draw the true experience against the chosen adapter, for every way of routing.
+
+    Arms that route alike, as those of two banks do, share a panel.
+
+    Returns:
+        The figure; None if no arm routes.
+    """
+    del metric  # all figures are called alike
+    panels: dict[bytes, tuple[list[str], FloatArray]] = {}
+    for arm in run.arms:
+        rule = run.variant(arm).get("coefficients")
+        if isinstance(rule, dict) and rule.get("name") == ROUTED:
+            matrix = routing_matrix(run, arm)
+            if matrix is not None:
+                panels.setdefault(matrix.round(9).tobytes(), ([], matrix))[0].append(arm)
+    if not panels:
+        return None
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    side = 2.3 if len(run.experiences) <= 6 else 3.4
+    size = (columns * side + 0.9, rows * (side + 0.75) + 0.5)
+    fig = Figure(figsize=size, layout="constrained")
+    axes = np.array(fig.subplots(rows, columns, squeeze=False)).ravel()
+    for ax in axes[len(panels) :]:
+        ax.set_visible(False)
+    for ax, (arms, matrix) in zip(axes, panels.values(), strict=False):
+        _panel(ax, run, arms, matrix)
+    fig.supylabel("test samples of", fontsize=8.5)
+    fig.supxlabel("served by the adapter of", fontsize=8.5)
+    return fig
+
+
+def routing_matrix(run: RunFolder, arm: str) -> FloatArray | None:
+    """Return the share (T, T) of each experience's test samples that each adapter served.
+
+    At the last stage, mean over seeds; NaN for an experience that was not scored there. None where
+    the arm has not been scored at that stage.
+    """
+    names = run.experiences
+    rows = run.coefficients
+    rows = rows[(rows["arm"] == arm) & (rows["stage"] == run.last_stage(arm))]
+    if rows.empty:
+        return None
+    means: Any = rows.groupby(["group", "adapter"])["value"].mean()
+    matrix = np.full((len(names), len(names)), np.nan)
+    for (group, adapter), value in means.items():
+        if group in names:
+            matrix[names.index(group), adapter] = value
+    return matrix
+
+
+def _panel(ax: Axes, run: RunFolder, arms: list[str], matrix: FloatArray) -> None:
+    draw_matrix(ax, matrix, run.experiences, run.experiences, _SHARE, (0.0, 100.0))
+    title = shorten(arms, 30)[0] + (f" and {len(arms) - 1} more" if len(arms) > 1 else "")
+    right = 100 * float(np.nanmean(np.diagonal(matrix)))
+    ax.set_title(f"{title}\n{right:.1f} % right", fontsize=8, weight="normal")
