@@ -491,7 +491,7 @@ def _raise_if_interrupted(error: BaseException) -> None:
     seen: set[int] = set()
     while below is not None and id(below) not in seen:
         if isinstance(below, KeyboardInterrupt):
-            raise KeyboardInterrupt from error
+            raise below from error  # a signal that ends the process is one too, of its own kind
         seen.add(id(below))
         below = below.__cause__ or below.__context__
 

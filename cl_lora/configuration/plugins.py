@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
-from cl_lora.support.errors import UserError
+from cl_lora.support.errors import UserError, shown
 
 ENTRY_POINTS = "cl_lora.plugins"
 """The group of entry points that installed packages name their modules in."""
@@ -42,7 +42,10 @@ def load_plugins(names: Any = ()) -> None:
 def _checked(names: Any) -> Sequence[str]:
     listed = isinstance(names, Sequence) and not isinstance(names, str)
     if not listed or not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"Expected plugins to be a list like [my.module] but got {names!r}")
+        raise UserError(
+            f"Expected plugins to be a list like [my.module] but got {shown(names)}; name modules, "
+            "or leave it out"
+        )
     return list(names)
 
 

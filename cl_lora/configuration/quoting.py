@@ -63,8 +63,8 @@ def unreadable(override: str, error: Exception, parser: OverridesParser) -> User
     whole = value[:1] not in ("'", '"') and value.isprintable() and len(better) <= _LONGEST
     if not (whole and better != override and _reads(better, parser)):
         return UserError(
-            f"The value of {key} cannot be read: {shown(value)}; close every bracket and quote, and "
-            f"put a text with special characters between inner quotes, as '{key}=\"a; b\"'"
+            f"The value of {key} cannot be read: {shown(value)}; close every bracket and quote, "
+            f"and put a text with special characters between inner quotes, as '{key}=\"a; b\"'"
         )
     return UserError(
         f"The value of {key} cannot be read: {shown(value)}; put its texts between inner quotes, "

@@ -274,6 +274,12 @@ def read_settings(raw: Mapping[str, Any]) -> Settings:
         if key not in known and key not in _PARTS:
             raise unknown_name("option", key, [*known, *_PARTS])
     options = build(RunOptions, {k: v for k, v in raw.items() if k in known}, "")
+    called = raw["strategy"].get("name", "")
+    if not isinstance(called, str):
+        raise UserError(
+            f"Expected strategy.name to be a text but got {shown(called)}; it only says what the "
+            "settings are called, leave it out"
+        )
     strategy = {k: v for k, v in raw["strategy"].items() if k != "name"}
     lora, training = (
         {f.name for f in dataclasses.fields(cls)} for cls in (LoRAConfig, TrainingConfig)

@@ -215,6 +215,11 @@ def test_true_and_false_are_nothing_else(
         check(with_value(defaults, key, value))
 
 
+def test_a_name_of_a_strategy_is_a_text(defaults: Mapping[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"Expected strategy\.name to be a text but got \['a'\];"):
+        read_settings(with_value(defaults, "strategy.name", ["a"]))
+
+
 def test_a_name_with_a_nul_is_refused_wherever_it_stands(defaults: Mapping[str, Any]) -> None:
     with pytest.raises(UserError, match=r"benchmark\.cache_dir holds a NUL character"):
         read_settings(with_value(defaults, "benchmark.cache_dir", "a\0b"))
