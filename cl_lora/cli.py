@@ -80,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         printing.tell(f"cl-lora: {' '.join(sentence.split())}")
         return USER_ERROR
+    finally:
+        printing.finish_errors()
 
 
 def _told(error: Exception) -> str | None:

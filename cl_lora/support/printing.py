@@ -75,6 +75,9 @@ def prepare_streams() -> None:
         except OSError:
             with contextlib.suppress(OSError):
                 os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # as the interpreter has it where it was closed
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.reconfigure(errors=_ERRORS)  # type: ignore[union-attr]
@@ -104,14 +107,30 @@ def drop_output() -> None:
 
     The interpreter tries once more when it ends, and would say so at length.
     """
+    _drop(sys.stdout)
+
+
+def finish_errors() -> None:
+    """Write what is still buffered of standard error, or drop it where it cannot be written."""
+    try:
+        _flush(sys.stderr)
+    except OSError:
+        _drop(sys.stderr)
+
+
+def _drop(stream: IO[str] | None) -> None:
+    if stream is None:
+        return
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, stream.fileno())
+        os.close(nothing)
     with contextlib.suppress(OSError, ValueError):
-        _flush(sys.stdout)
+        _flush(stream)
 
 
 def _flush(stream: IO[str] | None) -> None:
-    if stream is not None:
+    if stream is not None and not stream.closed:
         stream.flush()
 
 

@@ -54,6 +54,24 @@ def test_output_that_cannot_be_written_is_a_sentence_and_is_dropped(
         printing.finish_output()  # nothing is left that the interpreter would try to write
 
 
+def test_what_cannot_be_told_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(os.open("/dev/full", os.O_WRONLY), "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        printing.tell("seed 0: trained photo")
+        printing.finish_errors()
+        full.flush()  # as the interpreter does when it ends
+
+
+def test_streams_that_were_closed_take_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    printing.prepare_streams()
+    with sys.stdout, sys.stderr:
+        assert not sys.stderr.isatty()
+        printing.say("a table")
+        printing.tell("seed 0: trained photo")
+
+
 def test_a_closed_stream_is_held_by_the_null_device() -> None:
     child = os.fork()
     if child == 0:
