@@ -16,8 +16,9 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from attack.core import Case, Group, Outcome, Verdict, fork, judge, leftovers
 
@@ -465,6 +466,31 @@ def prepare(prepared: Path, run: str) -> dict[bool, Right]:
     return found
 
 
+def run_again(arguments: Sequence[str], where: Path) -> Outcome:
+    """Run ``cl-lora run`` with a configuration that is composed once: Hydra is not attacked."""
+    return fork(arguments, where, before=partial(_skip_composing, composed(tuple(arguments))))
+
+
+@cache
+def composed(arguments: tuple[str, ...]) -> Mapping[str, Any]:
+    """Return the configuration of a command."""
+    from cl_lora.configuration.compose import compose_config
+
+    config: Mapping[str, Any] = compose_config(list(arguments[1:]))
+    return config
+
+
+def _skip_composing(config: Mapping[str, Any]) -> None:
+    from cl_lora.commands import run
+    from cl_lora.configuration import launch
+
+    def launched(*_: object) -> int:
+        run.execute(config)
+        return 0
+
+    launch.launch = launched  # type: ignore[assignment]
+
+
 def _expect_success(outcome: Outcome) -> None:
     if outcome.code:
         raise RuntimeError(f"What is undisturbed must end well: {outcome}")
@@ -497,7 +523,7 @@ def attack(
     verdict, shown = judge(outcome, lambda: read != COMPARED or outcome.out == before.compared)
     if not verdict.good:
         return verdict, f"{read[0]}: {shown}"
-    outcome = fork(right.command, where)
+    outcome = run_again(right.command, where)
     verdict, shown = judge(outcome, lambda: right.holds(where / "run"), where)
     if verdict is not Verdict.REFUSED:
         return verdict, shown
@@ -530,7 +556,7 @@ def _advised(where: Path, right: Right, said: str) -> tuple[Verdict, str]:
         elif not _delete(where, last):
             return Verdict.UNCLEAR, f"nothing can be followed: {last}"
         given = [w.replace("run_dir=run", f"run_dir={folder}") for w in right.command]
-        outcome = fork(given, where)
+        outcome = run_again(given, where)
         verdict, shown = judge(outcome, partial(right.holds, where / folder), where)
         if verdict is Verdict.RIGHT:
             return Verdict.REFUSED, first
@@ -596,7 +622,7 @@ def report_cases(prepared: Path, run: str) -> Iterator[Case]:
     def stale(damage: Callable[[Path], None], where: Path) -> tuple[Verdict, str]:
         shutil.copytree(root, where, dirs_exist_ok=True)
         damage(where / "run")
-        outcome = fork((*command(run), MORE), where)
+        outcome = run_again((*command(run), MORE), where)
         return judge(outcome, lambda: _is_made_again(where / "run"), where)
 
     for name in ("report.html", "report.json", "figures", "tensorboard"):
