@@ -121,7 +121,9 @@ def test_a_name_that_a_reference_row_has(name):
 def test_a_trained_head_needs_a_policy_that_serves_one():
     """Whether the policy is the run's or the arm's own."""
     settings = {"method": "ties", "coefficients": LEARNED, "tune_head": True}
-    assert NO_TRAINED_HEAD == ["prototypes", "own", "text", "refit"]
+    of_statistics = [name for name, policy in HEAD_POLICIES.items() if policy.statistics]
+    assert of_statistics == ["gaussian", "mixture", "mixture_moved"]
+    assert NO_TRAINED_HEAD == ["prototypes", *of_statistics, "own", "text", "refit"]
     for policy in HEAD_POLICIES:
         if policy not in NO_TRAINED_HEAD:
             assert make_arm("x", settings, ArmDefaults(head=policy)).tune_head
