@@ -23,9 +23,9 @@ from cl_lora.joining.outputs import (
     peft_target,
 )
 from cl_lora.joining.recipe import Recipe
-from cl_lora.joining.settings import depths
 from cl_lora.joining.sizes import fits, how_large
 from cl_lora.merging import Plan, prepare, validate_method
+from cl_lora.merging.depths import depths
 from cl_lora.merging.geometry import inner
 from cl_lora.merging.registry import get_method
 from cl_lora.merging.update import exact_factors, truncate_entry

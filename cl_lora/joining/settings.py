@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,35 +121,3 @@ def _rule(rule: Mapping[str, Any], what: str) -> Rule:
             f"Expected the value of filter {pattern!r} of {what} to be numbers; correct it"
         )
     return Rule(inner[0].values, pattern)
-
-
-def depths(names: Iterable[str]) -> dict[str, float | None]:
-    """Return how deep in the network each tensor is: 0 in the first layer, 1 in the last.
-
-    The layer is the first number in a name; layers of one prefix, such as ``encoder.block``, are
-    counted together, up to the highest that there is. None for a name without a number.
-
-    >>> depths(["layers.0.q", "layers.1.q", "layers.2.q", "norm"])
-    {'layers.0.q': 0.0, 'layers.1.q': 0.5, 'layers.2.q': 1.0, 'norm': None}
-    """
-    places = {name: _place(name.split(".")) for name in names}
-    last: dict[tuple[str, ...], int] = {}
-    for place in places.values():
-        if place is not None:
-            prefix, layer = place
-            last[prefix] = max(last.get(prefix, 0), layer)
-    return {
-        name: None if place is None else _depth(place[1], last[place[0]])
-        for name, place in places.items()
-    }
-
-
-def _place(parts: Sequence[str]) -> tuple[tuple[str, ...], int] | None:
-    for i, part in enumerate(parts):
-        if part.isdecimal():
-            return tuple(parts[:i]), int(part)
-    return None
-
-
-def _depth(layer: int, last: int) -> float:
-    return layer / last if last else 1.0

@@ -87,7 +87,7 @@ def drop_and_rescale(sources: Sources, options: Mapping[str, Any]) -> Sparsify:
     formula="sum_i alpha_i z_i dW_i / density, z_i ~ Bernoulli(density)",
     paper="Yu et al. 2024",
     linearity=IN_DELTA,
-    random=True,
+    random=lambda options: True,
     options=DROP,
 )
 def _dare_linear(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:
@@ -102,7 +102,7 @@ def _dare_linear(sources: Sources, space: str, options: Mapping[str, Any]) -> Ke
     "m_i = [sign(T_i) = sign(sum_j T_j)]",
     paper="Yu et al. 2024; Yadav et al. 2023",
     linearity=FIXED_ELECTION,
-    random=True,
+    random=lambda options: True,
     options={**DROP, **ELECTION},
 )
 def _dare_ties(sources: Sources, space: str, options: Mapping[str, Any]) -> Kernel:

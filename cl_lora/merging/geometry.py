@@ -20,7 +20,7 @@ Factors = Mapping[str, LoRAFactors]
 DIRECTIONS = 4
 """Singular directions that are compared, where nothing else is asked for."""
 
-_SMALLEST = 1e-7
+NEGLIGIBLE = 1e-7
 """Of the largest singular value: what is below counts as zero (factors are float32)."""
 
 
@@ -159,5 +159,5 @@ def _moving(entries: Entries) -> float:
 def singular_directions(factors: LoRAFactors) -> tuple[Tensor, Tensor, Tensor]:
     """Return U (d_out, r), S (r,) descending and V (d_in, r) in float64; r: rank of the update."""
     u, s, vh = decompose(LoRAFactors(factors.A.double(), factors.B.double(), factors.scaling))
-    rank = int((s > _SMALLEST * s[0]).sum()) if len(s) else 0
+    rank = int((s > NEGLIGIBLE * s[0]).sum()) if len(s) else 0
     return u[:, :rank], s[:rank], vh[:rank].T

@@ -173,7 +173,7 @@ def prepare(
     info = get_method(method)
     sources = gather(adapters, seed, statistic_of(method, space, options))
     rank = complete["rank"]
-    drawn = {"seed": seed} if info.random and seed is not None else {}
+    drawn = {"seed": seed} if info.random(complete) and seed is not None else {}
     return Plan(
         modules=tuple(sources.modules),
         n=sources.n,

@@ -44,6 +44,7 @@ class OptionSpec:
         help: one sentence for the table.
         most: the largest sensible number, whatever the kind of the value; negative numbers are at
             least ``-most``.
+        complete: turns an accepted value into what is recorded, with the defaults of its parts.
     """
 
     default: Any
@@ -51,6 +52,7 @@ class OptionSpec:
     expected: str
     help: str
     most: float = 1_000_000
+    complete: Callable[[Any], Any] = lambda value: value
 
 
 def choice(default: str, *others: str, help: str) -> OptionSpec:
@@ -153,10 +155,12 @@ class MethodInfo:
         options: option name -> its specification; every method also has ``rank``.
         scaling: how the coefficient alpha and the adapter's scaling s enter, for a method that
             does the same in every space; None for one that does as its space does.
-        random: draws at random, so that the run's seed is part of what defines an update.
+        random: complete options -> whether it draws at random, so that the run's seed is part of
+            what defines an update.
         statistic: complete options -> name of the statistic that it needs of every adapter, one of
             :data:`cl_lora.models.statistics.STATISTICS`; None if it needs nothing but adapters.
         needs_task_id: the task must be known at inference.
+        ordered: whether the order of the adapters counts, as of one that merges them in sequence.
         across_modules: complete options -> whether the result of a module depends on the others,
             so that all of them must be merged with the same options.
         plain: whether in space delta it is the plain weighted sum of the updates, so that adapters
@@ -172,9 +176,10 @@ class MethodInfo:
     spaces: tuple[str, ...]
     options: Mapping[str, OptionSpec]
     scaling: str | None = None
-    random: bool = False
+    random: Callable[[Mapping[str, Any]], bool] = lambda options: False
     statistic: Callable[[Mapping[str, Any]], str] | None = None
     needs_task_id: bool = False
+    ordered: bool = False
     across_modules: Callable[[Mapping[str, Any]], bool] = lambda options: False
     plain: bool = False
 
@@ -260,7 +265,7 @@ def check_options(
                 f"Expected {name} of {owner} to be {specs[name].expected} but got {shown(value)}; "
                 f"{name}: {specs[name].help}"
             )
-    return {name: given.get(name, spec.default) for name, spec in specs.items()}
+    return {name: spec.complete(given.get(name, spec.default)) for name, spec in specs.items()}
 
 
 def validate_method(

@@ -21,8 +21,9 @@ from cl_lora.adapters import Adapter
 from cl_lora.cli import main
 from cl_lora.joining import from_options, make_recipe, open_inputs
 from cl_lora.joining.comparing import compare
-from cl_lora.joining.settings import depths, parse_setting
+from cl_lora.joining.settings import parse_setting
 from cl_lora.merging import geometry
+from cl_lora.merging.depths import depths
 from cl_lora.support.errors import UserError
 
 MIXED: tuple[dict[str, Any], ...] = (

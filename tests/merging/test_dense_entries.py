@@ -12,6 +12,7 @@ import pytest
 import torch
 from merge_reference import relative_error
 from numpy.typing import NDArray
+from recent_reference import RECENT
 
 from cl_lora.adapters import Adapter, LoRAFactors
 from cl_lora.merging import merge, method_names, prepare
@@ -167,6 +168,7 @@ BY_HAND: dict[str, Any] = {
     "svd": lambda d, w: cut(weighted(d, w), 6),
     "fisher": averaged_by_fisher,
     "regmean": solved,
+    **RECENT,
 }
 
 
@@ -237,7 +239,8 @@ def test_coefficients_of_every_entry_have_their_gradient(method: str) -> None:
     )
 
 
-@pytest.mark.parametrize("method", sorted(set(BY_HAND) - {"svd"}))
+# Where all singular values are equal no rank-2 approximation is better than another.
+@pytest.mark.parametrize("method", sorted(set(BY_HAND) - {"svd", "iso_c", "iso_cts"}))
 def test_a_rank_cuts_matrices_and_keeps_everything_else(method: str) -> None:
     weights = WEIGHTS[1]
     update = merge(MODELS, method, weights, rank=2)

@@ -43,11 +43,19 @@ LINEAR = [
 ]
 
 
+RESHAPED = ("iso_c", "iso_cts")
+"""Methods that change the spectrum of a single adapter too."""
+
+
 def _dense_options(method):
-    return {"density": 1.0} if "density" in get_method(method).options else {}
+    if "density" in get_method(method).options:
+        return {"density": 1.0}
+    return {"inner": {"name": "ties", "density": 1.0}} if method == "knots" else {}
 
 
-@pytest.mark.parametrize(("method", "space"), METHODS_AND_SPACES)
+@pytest.mark.parametrize(
+    ("method", "space"), [(m, s) for m, s in METHODS_AND_SPACES if m not in RESHAPED]
+)
 def test_one_adapter_at_weight_one_is_itself(method, space):
     (adapter,) = toy_adapters(1)
     update = merge([adapter], method, [1.0], space=space, **_dense_options(method))
@@ -55,7 +63,9 @@ def test_one_adapter_at_weight_one_is_itself(method, space):
         torch.testing.assert_close(update.delta(module), f.delta(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("method", "space"), METHODS_AND_SPACES)
+@pytest.mark.parametrize(
+    ("method", "space"), [(m, s) for m, s in METHODS_AND_SPACES if not get_method(m).ordered]
+)
 def test_permuting_adapters_changes_nothing(method, space):
     adapters, weights = toy_adapters(3), [0.7, 0.1, 1.9]
     # Random masks go with the position, by design: only without dropping does order not count.
@@ -100,6 +110,13 @@ def methods_with_options(draw):
         "elect": ["total", "frequency"],
         "divisor": ["count", "weight_sum", "none"],
         "mask_seed": [0, 3],
+        "inner": ["task_arithmetic", "ties", {"name": "ties", "sign": "weighted"}, "iso_c"],
+        "share_of": ["matrix", "adapters"],
+        "common": [0.5, 0.8],
+        "pull": [1e-6, 0.1],
+        "first": ["1/n", 0.3],
+        "last": [1.0, 2.0],
+        "share": [0.0, 0.5],
     }
     for name in info.options:
         if name != "rank":
@@ -145,6 +162,8 @@ CHOICES = {
     "sign": ["unweighted", "weighted"],
     "elect": ["total", "frequency"],
     "divisor": ["count", "weight_sum", "none"],
+    "share_of": ["matrix", "adapters"],
+    "inner": ["ties", {"name": "ties", "sign": "weighted", "divisor": "weight_sum"}],
 }
 
 
@@ -177,7 +196,10 @@ def test_gradients_of_every_variant_against_finite_differences(method, space, op
 
 
 def test_all_but_truncated_methods_can_be_learned():
-    assert {m for m, s, o in _variants() if differentiability(m, s, o) == "no"} == {"svd"}
+    assert {m for m, s, o in _variants() if differentiability(m, s, o) == "no"} == {
+        "svd",
+        *RESHAPED,
+    }
     for method, space, options in LEARNABLE:
         assert differentiability(method, space, {**options, "rank": 2}) == "no"
 
