@@ -19,6 +19,7 @@ from cl_lora.adapters import Adapter, LoRAFactors
 from cl_lora.configuration.compose import compose_config
 from cl_lora.experiment.pipeline import check, execute
 from cl_lora.run_folder.reader import RunFolder
+from cl_lora.support import files
 from cl_lora.support.errors import UserError
 
 SMALL = (
@@ -284,13 +285,14 @@ def test_adapters_of_another_backbone_or_of_other_modules_are_named(tmp_path: Pa
     folder = run(tmp_path / "run", "shots=[1]", "seeds=[0]")
     training = folder / "adapters" / "seed-0" / "01-cartoon" / "training.json"
     record = json.loads(training.read_text())
-    training.write_text(json.dumps({**record, "backbone": "f00d"}))
+    training.write_text(json.dumps(files.sealed({**record, "backbone": "f00d"})))
     with pytest.raises(UserError, match=r"01-cartoon was trained on another backbone"):
         run(folder, "shots=[1]", "seeds=[0]")
     training.write_text(json.dumps(record))
     config = folder / "config.yaml"
     recorded = yaml.safe_load(config.read_text())
     recorded["identity"]["strategy"]["targets"] = ["fc1", "fc2", "q"]
+    del recorded["digest"]
     config.write_text(yaml.safe_dump(recorded))
     with pytest.raises(UserError, match=r"trained in other modules .* lacks '.*fc2'"):
         run(folder, "shots=[1]", "seeds=[0]", "strategy.targets=[q,fc1,fc2]")
