@@ -71,6 +71,12 @@ class TrainingConfig:
                 f"{self.warmup}; give such as 0.1"
             )
         policy = get_head_policy(self.head)
+        if policy.statistics:
+            raise UserError(
+                f"strategy.head={policy.name} is made of statistics of adapters that are trained, "
+                f"so none can be trained under it; set strategy.head=shared, and give an arm "
+                f"head: {policy.name}"
+            )
         shape = look_up("strategy.head_shape", HEAD_SHAPES, self.head_shape)
         if policy.sums_heads and not shape.mixes:
             raise UserError(

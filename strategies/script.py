@@ -48,7 +48,7 @@ class ScriptBackbone(Backbone):
         layer = _checked_head(model, head)
         super().__init__(model, layer.in_features, _patterns(model, lora.targets, head))
         self.head_name = head
-        self.modules_adapted = target_modules(model, lora.targets, self.targets)
+        self.modules_adapted = target_modules(model, lora.targets, self.targets, lora.first_block)
 
     @property
     def head(self) -> nn.Module:

@@ -122,7 +122,7 @@ class LoRATuning(Tuning):
 
     def modules(self, backbone: Backbone, lora: LoRAConfig) -> tuple[str, ...]:
         """Return the layers that the strategy names."""
-        return target_modules(backbone.network, lora.targets, backbone.targets)
+        return target_modules(backbone.network, lora.targets, backbone.targets, lora.first_block)
 
     def rank(self, lora: LoRAConfig) -> int | None:
         """Return the rank of the factors."""

@@ -28,6 +28,7 @@ TARGETS: Mapping[str, str] = {
 }
 """The layers of timm's Vision Transformers: target -> a regular expression of their full names."""
 
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
 _SPLIT = ("q", "k", "v")
 ADAPTER_NAME = "default"
 
@@ -43,6 +44,8 @@ class LoRAConfig:
         targets: which layers of every block, by the names that the backbone gives them; of q, k,
             v, proj, fc1, fc2, or ``qkv`` for one adapter on the fused projection of timm's.
         rslora: scale by ``1 / sqrt(r)`` (Kalajdzievski 2023).
+        first_block: blocks below this one have no adapter: what they compute is the same under
+            every adapter.
     """
 
     rank: int = at_most(10_000, 8)
@@ -50,6 +53,7 @@ class LoRAConfig:
     dropout: float = at_most(1, 0.05)
     targets: tuple[str, ...] = ("qkv",)
     rslora: bool = False
+    first_block: int = at_most(10_000, 0)
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -71,6 +75,11 @@ class LoRAConfig:
         if "qkv" in self.targets and set(_SPLIT) & set(self.targets):
             raise UserError(
                 "Choose either the fused LoRA target 'qkv' or some of q, k, v; not both"
+            )
+        if self.first_block < 0:
+            raise UserError(
+                f"Expected first_block to be the number of a block from 0 but got "
+                f"{self.first_block}; give 0 for adapters in all blocks"
             )
 
     @property
@@ -144,7 +153,10 @@ def split_qkv(vit: nn.Module) -> None:
 
 
 def target_modules(
-    network: nn.Module, targets: Sequence[str], patterns: Mapping[str, str] = TARGETS
+    network: nn.Module,
+    targets: Sequence[str],
+    patterns: Mapping[str, str] = TARGETS,
+    first_block: int = 0,
 ) -> tuple[str, ...]:
     """Return the full names of the linear layers that ``targets`` names, in the network's order.
 
@@ -152,9 +164,11 @@ def target_modules(
         network: whose layers they are.
         targets: names of targets.
         patterns: target -> a regular expression of full names, as the backbone gives them.
+        first_block: layers of blocks below this one are left out.
 
     Raises:
-        UserError: for a target that is not known, or matches no linear layer of the network.
+        UserError: for a target that is not known, or matches no linear layer of the network; or
+            for a first block above the last.
     """
     check_targets(targets, patterns)
     layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
@@ -167,7 +181,28 @@ def target_modules(
                 f"choose among {', '.join(patterns)} what its blocks have"
             )
         found.update(names)
-    return tuple(name for name in layers if name in found)
+    return _from_block(first_block, tuple(name for name in layers if name in found))
+
+
+def _from_block(first_block: int, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the layers that lie in a block from this one on, by the number in their names."""
+    if not first_block:
+        return names
+    blocks = {name: _BLOCK.match(name) for name in names}
+    odd = next((name for name, block in blocks.items() if block is None), None)
+    if odd is not None:
+        raise UserError(
+            f"first_block={first_block} counts blocks by names such as blocks.{first_block}. but "
+            f"this backbone has the layer {odd!r}; leave first_block out, or choose a Vision "
+            "Transformer of timm"
+        )
+    numbers = {name: int(block[1]) for name, block in blocks.items() if block is not None}
+    if max(numbers.values()) < first_block:
+        raise UserError(
+            f"Expected first_block to be at most {max(numbers.values())}, the last block of this "
+            f"backbone, but got {first_block}; lower it"
+        )
+    return tuple(name for name in names if numbers[name] >= first_block)
 
 
 def inject(
@@ -191,7 +226,7 @@ def inject(
         r=config.rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.dropout,
-        target_modules=list(target_modules(network, config.targets, patterns)),
+        target_modules=list(target_modules(network, config.targets, patterns, config.first_block)),
         use_rslora=config.rslora,
     )
     model = get_peft_model(network, peft_config, adapter_name=ADAPTER_NAME)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from cl_lora.benchmarks.core import Benchmark
 from cl_lora.experiment.growing import check_growing
 from cl_lora.experiment.settings import Settings
+from cl_lora.models.base import Backbone
+from cl_lora.models.routing import default_block
+from cl_lora.models.statistics import get_statistic
 from cl_lora.support.errors import UserError, unknown_name
 
 
@@ -50,6 +53,7 @@ def check_tasks(settings: Settings, benchmark: Benchmark) -> None:
                 )
     check_growing(settings, benchmark)
     _check_policies(settings, benchmark)
+    _check_statistics(settings, benchmark)
 
 
 def _check_policies(settings: Settings, benchmark: Benchmark) -> None:
@@ -68,6 +72,64 @@ def _check_policies(settings: Settings, benchmark: Benchmark) -> None:
             raise UserError(
                 f"The head policy {policy.name!r} needs classes but task {task.name!r} of "
                 f"{benchmark.name!r} is of kind {task.kind.name!r}; choose another head"
+            )
+
+
+def _check_statistics(settings: Settings, benchmark: Benchmark) -> None:
+    """Refuse statistics by class of a task that has none."""
+    task = next((task for task in benchmark.tasks if not task.labels), None)
+    if task is None:
+        return
+    needed = [(f"Arm {arm.name!r}", arm.statistics) for arm in settings.arms]
+    needed += [(f"The reference row {r.name!r}", r.statistics) for r in settings.references]
+    for what, names in needed:
+        by_class = next((name for name in names if get_statistic(name).needs_classes), None)
+        if by_class is not None:
+            raise UserError(
+                f"{what} needs the statistic {by_class!r} of every class but task {task.name!r} of "
+                f"{benchmark.name!r} is of kind {task.kind.name!r}, without classes; leave it out"
+            )
+
+
+def check_arms(settings: Settings) -> None:
+    """Refuse arms that do not go with each other's settings, before any data are there."""
+    protocol = settings.protocol
+    for arm in settings.arms:
+        if arm.rule.routed and protocol.own_heads:
+            raise UserError(
+                f"Arm {arm.name!r}: coefficients=routed find out which experience an input is of, "
+                f"but with protocol={protocol.name} it is known; leave the arm out, or set "
+                "protocol=prefixes"
+            )
+        if arm.policy.apart and not arm.bank.own_heads:
+            raise UserError(
+                f"Arm {arm.name!r}: bank={arm.bank.name} has one head that is trained on through "
+                f"the stream but head={arm.policy.name} serves every experience by a head of its "
+                "own; leave bank out, or set strategy.head=shared"
+            )
+
+
+def check_routing(settings: Settings, backbone: Backbone) -> None:
+    """Refuse a router that finds no block of tokens to look at.
+
+    Raises:
+        UserError: naming the arm.
+    """
+    for arm in settings.arms:
+        if not arm.rule.routed:
+            continue
+        if not backbone.depth:
+            raise UserError(
+                f"Arm {arm.name!r}: coefficients=routed look at the tokens of a block but this "
+                "model shows none; leave the arm out, or choose a Vision Transformer of timm, such "
+                "as model=vit_tiny"
+            )
+        block = arm.rule.options["block"]
+        if block is not None and block >= backbone.depth:
+            raise UserError(
+                f"Arm {arm.name!r}: expected block to be below {backbone.depth}, the number of "
+                f"blocks of this model, but got {block}; lower it, or leave it out for "
+                f"{default_block(backbone)}"
             )
 
 

@@ -35,7 +35,7 @@ from cl_lora.experiment.arms import (
     check_weights,
 )
 from cl_lora.experiment.banks import FRESH, Banks
-from cl_lora.experiment.checks import check_tasks, embedded
+from cl_lora.experiment.checks import check_arms, check_routing, check_tasks, embedded
 from cl_lora.experiment.evaluator import Evaluator, NotFiniteError
 from cl_lora.experiment.few_shot import check_few_shot, outline
 from cl_lora.experiment.ledger import Ledger, open_ledger
@@ -144,6 +144,7 @@ def prepare(raw: Mapping[str, Any]) -> Prepared:
     backbone, modules = prepare_backbone(
         settings.model, settings.lora, settings.device, settings.bf16
     )
+    check_routing(settings, backbone)
     for experience in benchmark.experiences:
         backbone.check_samples(experience.inputs, experience.name)
     if _heads_of_texts(settings):
@@ -194,6 +195,7 @@ def check(raw: Mapping[str, Any]) -> Settings:
                 f"Arm {arm.name!r} is adapted to support sets, which the protocol "
                 f"{protocol.name!r} does not draw; set protocol=shots, or leave adapt out"
             )
+    check_arms(settings)
     wanted = settings.options.yardstick
     rows = [*(arm.name for arm in settings.arms), *(row.name for row in settings.references)]
     if wanted is not None and wanted not in rows:

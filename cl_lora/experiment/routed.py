@@ -6,9 +6,10 @@ the adapters. An expert is an adapter with the head that was trained with it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,11 @@ from cl_lora.models.bottleneck import Bottleneck, mixed
 from cl_lora.models.class_statistics import results_of, router_statistic
 from cl_lora.models.compute import Batch
 from cl_lora.models.heads import freeze
-from cl_lora.models.routing import Router, default_block
+from cl_lora.models.routing import Router, default_block, style
+from cl_lora.models.weights import changed
 from cl_lora.run_folder.records import Coefficient
+
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
 def serve_routed(bench: Workbench, arm: Arm, stage: Stage) -> Served:
@@ -76,7 +80,9 @@ class Experts:
         results = [results for a in adapters for results in results_of(a.statistics[name])]
         device = bench.compute.device
         heads = [
-            freeze(bench.head_alone(arm.bank, m, stage.seen_by(m), arm.policy)).to(device)
+            freeze(bench.head_alone(arm.bank, m, stage.seen_by(m), arm.policy, spc=arm.spc)).to(
+                device
+            )
             for m in members
         ]
         block = default_block(bench.backbone) if options["block"] is None else options["block"]
@@ -116,18 +122,59 @@ class Experts:
         outputs = self._mixed(j, weights) if self.soft else self._grouped(j, weights.argmax(1))
         return [(outputs, targets)]
 
+    @torch.no_grad()
+    def serve(self, inputs: Tensor) -> Tensor:
+        """Return the outputs of one batch of encoded inputs, as they come: nothing is stored.
+
+        The router's pass goes up to its block. Where no adapter changes anything below, the pass
+        of the experts goes on from there; else it starts anew.
+        """
+        bench, backbone = self.bench, self.bench.backbone
+        inputs = inputs.to(bench.compute.device)
+        with bench.compute.autocast():
+            tokens = backbone.tokens(inputs, self.block)
+        styles = style(backbone.patches(tokens))
+        begun, pass_on = (
+            (tokens, partial(backbone.resume, block=self.block))
+            if self.shares_prefix
+            else (inputs, backbone)
+        )
+
+        def features(rows: Tensor | slice) -> Tensor:
+            with bench.compute.autocast():
+                found: Tensor = pass_on(begun[rows])
+            return found.float()
+
+        if self.soft:
+            weights = self.router.soft(styles, self.temperature)
+            with mixed(backbone.network, self._bottleneck) as weigh:
+                weigh(weights)
+                return self.mix(features(slice(None)), weights)
+
+        def under(member: int, rows: Tensor) -> Tensor:
+            update = OwnUpdate(bench.banks[self.bank.name][member])
+            with changed(backbone.network, update):
+                return features(rows)
+
+        return self._each(self.router.hard(styles), under)
+
     def _grouped(self, j: int, routes: Tensor) -> Tensor:
-        """Return the outputs of the expert of every sample: one pass for the samples of each."""
-        bench, test = self.bench, self.bench.benchmark.experiences[j].test
+        """Return the outputs of the expert of every test sample; its features are computed once."""
+        test = self.bench.benchmark.experiences[j].test
+        return self._each(
+            routes,
+            lambda member, rows: self.bench.features_alone(self.bank, member, j, test)[rows],
+        )
+
+    def _each(self, routes: Tensor, features: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Return the outputs of the expert of every input, each expert asked for its rows once."""
         outputs: Tensor | None = None
         for place, (member, head) in enumerate(zip(self.members, self.heads, strict=True)):
             rows = (routes == place).nonzero().squeeze(1)
             if not len(rows):
                 continue
-            features = bench.features_alone(self.bank, member, j, test)[rows]
-            made = head(features)
-            if outputs is None:
-                outputs = made.new_empty(len(routes), made.shape[1])
+            made = head(features(member, rows))
+            outputs = made.new_empty(len(routes), made.shape[1]) if outputs is None else outputs
             outputs[rows] = made
         assert outputs is not None
         return outputs
@@ -176,9 +223,13 @@ class Experts:
     @property
     def shares_prefix(self) -> bool:
         """Whether no adapter changes anything before the router looks."""
-        below = [f"blocks.{k}." for k in range(self.block)]
-        modules = {module for adapter in self.adapters for module in adapter.modules()}
-        return not any(module.startswith(tuple(below)) for module in modules)
+        changed_below = (
+            module
+            for adapter in self.adapters
+            for module in adapter.modules()
+            if not (found := _BLOCK.match(module)) or int(found[1]) < self.block
+        )
+        return next(changed_below, None) is None
 
     @property
     def numbers(self) -> int:

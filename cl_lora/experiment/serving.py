@@ -403,17 +403,21 @@ class Workbench:
         stage: Stage,
         policy: HeadPolicy,
         known: Sequence[int] = (),
+        spc: int | None = None,
     ) -> nn.Module:
-        """Return the one head that serves an adapter by itself; arguments as of :meth:`alone`."""
-        members = tuple(known) or (member,)
+        """Return the one head that serves an adapter by itself; arguments as of :meth:`alone`.
+
+        ``spc``: samples a class of a head that is made of the buffer, where not the run's.
+        """
+        members, spc = tuple(known) or (member,), spc or self.spc
         adapter, update = self.banks[bank.name][member], self._alone(bank, member)
         return policy.serve(
             HeadSources(
                 [adapter.head],
                 None,
-                lambda: self.prototypes(update, self.spc, stage),
+                lambda: self.prototypes(update, spc, stage),
                 gaussians=lambda: self.gaussians(bank, members),
-                moved=lambda: self.moved(bank, members, update, self.spc),
+                moved=lambda: self.moved(bank, members, update, spc),
             )
         )
 

@@ -103,6 +103,13 @@ def _of_arm(choice: Choice, head: str | None) -> Rebuilt:
             "serves every task by weights of its own (a residual), and a PEFT folder holds one",
             "export an arm that serves all tasks by one merge",
         )
+    if arm.rule.routed:
+        _refuse(
+            choice,
+            "serves every image by adapters of its own, and a PEFT folder holds one",
+            "export an arm that serves all by one merge, or use the adapters in the run folder's "
+            "adapters/",
+        )
     _require_low_rank(choice, arm.bank)
     if arm.method is None or (adapted is not None and adapted.kind.trains_network):
         _refuse(
@@ -137,7 +144,8 @@ def _of_reference(choice: Choice, head: str | None) -> Rebuilt:
         )
     bank, member = found
     _require_low_rank(choice, bank)
-    adapter, policy = _adapter(choice, bank, member), _policy(choice)
+    adapter = _adapter(choice, bank, member)
+    policy = _policy(choice) if row.head is None else row.head()
     if policy.apart and not bank.own_heads:
         heads, why = _one_head(choice, adapter.head), ""
     else:
@@ -226,7 +234,7 @@ def _named(
 
 
 class _NotStoredError(Exception):
-    """A head is made of samples, which a run folder does not hold."""
+    """A head is made of samples, which a run folder does not hold, or is no layer."""
 
 
 def _not_stored() -> NoReturn:
@@ -255,7 +263,11 @@ def _heads(
         try:
             stored = _stored_heads(choice, policy, states, members, alpha)
         except _NotStoredError:
-            why = "it is made of samples each time it serves"
+            why = (
+                "it is made of statistics of classes and is no layer"
+                if policy.statistics
+                else "it is made of samples each time it serves"
+            )
     if instead == NONE:
         return (), why or "it was left out as asked"
     if stored and instead is None:
@@ -287,6 +299,8 @@ def _stored_heads(
     members: Sequence[int],
     alpha: Tensor | None,
 ) -> tuple[ServedHead, ...]:
+    if policy.statistics:
+        raise _NotStoredError
     if not policy.apart:
         served = policy.serve(HeadSources(states, alpha, _not_stored))
         return _one_head(choice, served.state_dict())

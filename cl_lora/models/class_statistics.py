@@ -56,6 +56,7 @@ def results_of(statistic: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     FEATURES,
     summary="class means of the features under the adapter, and their covariance within classes",
     part=TRAIN,
+    needs_classes=True,
 )
 def features(observed: Observed, batches: Iterable[Batch]) -> Sums:
     """Sum the moments of the features that are served with the adapter, by class.
@@ -73,6 +74,7 @@ def features(observed: Observed, batches: Iterable[Batch]) -> Sums:
     "block's input), and their covariance within classes; router@K: at block K",
     part=TRAIN,
     takes_number=True,
+    needs_classes=True,
 )
 def router(observed: Observed, batches: Iterable[Batch], block: int | None = None) -> Sums:
     """Sum the moments of styles at the input of a block of the bare backbone, by class.

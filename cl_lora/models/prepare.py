@@ -27,6 +27,6 @@ def prepare_backbone(
     """
     backbone = load_backbone(config)
     backbone.separate(lora.targets)
-    modules = target_modules(backbone.network, lora.targets, backbone.targets)
+    modules = target_modules(backbone.network, lora.targets, backbone.targets, lora.first_block)
     backbone.spell_out_attention = bf16 and device.type == "cpu"
     return backbone.to(device), modules

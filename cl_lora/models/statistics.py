@@ -152,6 +152,7 @@ class Statistic:
         gather: makes it; entries that it does not exist for are left out.
         takes_number: whether there is one for every number, called ``name@number``, which
             ``gather`` takes as its third argument.
+        needs_classes: whether it exists for tasks with class labels only.
     """
 
     name: str
@@ -159,6 +160,7 @@ class Statistic:
     part: str
     gather: Gather
     takes_number: bool = False
+    needs_classes: bool = False
 
     def choose(
         self,
@@ -200,7 +202,12 @@ STATISTICS: dict[str, Statistic] = {}
 
 
 def register_statistic(
-    name: str, *, summary: str, part: str, takes_number: bool = False
+    name: str,
+    *,
+    summary: str,
+    part: str,
+    takes_number: bool = False,
+    needs_classes: bool = False,
 ) -> Callable[[Gather], Gather]:
     """Register the decorated function as a statistic; arguments as of :class:`Statistic`.
 
@@ -211,7 +218,7 @@ def register_statistic(
     def decorate(gather: Gather) -> Gather:
         taken = STATISTICS.get(name)
         check_free("statistic", name, taken.gather if taken else None, gather)
-        STATISTICS[name] = Statistic(name, summary, part, gather, takes_number)
+        STATISTICS[name] = Statistic(name, summary, part, gather, takes_number, needs_classes)
         return gather
 
     return decorate

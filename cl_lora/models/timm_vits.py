@@ -71,8 +71,9 @@ class TimmBackbone(ImageBackbone):
 
     @property
     def depth(self) -> int:
-        """How many blocks the network has."""
-        return len(self._blocks)
+        """How many blocks the network has; 0 where they are no plain row behind one embedding."""
+        plain = isinstance(self.network.blocks, nn.Sequential)
+        return len(self._blocks) if plain and hasattr(self.network, "num_prefix_tokens") else 0
 
     @property
     def _blocks(self) -> nn.Sequential:

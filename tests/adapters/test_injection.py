@@ -19,6 +19,7 @@ from cl_lora.adapters.injection import (
     target_modules,
 )
 from cl_lora.models.backbones import Backbone
+from cl_lora.strategies.tunings import TUNINGS
 from cl_lora.support.errors import UserError
 
 
@@ -56,6 +57,25 @@ def test_each_target_is_found_by_name_in_every_block(backbone: Backbone, target:
 def test_patch_embedding_is_never_adapted(backbone: Backbone) -> None:
     found = target_modules(backbone.network, ["proj"])
     assert found == ("blocks.0.attn.proj", "blocks.1.attn.proj")
+
+
+def test_below_the_first_block_nothing_is_adapted(backbone: Backbone) -> None:
+    config = LoRAConfig(rank=2, targets=("qkv", "fc1"), dropout=0.0, first_block=1)
+    backbone.network = inject(backbone.network, config, None)
+    found = set(extract(backbone.network))
+    backbone.network = remove(backbone.network)
+    assert found == {"blocks.1.attn.qkv", "blocks.1.mlp.fc1"}
+    assert found == set(TUNINGS["lora"].modules(backbone, config))
+
+
+def test_a_first_block_that_is_not_there(backbone: Backbone) -> None:
+    with pytest.raises(UserError, match="first_block to be at most 1, .* but got 2; lower it"):
+        target_modules(backbone.network, ["qkv"], first_block=2)
+    with pytest.raises(UserError, match="number of a block from 0 but got -1; give 0"):
+        LoRAConfig(first_block=-1)
+    other = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    with pytest.raises(UserError, match="this backbone has the layer '0'; leave first_block out"):
+        target_modules(other, ["all"], {"all": ".*"}, first_block=1)
 
 
 @pytest.mark.parametrize("targets", [("qkv", "fc2"), ("q", "v", "proj")])

@@ -9,6 +9,7 @@ from typing import ClassVar
 from cl_lora.experiment.banks import FRESH, BankKind
 from cl_lora.experiment.serving import Served, Workbench
 from cl_lora.experiment.stages import ALONE, Stage, shots_of
+from cl_lora.models.head_policies import HeadPolicy
 from cl_lora.support.errors import unknown_name
 from cl_lora.support.registry import registers
 
@@ -26,6 +27,7 @@ class Reference(ABC):
         role: what it stands for in the analysis of a run, such as ``single``; mostly nothing.
         statistics: names of the statistics that it needs beside adapters.
         of_statistics: names of the banks beside whose adapters it needs them.
+        head: the head policy that it serves under; None for the run's.
     """
 
     name: ClassVar[str]
@@ -36,6 +38,7 @@ class Reference(ABC):
     needs_partner: ClassVar[bool] = False
     statistics: ClassVar[tuple[str, ...]] = ()
     of_statistics: ClassVar[tuple[str, ...]] = ()
+    head: ClassVar[type[HeadPolicy] | None] = None
 
     def scored(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
         """Return the stages at which it is scored: those that need no support set, nor a merge.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 from cl_lora.experiment.banks import FRESH, JOINT, SEQUENTIAL, BankKind
 from cl_lora.experiment.references.core import Reference, register_reference
 from cl_lora.experiment.serving import Served, Workbench
 from cl_lora.experiment.stages import Stage
 from cl_lora.models.class_statistics import FEATURES
-from cl_lora.models.head_policies import Gaussian, HeadPolicy, Mixture
+from cl_lora.models.head_policies import Gaussian, Mixture
 
 
 @register_reference
@@ -105,6 +104,7 @@ class SequentialMixture(Sequential):
     yardstick = 0
     statistics = (FEATURES,)
     of_statistics = (SEQUENTIAL.name,)
+    head = Mixture
 
     def serve(self, bench: Workbench, stage: Stage) -> Served:
         """Serve the state after the newest experience."""
@@ -120,7 +120,6 @@ class Joint(Reference):
     name = "joint"
     summary = "one LoRA trained on all experiences at once, scored at the end"
     banks = (FRESH, JOINT)
-    head: ClassVar[type[HeadPolicy] | None] = None
 
     def scored(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
         """Return the stages that merge all there is, and the one before any training.
