@@ -26,7 +26,8 @@ from cl_lora.merging import (
     validate_method,
     variant_of,
 )
-from cl_lora.merging.registry import statistic_of
+from cl_lora.merging.coefficients.routed import SOFT
+from cl_lora.merging.registry import is_number, statistic_of
 from cl_lora.merging.residuals import ResidualChoice, make_residual
 from cl_lora.models.base import Backbone
 from cl_lora.models.class_statistics import router_statistic
@@ -50,6 +51,7 @@ _OWN = (
     "residual",
     *_ADAPTING,
 )
+_ANCHOR = "anchor"
 FACTORS = "factors"
 BASE, MERGE = "base", "merge"
 """Where an arm that is adapted starts: the bare backbone, or the merge of its members."""
@@ -115,6 +117,8 @@ class Arm:
             not. Only policies that do not decide how adapters are trained can be asked for.
         policy: the head policy that holds for it.
         tune_head: whether learning coefficients also trains the head on the buffer.
+        anchor: what the squared distance of a trained head to its start is multiplied with in the
+            loss: adapters have seen the buffer, so that a free head learns it by heart.
         members: how many of a stage's adapters it merges, the first; None for all.
         adaptation: how it is adapted to support sets; None where it is not.
         bank: whose adapters it merges, or takes residuals of.
@@ -134,6 +138,7 @@ class Arm:
     buffer_batch_size: int = at_most(1_000_000, 32)
     head: str | None = None
     tune_head: bool = False
+    anchor: float = at_most(1e6, 0.0)
     members: int | None = at_most(10_000, None)
     adaptation: Adaptation | None = None
     bank: BankKind = FRESH
@@ -167,8 +172,9 @@ class Arm:
 
     @property
     def in_batches(self) -> bool:
-        """Whether its coefficients are learned step by step on the buffer."""
-        return self.adaptation is None and self.rule.how == "gradient"
+        """Whether its coefficients are learned step by step on batches of the buffer."""
+        learned = self.adaptation is None and self.rule.how == "gradient"
+        return learned and self.rule.solver.in_batches
 
     def of(self, stage: Stage) -> tuple[int, ...]:
         """Return the members of a stage that it merges."""
@@ -228,7 +234,7 @@ class Arm:
             "spc": self.spc if self.needs_buffer else None,
             "buffer_batch_size": self.buffer_batch_size if self.in_batches else None,
             "head": self.head,
-            "tune_head": self.tune_head,
+            "tune_head": {_ANCHOR: self.anchor} if self.anchor else self.tune_head,
             # What an arm does not name does not stand here: it is what it was before.
             **({"members": self.members} if self.members is not None else {}),
             **({"bank": self.bank.name} if self.bank is not FRESH else {}),
@@ -295,14 +301,16 @@ def make_arm(name: str, settings: Mapping[str, Any], defaults: ArmDefaults | Non
         method, space, options = _merge(settings) if merges else _no_merge(settings)
         residual = _residual(settings, merges)
         rule = make_rule(_rule_config(settings.get("coefficients", "uniform")))
-        if rule.how == "gradient" and method is not None:
+        if rule.how == "gradient" and rule.solver.gradient and method is not None:
             require_learnable(method, space, options)
         if rule.learned:
             # Options that do not go together show here, not after training.
             rule.state(1, ("blocks.0",))
+        tune_head, anchor = _tune_head(settings)
         head = _head(settings)
         policy = get_head_policy(head or defaults.head)
         _check_routed(settings, method, space, options, rule, policy)
+        _check_tuned(tune_head, rule, policy)
         if policy.apart and not get_head_policy(defaults.head).apart:
             raise UserError(
                 f"head={policy.name} serves every experience by a head of its own; set "
@@ -318,7 +326,8 @@ def make_arm(name: str, settings: Mapping[str, Any], defaults: ArmDefaults | Non
             spc=_count(settings, "spc", defaults.spc),
             buffer_batch_size=_count(settings, "buffer_batch_size", defaults.buffer_batch_size),
             head=head,
-            tune_head=_tune_head(settings, rule, policy),
+            tune_head=tune_head,
+            anchor=anchor,
             members=None if settings.get("members") is None else _count(settings, "members", 1),
             adaptation=_adaptation(settings, merges, rule, defaults.adaptation),
             bank=_bank(settings, space),
@@ -338,6 +347,11 @@ def _check_routed(
     policy: HeadPolicy,
 ) -> None:
     """Refuse what cannot be served for each input apart."""
+    if policy.statistics and settings.get("residual") is not None:
+        raise UserError(
+            f"head={policy.name} is made of features under whole adapters, but with a residual "
+            "every task is served with the head of its own adapter; leave head out, or residual"
+        )
     if not rule.routed:
         if policy.of_one_adapter:
             raise UserError(
@@ -354,10 +368,22 @@ def _check_routed(
     odd = [key for key in ("residual", "adapt", "tune_head") if settings.get(key)]
     if odd:
         raise UserError(f"coefficients=routed do not go with {odd[0]}; leave it out")
+    bank = get_arm_bank(str(settings.get("bank") or FRESH.name))
+    if rule.options["weights"] == SOFT and not bank.tuning.low_rank:
+        raise UserError(
+            f"weights=soft mix low-rank adapters in one pass but bank={bank.name} holds none; give "
+            "weights=hard, or another bank"
+        )
+    if policy.needs_support and policy.statistics:
+        raise UserError(
+            f"head={policy.name} follows what a merge does to features, but coefficients=routed "
+            "serve adapters as they were trained; give head=gaussian, or head=mixture"
+        )
     if policy.apart:
         raise UserError(
             f"coefficients=routed find out which experience an input is of, but head={policy.name} "
-            "is for runs that know it; set strategy.head=shared"
+            "is for runs that know it; leave the arm out, or set strategy.head=shared with "
+            "protocol=prefixes"
         )
 
 
@@ -514,6 +540,12 @@ def _start(
             f"coefficients={rule.name} are learned but adapt={kind.name} learns none; give "
             "adapt=coefficients, or fixed coefficients"
         )
+    if rule.how == "gradient" and (not rule.solver.gradient or rule.follows):
+        odd = "start=previous" if rule.follows else f"solver={rule.solver.name}"
+        raise UserError(
+            "the coefficients of an arm that is adapted are trained step by step with its head, "
+            f"from their initial values; leave {odd} out of coefficients"
+        )
     config = settings.get("coefficients")
     if isinstance(config, Mapping) and "steps" in config:
         raise UserError(
@@ -572,11 +604,24 @@ def check_protocol(
                 f"Arm {arm.name!r} is scored at no stage of this protocol; give adapt, one of "
                 f"{', '.join(ADAPTATIONS)}"
             )
+        if arm.rule.follows and not _in_a_row(arm.scored(stages)):
+            raise UserError(
+                f"Arm {arm.name!r}: coefficients.start=previous starts from the stage before, but "
+                "stages of this protocol do not follow one another; leave it out"
+            )
         if arm.members is not None and arm.members > largest:
             raise UserError(
                 f"Arm {arm.name!r}: expected members to be at most {largest}, the adapters of the "
                 f"largest stage, but got {arm.members}"
             )
+
+
+def _in_a_row(stages: Sequence[Stage]) -> bool:
+    """Return whether every stage has the members of the one before, and one more."""
+    there = {(stage.index, stage.members) for stage in stages}
+    return all(
+        len(s.members) == 1 or (s.index - 1, s.members[:-1]) in there for s in stages if s.members
+    )
 
 
 def check_residuals(arms: Sequence[Arm], lora: LoRAConfig, backbone: Backbone) -> None:
@@ -694,20 +739,40 @@ def _head(settings: Mapping[str, Any]) -> str | None:
     return head
 
 
-def _tune_head(settings: Mapping[str, Any], rule: CoefficientRule, policy: HeadPolicy) -> bool:
+def _tune_head(settings: Mapping[str, Any]) -> tuple[bool, float]:
+    """Read whether the head is trained with the coefficients, and how much it is held back."""
     tune = settings.get("tune_head", False)
-    if not isinstance(tune, bool):
+    if isinstance(tune, bool):
+        return tune, 0.0
+    if not isinstance(tune, Mapping) or set(tune) != {_ANCHOR}:
         raise UserError(
-            f"expected tune_head to be true or false but got {shown(tune)}; give one of the two"
+            f"expected tune_head to be true or false, or {{{_ANCHOR}: a number}}, but got "
+            f"{shown(tune)}; give one of these"
         )
+    anchor = tune[_ANCHOR]
+    check_most(anchor, largest(Arm)[_ANCHOR], f"tune_head.{_ANCHOR}")
+    if not (is_number(anchor) and anchor > 0):
+        raise UserError(
+            f"expected tune_head.{_ANCHOR} to be a finite number above 0 but got {shown(anchor)}; "
+            "give one, or tune_head: true for a head that is not held back"
+        )
+    return True, float(anchor)
+
+
+def _check_tuned(tune: bool, rule: CoefficientRule, policy: HeadPolicy) -> None:
+    """Refuse to train a head along with what has no gradient, or that would not be served."""
     if tune and rule.how != "gradient":
         raise UserError(
             "tune_head needs learned coefficients; give such as coefficients=adaptive, or leave "
             "tune_head out"
+        )
+    if tune and not rule.solver.gradient:
+        raise UserError(
+            f"tune_head trains the head by its gradient but solver={rule.solver.name} has none; "
+            "leave tune_head out, or give solver=adam"
         )
     if tune and not policy.tunable:
         raise UserError(
             f"tune_head cannot go with head={policy.name}: no trained head would be served "
             f"({policy.summary}); leave tune_head out or choose another strategy.head"
         )
-    return tune

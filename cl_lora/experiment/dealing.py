@@ -10,6 +10,7 @@ from cl_lora.benchmarks.draw import ALL
 from cl_lora.experiment.adapting import merge_key
 from cl_lora.experiment.arms import MERGE, Arm
 from cl_lora.experiment.stages import Stage, shots_of
+from cl_lora.merging.coefficients import Size
 from cl_lora.run_folder.parts import Unit
 
 _BACKWARD = 3
@@ -82,14 +83,15 @@ def _learning(stage: Stage, arm: Arm, benchmark: Benchmark) -> int:
         trained = arm.adaptation.kind.trains_network or arm.adaptation.kind.learns_coefficients
         steps = config.steps_for(size) * min(config.batch_size, size) if trained else 0
         return size + _BACKWARD * steps * len(config.grid)
+    if not arm.rule.learned:
+        return 0
+    samples = sum(
+        len(e.val) if arm.sees is None else arm.sees * max(1, len(e.task.labels)) for e in seen
+    )
     if arm.rule.how == "gradient":
-        return _BACKWARD * int(arm.rule.options["steps"]) * arm.buffer_batch_size
-    if arm.rule.how == "search":
-        samples = sum(
-            len(e.val) if arm.sees is None else arm.sees * max(1, len(e.task.labels)) for e in seen
-        )
-        return samples * len(arm.rule.options.get("values", (None,)))
-    return 0
+        problem = Size(len(arm.of(stage)), samples, arm.buffer_batch_size)
+        return arm.rule.solver.cost(arm.rule.options, problem)
+    return samples * len(arm.rule.options.get("values", (None,)))
 
 
 def deal(given: Sequence[Piece], count: int) -> tuple[frozenset[Unit], ...]:

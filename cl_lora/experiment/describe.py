@@ -41,7 +41,8 @@ def describe_arm(arm: Arm) -> str:
     if arm.head is not None:
         sentences.append(f"Head: {arm.head}, in place of the run's.")
     if arm.tune_head:
-        sentences.append("The head is trained on the buffer together with the coefficients.")
+        held = f", held back to its start (anchor {arm.anchor:g})" if arm.anchor else ""
+        sentences.append(f"The head is trained on the buffer together with the coefficients{held}.")
     return " ".join(sentences)
 
 
@@ -98,7 +99,7 @@ def _rule(arm: Arm) -> str:
             if arm.sees is None
             else f"{arm.sees} samples per class and experience"
         )
-        text += f", {'learned' if arm.in_batches else 'chosen'} on {seen}"
+        text += f", {'chosen' if rule.how == 'search' else 'learned'} on {seen}"
         text += f", in batches of {arm.buffer_batch_size}" * arm.in_batches
     return text
 

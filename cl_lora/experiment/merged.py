@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ from cl_lora.adapters.injection import applied
 from cl_lora.experiment.arms import Arm
 from cl_lora.experiment.routed import serve_routed
 from cl_lora.experiment.sampling import draws, folds
-from cl_lora.experiment.serving import Part, Served, Workbench
+from cl_lora.experiment.serving import LearnedStart, Part, Served, Workbench
 from cl_lora.experiment.several_tasks import Tasks
 from cl_lora.experiment.stages import Stage
 from cl_lora.merging import (
@@ -28,6 +28,7 @@ from cl_lora.merging import (
     prepare,
     search,
 )
+from cl_lora.merging.coefficients import minimise
 from cl_lora.merging.residuals import ResidualChoice, TaskUpdate
 from cl_lora.models.bottleneck import Bottleneck
 from cl_lora.models.head_policies import HeadSources
@@ -91,7 +92,7 @@ class _Merge:
         arm, bench = self.arm, self.bench
         if arm.method is None:
             return None, None, ()
-        plan = prepare(self.adapters, arm.method, space=arm.space, seed=bench.seed, **arm.options)
+        plan = self._plan()
         try:
             if arm.rule.learned:
                 alpha, tuned = self._LEARN[arm.rule.how](self, plan)
@@ -106,6 +107,13 @@ class _Merge:
             arm.rule, alpha, plan.modules, bench.seed, arm.name, self.stage.index, self.members
         )
         return update, tuned, coefficients
+
+    def _plan(self) -> Plan:
+        arm = self.arm
+        assert arm.method is not None
+        return prepare(
+            self.adapters, arm.method, space=arm.space, seed=self.bench.seed, **arm.options
+        )
 
     def _with_residuals(self, residual: ResidualChoice, base: Update | None) -> dict[int, Part]:
         """Return for each experience the base with what is kept of its own adapter beside it.
@@ -160,37 +168,85 @@ class _Merge:
             )
         )
 
-    def _searched(self, plan: Plan) -> tuple[Tensor, nn.Module | None]:
-        """Return the candidate with the lowest loss on the support samples.
+    def _judged(self) -> tuple[Callable[[Update], Tensor], Callable[[Tensor], Tensor]]:
+        """Return what answers to the support samples as an update would be served, and the loss.
 
         A head that is made of support samples sees one half of each class's, and the loss is
         taken on the other: on samples that it was made of any head does well.
         """
         arm, bench = self.arm, self.bench
         if arm.policy.apart:
-            tasks = Tasks.of(bench, arm.sees, self.members, arm.bank)
-            return search(arm.rule, plan, tasks.loss).alpha, None
+            tasks = self._tasks()
+            return tasks.outputs, tasks.loss_of
         inputs, targets = bench.support(arm.sees, self.stage)
         fit, judge = folds(len(targets), arm.spc if arm.policy.needs_support else 1)
-        task = bench.task_at(self.stage)
+        task, device = bench.task_at(self.stage), bench.compute.device
 
-        def loss(update: Update) -> float:
+        def outputs(update: Update) -> Tensor:
             assert update.alpha is not None
-            head = freeze(self._head(update, update.alpha, fit)).to(bench.compute.device)
+            head = freeze(self._head(update, update.alpha, fit)).to(device)
             parts = torch.split(judge, bench.batch_size)
             batches = ((inputs[rows], targets[rows]) for rows in parts)
             with applied(bench.backbone.network, update):
                 features = list(bench.compute.features(bench.backbone, batches))
-            outputs = head(torch.cat([f for f, _ in features]))
-            return float(task.loss(outputs, torch.cat([y for _, y in features])))
+            made: Tensor = head(torch.cat([f for f, _ in features]))
+            return made
 
-        return search(arm.rule, plan, loss).alpha, None
+        def loss(made: Tensor) -> Tensor:
+            return task.loss(made, targets[judge].to(device))
+
+        return outputs, loss
+
+    def _searched(self, plan: Plan) -> tuple[Tensor, nn.Module | None]:
+        """Return the candidate with the lowest loss on the support samples."""
+        arm = self.arm
+        if arm.policy.apart:
+            return search(arm.rule, plan, self._tasks().loss).alpha, None
+        outputs, loss = self._judged()
+        return search(arm.rule, plan, lambda update: float(loss(outputs(update)))).alpha, None
+
+    def _tasks(self) -> Tasks:
+        return Tasks.of(self.bench, self.arm.sees, self.members, self.arm.bank)
 
     def _learned(self, plan: Plan) -> tuple[Tensor, nn.Module | None]:
+        """Return learned coefficients, and the head if it was trained along."""
+        before = self._before()
+        learn = self._by_gradient if self.arm.rule.solver.in_batches else self._minimised
+        alpha, head = learn(plan, before)
+        if self.arm.rule.follows:
+            self.bench.learned[self._key(self.stage)] = LearnedStart(alpha, 0.0, self.arm.name)
+        return alpha, head
+
+    def _before(self) -> Tensor | None:
+        """Return the coefficients of the stage before, where learning starts from them.
+
+        They are learned again where this process has not learned them, as in a run that goes on:
+        learning is deterministic, so that they are the same.
+        """
+        stage, arm = self.stage, self.arm
+        if not arm.rule.follows or len(stage.members) < 2:
+            return None
+        before = replace(
+            stage.seen_by(stage.members[-2]), index=stage.index - 1, members=stage.members[:-1]
+        )
+        if self._key(before) not in self.bench.learned:
+            there = _Merge(self.bench, arm, before)
+            there._learned(there._plan())
+        return self.bench.learned[self._key(before)].alpha
+
+    def _key(self, stage: Stage) -> tuple[str, int]:
+        return self.arm.name, stage.index
+
+    def _minimised(self, plan: Plan, previous: Tensor | None) -> tuple[Tensor, nn.Module | None]:
+        """Return coefficients learned on all support samples at once, without a gradient."""
+        outputs, loss = self._judged()
+        return minimise(self.arm.rule, plan, outputs, loss, previous=previous).alpha, None
+
+    def _by_gradient(self, plan: Plan, previous: Tensor | None) -> tuple[Tensor, nn.Module | None]:
         """Return coefficients learned by gradient, and the head if it was trained along."""
         arm, bench = self.arm, self.bench
         if arm.policy.apart:
-            return self._learned_apart(plan), None
+            return self._learned_apart(plan, previous), None
         inputs, targets = bench.support(arm.sees, self.stage)
         device = bench.compute.device
         head = head_of(arm.policy.start(self.heads)).to(device)
@@ -203,24 +259,31 @@ class _Merge:
 
         features_of = self._features(plan)
         task = bench.task_at(self.stage)
+        extra = list(head.parameters()) if arm.tune_head else []
+        started = [parameter.detach().clone() for parameter in extra]
 
         def loss(update: Update, step: int) -> Tensor:
             rows = order[step]
             features = features_of(update, inputs[rows].to(device))
-            return task.loss(outputs(features, update), targets[rows].to(device))
+            value = task.loss(outputs(features, update), targets[rows].to(device))
+            if not arm.anchor:
+                return value
+            moved = ((p - s).square().sum() for p, s in zip(extra, started, strict=True))
+            return value + arm.anchor * sum(moved)
 
-        extra = list(head.parameters()) if arm.tune_head else []
         lr = bench.head_lr if extra else None
-        learned = learn(arm.rule, plan, loss, extra_parameters=extra, extra_lr=lr)
+        learned = learn(
+            arm.rule, plan, loss, extra_parameters=extra, extra_lr=lr, previous=previous
+        )
         return learned.alpha, head if arm.tune_head else None
 
-    def _learned_apart(self, plan: Plan) -> Tensor:
+    def _learned_apart(self, plan: Plan, previous: Tensor | None) -> Tensor:
         """Return coefficients learned by the losses of several tasks, each under its own head.
 
         A step sees as many samples of every task; the buffer batch is shared out among them.
         """
         arm, bench = self.arm, self.bench
-        tasks = Tasks.of(bench, arm.sees, self.members, arm.bank)
+        tasks = self._tasks()
         size = max(1, arm.buffer_batch_size // len(self.members))
         steps, index = int(arm.rule.options["steps"]), self.stage.index
         order = {
@@ -233,7 +296,7 @@ class _Merge:
             rows = {j: of_j[step] for j, of_j in order.items()}
             return tasks.relative_loss(lambda inputs: features_of(update, inputs), rows)
 
-        return learn(arm.rule, plan, loss).alpha
+        return learn(arm.rule, plan, loss, previous=previous).alpha
 
     def _features(self, plan: Plan) -> Callable[[Update, Tensor], Tensor]:
         """Return what turns inputs into features, differentiable in the coefficients.

@@ -64,6 +64,23 @@ class Tasks:
             losses = [self._loss(j) / self.units[j] for j in self.samples]
         return sum(losses) / len(losses)
 
+    def outputs(self, update: Update) -> Tensor:
+        """Return what the heads answer to all samples under an update, one after another, flat."""
+        with applied(self.bench.backbone.network, update):
+            return torch.cat([self._outputs(j)[0].reshape(-1) for j in self.samples])
+
+    def loss_of(self, outputs: Tensor) -> Tensor:
+        """Return the mean over tasks of the loss of :meth:`outputs`, in its unit."""
+        device = self.bench.compute.device
+        sizes = {j: len(y) * self._task(j).outputs for j, (_, y) in self.samples.items()}
+        parts = zip(self.samples, torch.split(outputs, list(sizes.values())), strict=True)
+        losses = [
+            self._task(j).loss(part.view(-1, self._task(j).outputs), self.samples[j][1].to(device))
+            / self.units[j]
+            for j, part in parts
+        ]
+        return torch.stack(losses).mean()
+
     def relative_loss(
         self, features: Callable[[Tensor], Tensor], rows: Mapping[int, Tensor]
     ) -> Tensor:
@@ -86,12 +103,17 @@ class Tasks:
     @torch.no_grad()
     def _loss(self, j: int) -> float:
         """Return the loss of all samples of one experience under the backbone as it stands."""
+        return float(self._task(j).loss(*self._outputs(j)))
+
+    @torch.no_grad()
+    def _outputs(self, j: int) -> Batch:
+        """Return what the head of an experience answers to all its samples, and the targets."""
         bench, (inputs, targets) = self.bench, self.samples[j]
         size = bench.batch_size
         parts = ((inputs[i : i + size], targets[i : i + size]) for i in range(0, len(inputs), size))
         found = list(bench.compute.features(bench.backbone, parts))
         outputs = self.heads[j](torch.cat([f for f, _ in found]))
-        return float(self._task(j).loss(outputs, torch.cat([y for _, y in found])))
+        return outputs, torch.cat([y for _, y in found])
 
     def _task(self, j: int) -> Task:
         return self.bench.own_task(j)

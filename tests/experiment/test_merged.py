@@ -24,8 +24,10 @@ from cl_lora.experiment.serving import Workbench
 from cl_lora.merging import prepare
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.bottleneck import Bottleneck
+from cl_lora.models.gaussians import Gaussians
 from cl_lora.models.heads import PrototypeHead, head_of
-from cl_lora.support.errors import DivergedError
+from cl_lora.support.errors import DivergedError, UserError
+from cl_lora.support.seeding import torch_generator
 
 
 @pytest.fixture
@@ -196,8 +198,184 @@ def test_granularity_gives_a_row_for_each_group(bench, granularity: str, groups:
 
 
 def test_learning_that_fails_names_arm_seed_and_stage(bench) -> None:
+    bench.banks["fresh"][1].head["weight"].fill_(torch.inf)
     with pytest.raises(DivergedError, match=r"Arm 'x', seed 0, stage 'cartoon': .*lr"):
-        learned(bench, t=1, rule={"b_max": 1e30})
+        learned(bench, t=1)
+    with pytest.raises(DivergedError, match=r"Arm 'x', seed 0, stage 'cartoon': .*starts"):
+        solved(bench, t=1)
+
+
+# Learned without a gradient -------------------------------------------------------------------
+
+
+def solved(bench: Workbench, t: int = 2, **more: Any) -> Any:
+    rule = {"name": "adaptive", "b_max": 3, "solver": "gauss_newton", **more.pop("rule", {})}
+    return serve(bench, t, **{"method": "task_arithmetic", "coefficients": rule, **more})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"rule": {"b_max": 1}},
+        {"method": "ties", "space": "factors"},
+        {"method": "svd", "rank": 2},
+        {"rule": {"granularity": "layer"}},
+    ],
+)
+def test_gauss_newton_lowers_the_loss_of_any_merge(bench, settings) -> None:
+    more = {k: v for k, v in settings.items() if k != "rule"}
+    begin = (1 + settings.get("rule", {}).get("b_max", 3)) / 4
+    start = serve(bench, 2, **{"method": "task_arithmetic", "coefficients": begin, **more})
+    served = solved(bench, **settings)
+    assert buffer_loss(bench, served) < buffer_loss(bench, start)
+    assert values(solved(bench, **settings)) == values(served)
+
+
+def test_gauss_newton_finds_what_a_long_run_of_adam_finds(bench) -> None:
+    tight = {"tolerance": 1e-7, "iterations": 100}
+    ours = solved(bench, rule=tight)
+    adam = learned(bench, rule={"steps": 120, "lr": 0.1})
+    assert buffer_loss(bench, ours) <= buffer_loss(bench, adam) + 1e-4
+
+
+def head_loss(bench: Workbench, served: Any, rows: Any) -> float:
+    inputs, targets = support(bench, 2, upto=2)
+    outputs = served.head(0)(features(bench.backbone, served.update(0), inputs))
+    return float(F.cross_entropy(outputs[rows], targets[rows]))
+
+
+def test_gauss_newton_learns_under_merged_heads(benchmark_16, backbone) -> None:
+    bench = workbench(benchmark_16, backbone, head="per_experience")
+    served = solved(bench, rule={"tolerance": 1e-6})
+    for factor in (0.8, 1.25):
+        fixed = [v * factor for v in values(served)]
+        moved = serve(bench, 2, method="task_arithmetic", coefficients=fixed)
+        assert buffer_loss(bench, served) <= buffer_loss(bench, moved)
+
+
+def test_gauss_newton_learns_under_class_means_of_the_other_half(bench) -> None:
+    """By hand: class means of one half of each class's samples, the loss on the rest."""
+    inputs, targets = support(bench, 4, upto=2)
+    fit, judge = folds(len(targets), 4)
+
+    def loss(weights: list[float]) -> float:
+        seen = features(bench.backbone, summed(bench, weights), inputs)
+        with torch.no_grad():
+            outputs = PrototypeHead(seen[fit], targets[fit], 3)(seen[judge])
+        return float(F.cross_entropy(outputs, targets[judge]))
+
+    rule = {"tolerance": 1e-6, "iterations": 50}
+    found = values(solved(bench, spc=4, head="prototypes", rule=rule))
+    assert loss(found) < loss([1.0] * 3)
+    assert loss(found) < min(loss([v * factor for v in found]) for factor in (0.7, 1.4))
+
+
+def test_a_head_of_gaussians_is_learned_under(bench, monkeypatch) -> None:
+    """The mixture stands for every head that is made of statistics; here it knows two classes."""
+    made = []
+
+    def gaussians(self, bank, members):
+        made.append(tuple(members))
+        means = torch.randn(3, 3, bench.backbone.features, generator=torch_generator(0, "means"))
+        eye = torch.eye(bench.backbone.features, dtype=torch.float64)
+        return Gaussians(torch.full((3, 3), 10.0).double(), means.double(), eye)
+
+    monkeypatch.setattr(Workbench, "gaussians", gaussians)
+    start = serve(bench, 2, method="task_arithmetic", coefficients=1.0, head="mixture")
+    served = solved(bench, head="mixture")
+    assert buffer_loss(bench, served) < buffer_loss(bench, start)
+    assert len(made) > 5
+
+
+def test_each_step_sees_all_of_the_buffer_and_no_gradient(bench) -> None:
+    seen: list[int] = []
+    compute = bench.compute
+
+    class Watching(type(compute)):
+        def features(self, backbone, batches):
+            batches = list(batches)
+            seen.append(sum(len(x) for x, _ in batches))
+            return super().features(backbone, batches)
+
+        def merged_features(self, backbone, update, inputs):
+            raise AssertionError("no backward pass")
+
+        composed_features = merged_features
+
+    watched = dataclasses.replace(bench, compute=Watching(compute.device, compute.bf16))
+    solved(watched, rule={"iterations": 1})
+    assert set(seen) == {3 * 3 * 2}
+    assert len(seen) == 1 + 3 + 1  # the start, a difference for each of three, one step
+
+
+def test_a_head_cannot_be_trained_without_a_gradient(bench) -> None:
+    with pytest.raises(UserError, match="tune_head trains the head by its gradient"):
+        solved(bench, tune_head=True)
+    with pytest.raises(UserError, match="differentiable in its coefficients"):
+        learned(bench, method="svd", rank=2)
+
+
+# Where learning starts ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ["adam", "gauss_newton"])
+def test_learning_starts_from_the_stage_before(bench, solver, monkeypatch) -> None:
+    """A chain that is made stage by stage is the one that is made at once, to the last bit."""
+    short = {"steps": 3} if solver == "adam" else {"iterations": 1}
+    rule = {"name": "adaptive", "b_max": 3, "solver": solver, "start": "previous", **short}
+    settings = {"method": "task_arithmetic", "coefficients": rule}
+    one_by_one = [values(serve(bench, t, **settings)) for t in range(3)]
+    again = dataclasses.replace(bench, learned={})
+    assert values(serve(again, 2, **settings)) == one_by_one[2]
+    fresh = {**settings, "coefficients": {**rule, "start": "fresh"}}
+    assert values(serve(bench, 0, **fresh)) == one_by_one[0]
+    assert values(serve(bench, 2, **fresh)) != one_by_one[2]
+    still = {"steps": 1, "lr": 1e-12} if solver == "adam" else {"tolerance": 1e6}
+    began = values(serve(again, 2, method="task_arithmetic", coefficients={**rule, **still}))
+    assert began[2] == pytest.approx(1.0)  # (1 + b_max) / 4
+
+
+def test_members_that_stay_start_where_they_were(bench) -> None:
+    rule = {"name": "unbounded", "granularity": "adapter", "start": "previous"}
+    rule |= {"solver": "gauss_newton"}
+    settings = {"method": "task_arithmetic", "members": 2}
+    before = values(serve(bench, 1, coefficients=rule, **settings))
+    kept = dict(bench.learned)
+    still = {**rule, "tolerance": 1e6}
+    bench.learned.clear()
+    bench.learned.update(kept)
+    assert values(serve(bench, 2, coefficients=still, **settings)) == before
+
+
+# A head that is held back ---------------------------------------------------------------------
+
+
+def test_an_anchor_holds_a_tuned_head_back(bench) -> None:
+    """By hand: with the coefficients held still, the head that Adam finds under the penalty."""
+    still = {"steps": 40, "lr": 1e-12}
+    start = head_of(bench.policy.start([a.head for a in bench.banks["fresh"]]))
+    inputs, targets = support(bench, 2, upto=2)
+    seen = features(bench.backbone, summed(bench, [1.0] * 3), inputs)
+    moved = []
+    for anchor in (0.01, 1.0):
+        served = learned(bench, rule=still, tune_head={"anchor": anchor})
+        head = head_of(bench.policy.start([a.head for a in bench.banks["fresh"]]))
+        head.requires_grad_(True)
+        optimizer = torch.optim.Adam(head.parameters(), lr=bench.head_lr)
+        for _ in range(40):
+            optimizer.zero_grad()
+            pull = sum(
+                (p - q.detach()).square().sum()
+                for p, q in zip(head.parameters(), start.parameters(), strict=True)
+            )
+            (F.cross_entropy(head(seen), targets) + anchor * pull).backward()
+            optimizer.step()
+        torch.testing.assert_close(
+            served.head(0).weight, head.weight.detach(), rtol=1e-3, atol=1e-4
+        )
+        moved.append(float((served.head(0).weight - start.weight).detach().norm()))
+    assert moved[1] < moved[0] / 2
 
 
 # Chosen by search ----------------------------------------------------------------------------

@@ -419,8 +419,10 @@ def test_the_table_has_a_row_per_rule():
     assert {r["name"]: r["learned"] for r in rows} == {
         "adaptive": "by gradient",
         "best": "by search",
+        "ema": "no",
         "fixed": "no",
         "grid": "by search",
+        "routed": "for each input",
         "softmax": "by gradient",
         "unbounded": "by gradient",
         "uniform": "no",

@@ -36,6 +36,23 @@ class _Adaptive:
         """Return the coefficients."""
         return self.rows.spread(adaptive_alpha(self.c, self.b_raw, self.b_max))
 
+    @torch.no_grad()
+    def follow(self, previous: Tensor) -> None:
+        """Start from earlier coefficients, a little inside (0, b_max) where they lie at its edge.
+
+        The bound stays where it is unless a coefficient needs more.
+        """
+        known = self.rows.collect(previous)
+        initial = adaptive_alpha(self.c, self.b_raw, self.b_max)
+        alpha = torch.cat([known, initial[:, known.shape[1] :]], dim=1)
+        highest = alpha.amax(1, keepdim=True) / _HIGHEST_START
+        spare = self.b_max - 1
+        if spare > 0:
+            share = ((highest - 1) / spare).clamp(0.5, _HIGHEST_START)
+            self.b_raw.copy_(share.logit())
+        bound = 1 + spare * self.b_raw.sigmoid()
+        self.c.copy_((alpha / bound).clamp(1 - _HIGHEST_START, _HIGHEST_START).logit())
+
 
 def adaptive_alpha(c: Tensor, b_raw: Tensor, b_max: float) -> Tensor:
     """Return ``sigmoid(c) * b`` with ``b = 1 + (b_max - 1) * sigmoid(b_raw)``; in (0, b_max).
@@ -50,7 +67,8 @@ def adaptive_alpha(c: Tensor, b_raw: Tensor, b_max: float) -> Tensor:
     return c.sigmoid() * (1 + (b_max - 1) * b_raw.sigmoid())
 
 
-# The share of the bound at which "uniform" starts where 1/n lies at the bound or above it.
+# The share of the bound at which "uniform" starts where 1/n lies at the bound or above it, and
+# earlier coefficients that lie there: where a sigmoid is flat nothing would be learned.
 _HIGHEST_START = 0.95
 
 

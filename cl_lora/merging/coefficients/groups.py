@@ -82,6 +82,16 @@ class Rows:
         """Return (G, n) as (M, n), or as (n,) if there is one group by design."""
         return grouped[0] if self.index is None else grouped[self.index]
 
+    def collect(self, spread: Tensor) -> Tensor:
+        """Return (M, n) or (n,) as (G, n): the opposite of :meth:`spread`.
+
+        Of the modules of a group the last counts.
+        """
+        if self.index is None:
+            return spread.reshape(-1, spread.shape[-1])[:1]
+        rows = spread.expand(len(self.index), spread.shape[-1])
+        return rows.new_zeros(self.count, spread.shape[-1]).index_copy(0, self.index, rows)
+
 
 def group_rows(granularity: str, modules: Sequence[str]) -> Rows:
     """Return how grouped coefficients go to ``modules``; errors as :func:`module_groups`."""

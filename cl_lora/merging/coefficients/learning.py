@@ -4,43 +4,54 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from cl_lora.merging.coefficients.registry import CoefficientRule
+from cl_lora.merging.coefficients.solvers import ADAM, FRESH, PREVIOUS, SOLVERS, UNNAMED
 from cl_lora.merging.plan import Plan, require_learnable
-from cl_lora.merging.registry import OptionSpec, choice, is_count, is_number
+from cl_lora.merging.registry import OptionSpec, choice, is_number
 from cl_lora.merging.update import Update
 from cl_lora.support.errors import UserError
 
 
 def learning_options(steps: int, lr: float, granularity: tuple[str, ...]) -> dict[str, OptionSpec]:
-    """Return the options of a rule learned by :func:`learn`, with these defaults.
+    """Return the options of a rule learned by gradient or without one, with these defaults.
 
     Args:
-        steps: how many steps.
+        steps: how many steps of Adam.
         lr: the learning rate.
         granularity: the granularities the rule has, the default first.
     """
-    return {
+    options = {
         "granularity": choice(
             *granularity, help="which modules share coefficients: all, those of a block, none"
         ),
-        "steps": OptionSpec(steps, is_count, "an integer of at least 1", "how many steps of Adam"),
-        "lr": OptionSpec(
-            lr,
-            lambda v: is_number(v) and v > 0,
-            "a finite number above 0",
-            "the learning rate of Adam",
+        "solver": OptionSpec(
+            UNNAMED["solver"],
+            lambda v: v in tuple(SOLVERS),
+            f"one of {', '.join(SOLVERS)}",
+            "; ".join(f"{info.name}: {info.summary}" for info in SOLVERS.values()),
+        ),
+        "start": choice(
+            FRESH,
+            PREVIOUS,
+            help="where learning starts: at the initial values, or, in a stream, from the "
+            "coefficients of the stage before",
         ),
     }
+    for info in SOLVERS.values():
+        options.update(info.options)
+    options["steps"] = replace(options["steps"], default=steps)
+    options["lr"] = replace(options["lr"], default=lr)
+    return options
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of learning or of a search: the coefficients before it, and their loss."""
+    """One step of learning or of a search: the coefficients at it, and their loss."""
 
     step: int
     alpha: Tensor
@@ -55,11 +66,13 @@ class Learned:
         alpha: the final coefficients, float64 (n,) or (M, n).
         trace: every step, or every candidate tried, in order.
         parameters: the final parameters of the rule by name; none after a search.
+        evaluations: how often an update was merged and its loss, or what that is made of, computed.
     """
 
     alpha: Tensor
     trace: tuple[Step, ...]
     parameters: dict[str, Tensor]
+    evaluations: int = 0
 
 
 def learn(
@@ -69,6 +82,7 @@ def learn(
     *,
     extra_parameters: Iterable[Tensor] = (),
     extra_lr: float | None = None,
+    previous: Tensor | None = None,
 ) -> Learned:
     """Learn the coefficients of a plan by Adam on a loss of the merged update.
 
@@ -76,12 +90,13 @@ def learn(
     only differentiable merges again, without sparsifying again.
 
     Args:
-        rule: a rule learned by gradient; its ``steps`` and ``lr`` are used.
+        rule: a rule learned by gradient, whose solver is Adam; its ``steps`` and ``lr`` are used.
         plan: a plan that is differentiable in its coefficients.
         loss: called with the update and the step from 0; returns a scalar that depends on the
             update. Which samples it sees is the caller's choice.
         extra_parameters: further tensors to train along, e.g. of a head.
         extra_lr: their learning rate; None takes the rule's.
+        previous: coefficients to start from, see :meth:`CoefficientRule.state`.
 
     Raises:
         UserError: if the rule has nothing to learn, the plan is not differentiable,
@@ -93,13 +108,18 @@ def learn(
             f"Expected a coefficient rule learned by gradient but {rule.name!r} has nothing to "
             "learn so; use its state's alpha(), or search() for a rule that searches"
         )
+    if not rule.solver.in_batches:
+        raise UserError(
+            f"Expected a rule with a solver that learns in batches but {rule.name!r} has "
+            f"solver={rule.solver.name}; use minimise(), or solver={ADAM.name}"
+        )
     require_learnable(plan)
     lr = rule.options["lr"]
     extra_lr = lr if extra_lr is None else extra_lr
     if not (is_number(extra_lr) and extra_lr > 0):
         raise UserError(f"Expected extra_lr to be a finite number above 0 but got {extra_lr}")
     plan = plan.materialise()
-    state = rule.state(plan.n, plan.modules)
+    state = rule.state(plan.n, plan.modules, previous)
     groups = [{"params": list(state.parameters.values()), "lr": lr}]
     extra = list(extra_parameters)
     if extra:
@@ -120,7 +140,7 @@ def learn(
             f"Learning ended in coefficients that are not finite; lower its learning rate (lr, now "
             f"{lr:g}) or b_max"
         )
-    return Learned(alpha, tuple(trace), final)
+    return Learned(alpha, tuple(trace), final, len(trace))
 
 
 def _check_loss(value: Tensor, step: int, lr: float) -> float:

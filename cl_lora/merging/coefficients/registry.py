@@ -6,8 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from torch import Tensor
+
 from cl_lora.merging.coefficients.groups import GRANULARITIES, module_groups
-from cl_lora.merging.coefficients.state import CoefficientState
+from cl_lora.merging.coefficients.solvers import (
+    ADAM,
+    PREVIOUS,
+    SOLVERS,
+    UNNAMED,
+    SolverInfo,
+    get_solver,
+)
+from cl_lora.merging.coefficients.state import CoefficientState, Following
 from cl_lora.merging.registry import OptionSpec, check_options, options_text
 from cl_lora.support.errors import UserError
 from cl_lora.support.registry import check_free, look_up
@@ -15,8 +25,10 @@ from cl_lora.support.registry import check_free, look_up
 How: TypeAlias = Literal["fixed", "gradient", "search", "routed"]
 """How coefficients come about.
 
-``fixed``: they are given. ``gradient``: :func:`~cl_lora.merging.coefficients.learn` finds the
-parameters. ``search``: :func:`~cl_lora.merging.coefficients.search` chooses among candidates.
+``fixed``: they are given. ``gradient``: they depend smoothly on parameters, which a solver finds:
+:func:`~cl_lora.merging.coefficients.learn` in batches, by their gradient, or
+:func:`~cl_lora.merging.coefficients.minimise` on all samples, without one. ``search``:
+:func:`~cl_lora.merging.coefficients.search` chooses among candidates.
 ``routed``: they depend on the input.
 """
 
@@ -41,6 +53,7 @@ class RuleInfo:
         start: makes the initial state for n adapters and the modules of a plan.
         scale: the option that scales all coefficients, and its symbol: runs that differ in it alone
             make a curve. None if there is none.
+        difference: how far parameters move where a derivative is the difference of two values.
     """
 
     name: str
@@ -50,6 +63,7 @@ class RuleInfo:
     options: Mapping[str, OptionSpec]
     start: Callable[[Mapping[str, Any], int, Sequence[str]], CoefficientState]
     scale: tuple[str, str] | None = None
+    difference: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -85,9 +99,30 @@ class CoefficientRule:
         return self.how == "routed"
 
     @property
+    def solver(self) -> SolverInfo:
+        """What finds the parameters of a rule that has some."""
+        return get_solver(str(self.options.get("solver", ADAM.name)))
+
+    @property
+    def follows(self) -> bool:
+        """Whether learning starts from the coefficients of the stage before."""
+        return self.options.get("start") == PREVIOUS
+
+    @property
     def config(self) -> dict[str, Any]:
-        """The name and the complete options: :func:`make_rule` makes the same rule of it."""
-        return {"name": self.name, **self.options}
+        """The name and the options that count: :func:`make_rule` makes the same rule of it.
+
+        Those of solvers that are not chosen are left out, and what stands for its absence.
+        """
+        idle = _of_others(self.solver)
+        return {
+            "name": self.name,
+            **{
+                key: value
+                for key, value in self.options.items()
+                if key not in idle and not (key in UNNAMED and UNNAMED[key] == value)
+            },
+        }
 
     def groups(self, modules: Sequence[str]) -> list[str]:
         """Return for each module the name of the group that it shares coefficients with.
@@ -100,15 +135,32 @@ class CoefficientRule:
         granularity = str(self.options.get("granularity"))
         return module_groups(granularity if granularity in GRANULARITIES else "module", modules)
 
-    def state(self, n: int, modules: Sequence[str]) -> CoefficientState:
-        """Return fresh coefficients of ``n`` adapters over ``modules``, at their initial values.
+    def state(
+        self, n: int, modules: Sequence[str], previous: Tensor | None = None
+    ) -> CoefficientState:
+        """Return coefficients of ``n`` adapters over ``modules``, at their initial values.
+
+        Args:
+            n: how many adapters.
+            modules: names of the modules.
+            previous: coefficients (k,) or (M, k) that the first k <= n adapters start from, as
+                nearly as the rule has them where they can still move; None for none.
 
         Raises:
-            UserError: if n is below 1, or a list of fixed values has another length.
+            UserError: if n is below 1, or a list of fixed values has another length; if the rule
+                cannot start from coefficients.
         """
         if n < 1:
             raise UserError(f"Expected at least one adapter to weigh but got {n}")
-        return self.info.start(self.options, n, modules)
+        state = self.info.start(self.options, n, modules)
+        if previous is not None:
+            if not isinstance(state, Following):
+                raise UserError(
+                    f"Coefficient rule {self.name!r} cannot start from earlier coefficients; "
+                    "leave start=previous out"
+                )
+            state.follow(previous)
+        return state
 
 
 RULES: dict[str, RuleInfo] = {}
@@ -125,6 +177,7 @@ def register_rule(
     how: How = "fixed",
     options: Mapping[str, OptionSpec] | None = None,
     scale: tuple[str, str] | None = None,
+    difference: float = 0.2,
 ) -> Callable[[Start], Start]:
     """Register the decorated ``start(options, n, modules) -> state`` as a coefficient rule.
 
@@ -138,7 +191,7 @@ def register_rule(
     def decorate(start: Start) -> Start:
         taken = RULES.get(name)
         check_free("coefficient rule", name, taken.start if taken else None, start)
-        RULES[name] = RuleInfo(name, formula, paper, how, options or {}, start, scale)
+        RULES[name] = RuleInfo(name, formula, paper, how, options or {}, start, scale, difference)
         return start
 
     return decorate
@@ -191,6 +244,25 @@ def make_rule(config: Mapping[str, Any]) -> CoefficientRule:
         )
     info = get_rule(str(config["name"]))
     given = {key: value for key, value in config.items() if key != "name"}
-    return CoefficientRule(
+    rule = CoefficientRule(
         info, check_options(f"coefficient rule {info.name!r}", info.options, given)
     )
+    if info.how == "gradient":
+        _check_solver(rule, given)
+    return rule
+
+
+def _of_others(solver: SolverInfo) -> set[str]:
+    """Return the names of the options that only other solvers have."""
+    return {name for other in SOLVERS.values() for name in other.options} - set(solver.options)
+
+
+def _check_solver(rule: CoefficientRule, given: Mapping[str, Any]) -> None:
+    """Refuse options of a solver that was not chosen."""
+    for name in given:
+        if name in _of_others(rule.solver):
+            owner = next(s.name for s in SOLVERS.values() if name in s.options)
+            raise UserError(
+                f"{name} is an option of solver={owner} but coefficient rule {rule.name!r} has "
+                f"solver={rule.solver.name}; leave {name} out, or give solver={owner}"
+            )

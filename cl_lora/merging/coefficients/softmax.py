@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from cl_lora.merging.coefficients.groups import Rows, group_rows
 from cl_lora.merging.coefficients.learning import learning_options
 from cl_lora.merging.coefficients.registry import register_rule
 from cl_lora.merging.coefficients.state import DTYPE
+
+_SMALLEST_START = 0.01
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,13 @@ class _Softmax:
     def alpha(self) -> Tensor:
         """Return the coefficients; each group's sum to 1."""
         return self.rows.spread(self.v.softmax(-1))
+
+    @torch.no_grad()
+    def follow(self, previous: Tensor) -> None:
+        """Start from earlier shares, at least a hundredth each; every new adapter takes 1/n."""
+        known = self.rows.collect(previous).clamp(min=_SMALLEST_START)
+        # Logits count up to a constant: those of the known are made to have the mean share 1/k.
+        self.v[:, : known.shape[1]] = known.log() + math.log(known.shape[1])
 
 
 @register_rule(

@@ -32,6 +32,18 @@ class SearchState(CoefficientState, Protocol):
         """Return the candidates, (n,) or (M, n) each, in the order in which they are tried."""
 
 
+@runtime_checkable
+class Following(CoefficientState, Protocol):
+    """Learned coefficients that can start from given ones."""
+
+    def follow(self, previous: Tensor) -> None:
+        """Move the parameters to where the coefficients are given ones, or near.
+
+        Args:
+            previous: (k,) or (M, k), of the first k adapters; the others stay as they are.
+        """
+
+
 @dataclass(frozen=True)
 class Given:
     """Coefficients that are not learned."""
