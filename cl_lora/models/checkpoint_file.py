@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from cl_lora.adapters.tensor_file import FLOATS, check_plain, kind_of_numbers
+from cl_lora.adapters.tensor_file import FLOATS, LazyTensors, check_plain, kind_of_numbers
 from cl_lora.support.errors import UserError
 
 _INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -129,6 +129,26 @@ def check_all_finite(tensors: Iterable[tuple[str, Tensor]], path: object) -> Non
     for name, tensor in tensors:
         if tensor.is_floating_point():
             check_finite(name, tensor, path)
+
+
+def check_stored(place: str) -> None:
+    """Check that the weights in a folder of transformers are stored as floating-point numbers.
+
+    It would cast integers without undoing a quantisation. A name on the hub is not looked at.
+
+    Raises:
+        UserError: naming the first tensor that is not.
+    """
+    folder = Path(place)
+    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+        tensors = LazyTensors(path)
+        for name in tensors:
+            if name.endswith((".weight", ".bias")) and tensors.dtype(name) not in FLOATS:
+                raise UserError(
+                    f"Expected floating-point numbers but tensor {name!r} of {path} holds "
+                    f"{str(tensors.dtype(name)).removeprefix('torch.')}; save it as float32, "
+                    "undone of any quantisation"
+                )
 
 
 def is_grid(tokens: int) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cl_lora.models.base import ModelConfig, ModelSource, register_source, weights_digest
-from cl_lora.models.checkpoint_file import check_all_finite
+from cl_lora.models.checkpoint_file import check_all_finite, check_stored
 from cl_lora.models.heads import CosineHead, HeadState, freeze, head_of
 from cl_lora.models.images import ImageBackbone
 from cl_lora.support.errors import UserError
@@ -153,7 +153,7 @@ def _look(config: ModelConfig) -> _Source:
         from transformers import CLIPConfig
 
         found, _ = CLIPConfig.get_config_dict(where)
-    kind = found.get("model_type")
+        kind = found.get("model_type")
     if kind != "clip":
         raise UserError(
             f"Expected {where} to be a CLIP model of transformers but its model_type is {kind!r}; "
@@ -260,6 +260,7 @@ def _whole(where: str) -> Any:
             f"Expected the weights of both towers of a CLIP model in {where} but there is no "
             f"{missing[0]!r}; use the whole model, as save_pretrained of CLIPModel writes it"
         )
+    check_stored(where)
     check_all_finite(model.state_dict().items(), where)
     return model.float()
 
@@ -284,7 +285,7 @@ def _embedded(where: str, texts: Sequence[str], device: torch.device) -> tuple[T
     with _reading(where):
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(where)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     whole = _whole(where).eval()
     longest = int(whole.config.text_config.max_position_embeddings)
     for text in texts:
@@ -327,15 +328,20 @@ def _reading(where: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(where: str) -> Iterator[None]:
-    """Show no progress bar beside the run's own, as reading a local folder takes a moment."""
+    """Show no progress bar beside the run's own, as reading a local folder takes a moment.
+
+    Nor is a table shown of weights that are missing, which one sentence tells.
+    """
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, told = logging.is_progress_bar_enabled(), logging.get_verbosity()
     if Path(where).is_dir():
         logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(told)
         if shown:
             logging.enable_progress_bar()
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from cl_lora.adapters.base_model import BaseModel
 from cl_lora.models.base import Backbone, ModelConfig, ModelSource, register_source
-from cl_lora.models.checkpoint_file import check_all_finite
+from cl_lora.models.checkpoint_file import check_all_finite, check_stored
 from cl_lora.models.heads import TokenHead, freeze
 from cl_lora.support.errors import UserError
 from cl_lora.support.files import digest
@@ -290,6 +290,7 @@ def _load(config: ModelConfig) -> LanguageBackbone:
             f"The weights in {where} are not whole: {missing[0]!r} is not there; save the model "
             "again, with its language model's head"
         )
+    check_stored(place)
     check_all_finite(network.state_dict().items(), where)
     tokenizer = _read(
         transformers.AutoTokenizer.from_pretrained, place, where, model_max_length=_NO_LIMIT
@@ -304,7 +305,8 @@ def _load(config: ModelConfig) -> LanguageBackbone:
 def _read(load: Any, place: str, where: str, **options: Any) -> Any:
     try:
         with _quiet(place):
-            return load(place, **options)
+            # Asked whether code of the folder may run, the library would wait for an answer.
+            return load(place, trust_remote_code=False, **options)
     # What goes wrong in there ranges from a missing file to the network; the library has no common
     # base class for it, and its messages name the cause.
     except Exception as error:
