@@ -69,7 +69,7 @@ def test_below_the_first_block_nothing_is_adapted(backbone: Backbone) -> None:
 
 
 def test_a_first_block_that_is_not_there(backbone: Backbone) -> None:
-    with pytest.raises(UserError, match="first_block to be at most 1, .* but got 2; lower it"):
+    with pytest.raises(UserError, match=r"first_block to be at most 1, .* but got 2; lower it"):
         target_modules(backbone.network, ["qkv"], first_block=2)
     with pytest.raises(UserError, match="number of a block from 0 but got -1; give 0"):
         LoRAConfig(first_block=-1)

@@ -70,7 +70,7 @@ def observed(bench: Workbench, adapter: Adapter, experiences: list[int]) -> Adap
     return replace(adapter, statistics=found)
 
 
-# References: everything in float64, by the formulas of docs/routing.md -------------------------------
+# References: everything in float64, by the formulas of docs/routing.md ---------------------------
 
 
 def train(bench: Workbench, j: int) -> tuple[Tensor, Tensor]:
