@@ -61,6 +61,8 @@ RUNS: Mapping[str, Sequence[str]] = {
     ),
 }
 CHEAP = "report=false"
+_PREPARED_S = 1200.0
+"""What trains may take long where many share a machine; no damage is judged by it."""
 
 _IMPORTS = (
     *("cl_lora.commands.compare", "cl_lora.reporting.compare", "cl_lora.reporting.figures"),
@@ -459,8 +461,8 @@ def prepare(prepared: Path, run: str) -> dict[bool, Right]:
         else:
             root.mkdir()
         given = command(run, CHEAP, *([MORE] if more else []))
-        _expect_success(fork(given, root))
-        compared = fork(COMPARED, root)
+        _expect_success(fork(given, root, longest_s=_PREPARED_S))
+        compared = fork(COMPARED, root, longest_s=_PREPARED_S)
         _expect_success(compared)
         found[more] = Right(given, tables(root / "run"), compared.out)
     return found
@@ -687,7 +689,7 @@ def cases(seed: int, prepared: Path) -> list[Case]:
                 given = (prepared / run, target, damage, right[number % 3 == 0], right[False], salt)
                 found.append(Case(name, partial(attack, *given)))
     shutil.copytree(prepared / "reuse", prepared / "reported")
-    _expect_success(fork(command("reuse"), prepared / "reported"))
+    _expect_success(fork(command("reuse"), prepared / "reported", longest_s=_PREPARED_S))
     assert not leftovers(prepared / "reported")
     return [*found, *report_cases(prepared, "reuse")]
 
