@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Two OpenMP threads that wait for each other collapse on a busy machine: tests use one.
 TEST_ENV := OMP_NUM_THREADS=1 CL_LORA_CACHE=$(CURDIR)/.cache
 
-.PHONY: demo test lint attack install clean
+.PHONY: demo test lint attack mutate install clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cl-lora demo
@@ -23,6 +23,13 @@ lint: $(VENV)/.test
 attack: $(VENV)/.test
 	$(TEST_ENV) PYTHONPATH=tests $(BIN)/python -m attack
 
+# Does a test fail when the code changes by a little? Not in CI: an hour on one core. MUTANTS=all
+# tries every mutant, JOBS=4 four at once.
+MUTANTS ?= 400
+JOBS ?= 1
+mutate: $(VENV)/.mutate
+	$(TEST_ENV) $(BIN)/python tools/mutate.py --mutants $(MUTANTS) --jobs $(JOBS)
+
 install: $(VENV)/.demo
 
 $(VENV)/.demo: setup.cfg pyproject.toml constraints.txt
@@ -33,6 +40,10 @@ $(VENV)/.demo: setup.cfg pyproject.toml constraints.txt
 $(VENV)/.test: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+$(VENV)/.mutate: $(VENV)/.test
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[mutate]'
 	touch $@
 
 clean:
