@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -239,7 +239,7 @@ def _value(name: str, text: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = None
-    if value is None or isinstance(value, Mapping):
+    if value is None:
         raise UserError(
             f"Expected a value of --set {name} but got {text!r}; write --set OPTION=VALUE"
         )

@@ -166,6 +166,23 @@ def test_the_command_is_what_the_library_computes(folder, tmp_path):
         assert torch.equal(found.factors[module].delta(), expected.delta(module))
 
 
+def test_a_method_inside_another_is_given_by_its_name_or_with_its_options(folder, tmp_path):
+    from cl_lora.merging import merge
+
+    adapters = [Adapter.load(folder / f"p{i}") for i in range(2)]
+    for number, (text, inner) in enumerate(
+        [("iso_c", "iso_c"), ("{name: ties, density: 0.5}", {"name": "ties", "density": 0.5})]
+    ):
+        out = tmp_path / str(number)
+        arguments = ["--method", "core_space", "--set", f"inner={text}", "--weights", "1,1"]
+        assert run(folder / "p0", folder / "p1", *arguments, "--out", out) == 0
+        expected = merge(adapters, "core_space", [1.0, 1.0], inner=inner)
+        found = Adapter.load(out)
+        assert found.training["merge"]["inner"] == expected.variant["inner"]
+        for module in expected.modules():
+            torch.testing.assert_close(found.factors[module].delta(), expected.delta(module))
+
+
 # The folder ---------------------------------------------------------------------------------------
 
 
