@@ -114,7 +114,7 @@ def _real(ground: Ground, seed: int) -> list[Case]:
         return attack(ground, where, arguments, fault)
 
     for arguments, sizes in (
-        (QUIET, (0, draw.randrange(200, 900), 60_000)),
+        (QUIET, (600, draw.randrange(601, 900), 60_000)),  # the sentence needs room as well
         (REPORT, (30_000,)),
         (EXPORT, (20_000,)),
         (MERGE, (5_000,)),

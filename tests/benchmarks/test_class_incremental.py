@@ -225,3 +225,9 @@ def test_shapes_need_no_data():
 def test_bad_groups(letters, change, sentence):
     with pytest.raises(UserError, match=sentence):
         validate_benchmark_config({**letters, **change})
+
+
+def test_a_folder_is_refused_where_images_are_drawn() -> None:
+    config = {"kind": "class_incremental", "images": "shapes", "root": "/somewhere", "groups": 2}
+    with pytest.raises(UserError, match=r"names a folder of data but images=shapes are drawn"):
+        make_benchmark(config, image_size=16)

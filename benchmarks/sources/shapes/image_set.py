@@ -10,6 +10,7 @@ from cl_lora.benchmarks.sources.settings import MOST_CLASSES
 from cl_lora.benchmarks.sources.shapes import describe_sample
 from cl_lora.benchmarks.sources.shapes.benchmark import ShapesConfig, lay_out, shapes_source
 from cl_lora.configuration.build import build
+from cl_lora.support.errors import UserError, shown
 from cl_lora.support.ranges import at_most
 
 
@@ -33,8 +34,13 @@ def shapes_set(request: SetRequest) -> ImageSet:
     """Lay out the pictures, drawing none; without caps a class has as many as the benchmark's.
 
     Raises:
-        UserError: an option is wrong.
+        UserError: an option is wrong, or a folder is given, of which nothing would be read.
     """
+    if request.root is not None:
+        raise UserError(
+            f"benchmark.root={shown(request.root)} names a folder of data but images=shapes are "
+            "drawn; leave benchmark.root out, or set benchmark.images=tree"
+        )
     options = build(ShapesSetOptions, request.options, "benchmark.options")
     settings = request.splitting
     config = ShapesConfig(
