@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import os
 import random
@@ -92,7 +93,7 @@ def sliced(cases: list[Case], size: int | None, seed: int) -> list[Case]:
         return cases
     draw = random.Random(seed)
     edges = [round(i * len(cases) / size) for i in range(size + 1)]
-    return [cases[draw.randrange(a, b)] for a, b in zip(edges, edges[1:], strict=False)]
+    return [cases[draw.randrange(a, b)] for a, b in itertools.pairwise(edges)]
 
 
 if __name__ == "__main__":

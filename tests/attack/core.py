@@ -220,12 +220,11 @@ def judge(
     if where is not None and (left := leftovers(where)):
         return Verdict.HALF, f"left {', '.join(left)}"
     if outcome.code == 0:
-        if right is not None and right():
-            return Verdict.RIGHT, ""
-        return Verdict.WRONG, shown
-    if outcome.code == 2 and is_sentence(outcome.err):
-        return Verdict.REFUSED, shown
-    return Verdict.UNCLEAR, f"exit code {outcome.code}: {shown}"
+        good = right is not None and right()
+        return (Verdict.RIGHT, "") if good else (Verdict.WRONG, shown)
+    refused = outcome.code == 2 and is_sentence(outcome.err)
+    verdict = Verdict.REFUSED if refused else Verdict.UNCLEAR
+    return verdict, shown if refused else f"exit code {outcome.code}: {shown}"
 
 
 def is_sentence(err: str) -> bool:
