@@ -35,7 +35,7 @@ def begin(place: Path, acts: Acts, *given: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         # A suite that runs in the background may be deaf to Ctrl-C, and its children with it.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
 
 
