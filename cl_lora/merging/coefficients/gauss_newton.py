@@ -7,7 +7,10 @@ which the coefficients move. The loss as a function of the outputs is known, so 
 ``g = J^T dL/dz,  H = J^T d2L/dz2 J,  theta <- theta - (H + lam I)^-1 g``
 
 is a step of Gauss-Newton; for the cross-entropy ``d2L/dz2 = (diag p - p p^T) / N``. The damping lam
-(Levenberg, Marquardt) falls after a success and grows after a failure, so the loss never rises.
+(Levenberg, Marquardt) falls after a success and grows after a failure, so the loss never rises. As
+long as steps do what they promise the derivatives are not formed anew but corrected by what a step
+has shown (Broyden); where the loss falls no further they are formed once more before that is
+believed.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ _SUCCESS, _FAILURE = 1 / 5, 10.0
 _MOST_DAMPING = 1e12
 _LONGEST = 3.0
 """No parameter moves further at once: logits beyond it would lie where nothing can be learned."""
+_TRUSTED = 0.25
+"""The share of a promised fall that must come true for derivatives to be kept."""
 _STILL = 1e-6
 """Directions count in which coefficients move more than so much of the largest movement."""
 
@@ -48,9 +53,9 @@ def minimise(
 ) -> Learned:
     """Find the coefficients of a plan with the least loss of the merged update; any plan will do.
 
-    The plan is materialised. An iteration evaluates the outputs once for each direction in which
-    the coefficients can move, and once for each step that is tried; it holds so many outputs at a
-    time. No gradient flows through the update or the outputs.
+    The plan is materialised. Outputs are evaluated once for each step that is tried, and where
+    derivatives are formed once for each direction in which the coefficients can move; so many are
+    held at a time. No gradient flows through the update or the outputs.
 
     Args:
         rule: a rule learned by gradient, whose solver is Gauss-Newton; its ``tolerance`` and
@@ -86,6 +91,23 @@ class _Point:
 
 
 @dataclass
+class _Tried:
+    """What trying steps led to.
+
+    Attributes:
+        point: the first with a lower loss; None if there was none.
+        damping: the next.
+        promised: how far the loss should have fallen.
+        at_once: whether no step was tried in vain.
+    """
+
+    point: _Point | None
+    damping: float
+    promised: float
+    at_once: bool
+
+
+@dataclass
 class _Descent:
     rule: CoefficientRule
     plan: Plan
@@ -108,33 +130,45 @@ class _Descent:
                 "or a smaller b_max, and check the samples for values that are not finite"
             )
         trace = [Step(0, point.alpha, point.loss)]
+        slopes: Tensor | None = None  # derivatives of the outputs by the coefficients
         damping: float | None = None
-        for step in range(1, int(options["iterations"]) + 1):
-            directions = self._directions(point)
+        for _ in range(int(options["iterations"])):
+            fresh = slopes is None
+            movement = self._movement(point)
+            directions = _row_space(movement)
             if directions.shape[1] == 0:
                 break
-            slope, curvature = self._model(point, directions)
+            if slopes is None:
+                slopes = self._differences(point, directions)
+            slope, curvature = self._model(point, slopes @ movement @ directions)
             if damping is None:
                 damping = _FIRST_DAMPING * max(float(curvature.diagonal().mean()), 1e-12)
-            found, damping = self._better(point, directions, slope, curvature, damping)
-            if found is None:
-                break
-            fell, point = point.loss - found.loss, found
-            trace.append(Step(step, point.alpha, point.loss))
+            tried = self._tried(point, directions, slope, curvature, damping)
+            if tried.point is None:
+                if fresh:
+                    break
+                slopes = None
+                continue
+            damping = tried.damping
+            fell = point.loss - tried.point.loss
+            good = tried.at_once and fell > _TRUSTED * tried.promised
+            slopes = _secant(slopes, point, tried.point) if good else None
+            point = tried.point
+            trace.append(Step(len(trace), point.alpha, point.loss))
             if fell < options["tolerance"]:
-                break
+                if fresh:
+                    break
+                slopes = None
         self._move(point.theta)
         final = {name: tensor.detach().clone() for name, tensor in parameters.items()}
         return Learned(point.alpha, tuple(trace), final, self.evaluations)
 
-    def _better(
+    def _tried(
         self, point: _Point, directions: Tensor, slope: Tensor, curvature: Tensor, damping: float
-    ) -> tuple[_Point | None, float]:
-        """Return the first point with a lower loss, and the damping that is next.
-
-        None where no step would be worth its pass.
-        """
+    ) -> _Tried:
+        """Return the first point with a lower loss; none where no step would be worth its pass."""
         identity = torch.eye(len(slope), dtype=slope.dtype)
+        at_once = True
         while damping < _MOST_DAMPING:
             factor, failed = torch.linalg.cholesky_ex(curvature + damping * identity)
             if not failed:
@@ -142,12 +176,13 @@ class _Descent:
                 move *= min(1.0, _LONGEST / max(float((directions @ move).abs().max()), 1e-300))
                 promised = -float(slope @ move + move @ curvature @ move / 2)
                 if promised <= max(0.0, self.rule.options["tolerance"] / 10):
-                    return None, damping
+                    break
                 found = self._at(point.theta + directions @ move)
                 if found.loss < point.loss:
-                    return found, damping * _SUCCESS
+                    return _Tried(found, damping * _SUCCESS, promised, at_once)
+                at_once = False
             damping *= _FAILURE
-        return None, damping
+        return _Tried(None, damping, 0.0, at_once)
 
     def _at(self, theta: Tensor) -> _Point:
         """Return what the parameters stand for; a merge that cannot be made has an infinite loss.
@@ -165,14 +200,10 @@ class _Descent:
                 raise
             return _Point(theta, alpha, torch.empty(0), math.inf)
         value = float(self.loss(outputs))
-        return _Point(theta, alpha, outputs, value if math.isfinite(value) else math.inf)
+        return _Point(theta, alpha, outputs, value)
 
-    def _directions(self, point: _Point) -> Tensor:
-        """Return an orthonormal basis (P, r) of the parameters that move the coefficients.
-
-        Parameters in excess, as a bound beside every coefficient or logits that count up to a
-        constant, then cost no pass.
-        """
+    def _movement(self, point: _Point) -> Tensor:
+        """Return the derivatives (A, P) of the A coefficients by the P parameters."""
         parameters = list(self.state.parameters.values())
         self._move(point.theta)
         with torch.enable_grad():
@@ -181,36 +212,40 @@ class _Descent:
                 torch.autograd.grad(one, parameters, retain_graph=True, materialize_grads=True)
                 for one in alpha
             ]
-        rows = torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in found])
-        _, values, basis = torch.linalg.svd(rows, full_matrices=False)
-        kept = basis[values > _STILL * max(float(values[0]), 1e-300)].T
-        # The sign of a singular vector means nothing: the largest entry is made positive.
-        largest = kept.gather(0, kept.abs().argmax(0, keepdim=True))
-        made: Tensor = kept * largest.sign()
+        return torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in found])
+
+    def _differences(self, point: _Point, directions: Tensor) -> Tensor:
+        """Return the derivatives (Z, A) of the outputs by the coefficients, float64 on the CPU.
+
+        By one pass for each direction of the parameters. What the rule makes of a step is known,
+        so that the difference is told by how far the coefficients moved, and not the parameters.
+        """
+        there = [self._beside(point, direction) for direction in directions.T]
+        outputs = _flat([p.outputs - point.outputs for p in there])
+        moved = _flat([p.alpha - point.alpha for p in there])
+        made: Tensor = outputs @ torch.linalg.pinv(moved)
         return made
 
-    def _model(self, point: _Point, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return slope (r,) and curvature (r, r) of the loss along the directions, float64."""
-        columns = [self._difference(point, direction) for direction in directions.T]
-        with torch.enable_grad():
-            z = point.outputs.detach().clone().requires_grad_()
-            gradient = self._derived(self.loss(z), z)
-            curved = [_along(gradient, column, z) for column in columns]
-        jacobian, bent = (_flat(made) for made in (columns, curved))
-        curvature = jacobian.T @ bent
-        return jacobian.T @ _flat([gradient])[:, 0], (curvature + curvature.T) / 2
-
-    def _difference(self, point: _Point, direction: Tensor) -> Tensor:
-        """Return the derivative of the outputs along a direction; backwards at an edge."""
+    def _beside(self, point: _Point, direction: Tensor) -> _Point:
+        """Return a point a short step along a direction; backwards at an edge."""
         for reach in (self.rule.info.difference, -self.rule.info.difference):
             there = self._at(point.theta + reach * direction)
             if math.isfinite(there.loss):
-                slope: Tensor = (there.outputs - point.outputs) / reach
-                return slope
+                return there
         raise UserError(
             "Expected finite outputs beside the coefficients that were found but they are NaN or "
             f"infinite near {point.alpha.tolist()}; give a smaller b_max"
         )
+
+    def _model(self, point: _Point, jacobian: Tensor) -> tuple[Tensor, Tensor]:
+        """Return slope (r,) and curvature (r, r) of the loss for derivatives (Z, r) of outputs."""
+        with torch.enable_grad():
+            z = point.outputs.detach().clone().requires_grad_()
+            gradient = self._derived(self.loss(z), z)
+            columns = [column.to(z).view_as(z) for column in jacobian.T]
+            bent = _flat([_along(gradient, column, z) for column in columns])
+        curvature = jacobian.T @ bent
+        return jacobian.T @ _flat([gradient])[:, 0], (curvature + curvature.T) / 2
 
     def _derived(self, value: Tensor, z: Tensor) -> Tensor:
         try:
@@ -231,6 +266,27 @@ class _Descent:
 
 def _vector(parameters: dict[str, Tensor]) -> Tensor:
     return torch.cat([tensor.detach().reshape(-1) for tensor in parameters.values()])
+
+
+def _row_space(movement: Tensor) -> Tensor:
+    """Return an orthonormal basis (P, r) of the parameters that move the coefficients.
+
+    Parameters in excess, as a bound beside every coefficient or logits that count up to a constant,
+    then cost no pass.
+    """
+    _, values, basis = torch.linalg.svd(movement, full_matrices=False)
+    kept = basis[values > _STILL * max(float(values[0]), 1e-300)].T
+    # The sign of a singular vector means nothing: the largest entry is made positive.
+    largest = kept.gather(0, kept.abs().argmax(0, keepdim=True))
+    made: Tensor = kept * largest.sign()
+    return made
+
+
+def _secant(slopes: Tensor, old: _Point, new: _Point) -> Tensor:
+    """Return the derivatives nearest to ``slopes`` that explain a step (Broyden 1965)."""
+    moved = _flat([new.alpha - old.alpha])
+    missing = _flat([new.outputs - old.outputs]) - slopes @ moved
+    return slopes + missing @ moved.T / max(float(moved.square().sum()), 1e-300)
 
 
 def _along(gradient: Tensor, column: Tensor, z: Tensor) -> Tensor:

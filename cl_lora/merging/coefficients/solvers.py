@@ -115,7 +115,7 @@ GAUSS_NEWTON = register_solver(
                 20,
                 is_count,
                 "an integer of at least 1",
-                "at most so many times Gauss-Newton forms differences anew",
+                "at most so many steps of Gauss-Newton",
                 most=10_000,
             ),
         },
