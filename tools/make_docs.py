@@ -50,8 +50,9 @@ _RULES = """
 ## Coefficient rules
 
 *Learned* rules need a buffer (`spc` samples per class and domain, from train images only). Those
-learned by gradient need a method whose coefficients can be learned; a search merges once for each
-candidate and works with every method. By granularity `adapter` a coefficient holds for a whole
+learned by gradient have parameters that a *solver* finds: `adam` needs a method whose coefficients
+can be learned by gradient, `gauss_newton` works with every method. A search merges once for each
+candidate and works with every method too. By granularity `adapter` a coefficient holds for a whole
 adapter, by `layer` for a layer of the model (found by its index in names such as `blocks.3.`,
 `h.3.` or `encoder.layer.3.`), by `module` for one weight.
 

@@ -26,6 +26,7 @@ class ArmSettings:
         spc: buffer samples per class and domain, where it sees any.
         head: the arm's own head policy, if it has one.
         tune_head: whether the head is trained with the coefficients.
+        anchor: how much a trained head is held back to its start, where it is.
         adapt: what is trained on a support set, e.g. ``head`` or ``lora``; empty if the arm is not
             adapted to one.
         start: ``base`` or ``merge``, where an adapted arm starts.
@@ -52,6 +53,7 @@ class ArmSettings:
     bank: str = ""
     residual: str = ""
     residual_options: Mapping[str, Any] = field(default_factory=dict)
+    anchor: float | None = None
     tells_space: bool = False
     tells_rule: bool = False
     telling: frozenset[str] = frozenset()
@@ -97,7 +99,8 @@ class ArmSettings:
         words += [f"{k} {_value(v)}" for k, v in every.items() if k in self.telling]
         words += [f"spc {self.spc}"] if self.spc is not None else []
         words += [f"{self.head} head"] if self.head else []
-        words += ["tuned head"] if self.tune_head else []
+        held = "" if self.anchor is None else f" anchored {_value(self.anchor)}"
+        words += [f"tuned head{held}"] if self.tune_head else []
         words += [f"adapts {self.adapt}"] if self.adapt else []
         return ", ".join([*words, *self._apart()])
 
@@ -113,6 +116,7 @@ def arm_settings(run: RunFolder, arm: str) -> ArmSettings:
     variant = run.variant(arm)
     rule, rule_options, options = _parts(variant)
     residual = dict(variant.get("residual") or {})
+    tuned = variant.get("tune_head", False)
     telling: set[str] = set()
     spaces, rules = {variant.get("space")}, {rule}
     for other in run.arms:
@@ -136,7 +140,8 @@ def arm_settings(run: RunFolder, arm: str) -> ArmSettings:
         options=options,
         spc=variant.get("spc"),
         head=variant.get("head"),
-        tune_head=bool(variant.get("tune_head", False)),
+        tune_head=bool(tuned),
+        anchor=tuned.get("anchor") if isinstance(tuned, Mapping) else None,
         adapt=str(variant.get("adapt") or ""),
         start=str(variant.get("start") or ""),
         bank=str(variant.get("bank") or ""),

@@ -24,6 +24,7 @@ def hparams_of(run: RunFolder, arm: str) -> dict[str, str | float]:
         "spc": s.spc,
         "head": s.head,
         "tune_head": "yes" if s.tune_head else "",
+        "anchor": s.anchor,
         "adapt": s.adapt,
         "start": s.start,
         "bank": s.bank,
