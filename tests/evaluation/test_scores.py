@@ -231,7 +231,7 @@ def test_duplicates_in_a_file_name_both_lines(tmp_path):
 def test_contradicting_directions_in_a_file(tmp_path):
     path = tmp_path / "scores.csv"
     path.write_text(HEADER + GOOD + GOOD.replace("ties", "dare").replace("true", "false"))
-    with pytest.raises(UserError, match=r"scores\.csv: Metric 'accuracy' is marked both"):
+    with pytest.raises(UserError, match=r"line 3: expected true as higher_is_better of accuracy"):
         ScoreTable.read(path)
 
 
