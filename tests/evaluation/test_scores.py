@@ -235,6 +235,14 @@ def test_contradicting_directions_in_a_file(tmp_path):
         ScoreTable.read(path)
 
 
+def test_contradicting_directions_of_a_metric_that_no_registry_knows(tmp_path):
+    path = tmp_path / "scores.csv"
+    mine = GOOD.replace("accuracy", "mine")
+    path.write_text(HEADER + mine + mine.replace("ties", "dare").replace("true", "false"))
+    with pytest.raises(UserError, match=r"scores\.csv: Metric 'mine' is marked both"):
+        ScoreTable.read(path)
+
+
 def test_missing_and_binary_files(tmp_path):
     with pytest.raises(UserError, match="the file is missing; run the command again"):
         ScoreTable.read(tmp_path / "none.csv")
