@@ -15,6 +15,9 @@ from cl_lora.support.ranges import at_most
 from cl_lora.support.registry import look_up
 from cl_lora.tasks import Task
 
+LARGEST_RATE = 1e37
+"""The largest learning rate: single precision holds it. Whether it trains shows in the loss."""
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -37,9 +40,9 @@ class TrainingConfig:
 
     epochs: int = at_most(100_000, 3)
     batch_size: int = at_most(1_000_000, 32)
-    lr: float = at_most(1000, 1e-3)
-    full_lr: float = at_most(1000, 5e-5)
-    head_lr: float = at_most(1000, 1e-3)
+    lr: float = at_most(LARGEST_RATE, 1e-3)
+    full_lr: float = at_most(LARGEST_RATE, 5e-5)
+    head_lr: float = at_most(LARGEST_RATE, 1e-3)
     weight_decay: float = at_most(1000, 0.01)
     warmup: float = at_most(1, 0.1)
     head: str = "shared"
@@ -134,11 +137,11 @@ class AdaptationConfig:
     steps: int = at_most(1_000_000, 40)
     epochs: int = at_most(100_000, 1)
     batch_size: int = at_most(1_000_000, 16)
-    head_lr: float = at_most(1000, 1e-3)
-    lora_lr: float = at_most(1000, 1e-3)
-    full_lr: float = at_most(1000, 5e-5)
+    head_lr: float = at_most(LARGEST_RATE, 1e-3)
+    lora_lr: float = at_most(LARGEST_RATE, 1e-3)
+    full_lr: float = at_most(LARGEST_RATE, 5e-5)
     weight_decay: float = at_most(1000, 0.01)
-    grid: tuple[float, ...] = at_most(1000, (1.0,))
+    grid: tuple[float, ...] = at_most(LARGEST_RATE, (1.0,))
     select_on: str = SUPPORT
 
     def __post_init__(self) -> None:

@@ -104,8 +104,9 @@ def write_statistic(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> N
         UserError: if the disk refuses.
     """
     data = safetensors.torch.save(_owned(tensors))
+    # The digest first: a file that is there is known, and one that is not is gathered again.
+    seals.add(folder, _statistic_file(name), data)
     files.write_bytes(folder / _statistic_file(name), data)
-    seals.add(folder, _statistic_file(name))
 
 
 def _statistic_file(name: str) -> str:

@@ -41,11 +41,13 @@ def training_of(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in _OURS}
 
 
-def add(folder: Path, name: str) -> None:
-    """Take one more file into an adapter's record, if it has one."""
+def add(folder: Path, name: str, data: bytes) -> None:
+    """Take a file that is about to be written into an adapter's record, if it has one."""
+    if not (folder / TRAINING_FILE).exists():
+        return
     record = _record(folder)
     if _DIGESTS in record:
-        digests = {**record[_DIGESTS], name: files.file_digest(folder / name)}
+        digests = {**record[_DIGESTS], name: files.bytes_digest(data)}
         files.write_json(folder / TRAINING_FILE, files.sealed({**record, _DIGESTS: digests}))
 
 
@@ -76,8 +78,10 @@ def check(folder: Path) -> None:
         raise _damaged(folder / TRAINING_FILE, folder)
     for name, digest in digests.items():
         path = folder / name
+        # What lies in a folder of its own, as statistics do, is made again without training.
+        if path.parent != folder and not path.exists():
+            continue
         if files.file_digest(path) != digest:
-            # What lies in a folder of its own, as statistics do, is made again without training.
             raise _damaged(path, path if path.parent != folder else folder)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from cl_lora.models.compute import Batch
 from cl_lora.models.gaussians import Moments
 from cl_lora.models.routing import default_block, styles
-from cl_lora.models.statistics import TRAIN, Observed, Sums, register_statistic
+from cl_lora.models.statistics import TRAIN, Observed, Sums, register_statistic, require_eval
 from cl_lora.models.weights import changed
 from cl_lora.support.errors import UserError
 
@@ -92,6 +92,7 @@ def router_statistic(block: int | None) -> str:
 
 
 def _moments(observed: Observed, pairs: Iterable[Batch]) -> MomentsByExperience:
+    require_eval(observed.backbone)
     classes = observed.task.outputs
     if not observed.task.labels:
         raise UserError(

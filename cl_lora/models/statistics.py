@@ -269,7 +269,7 @@ def gram(observed: Observed, batches: Iterable[Batch]) -> RunningMeans:
     Raises:
         UserError: if no entry is a linear layer, or the backbone is in training mode.
     """
-    _require_eval(observed.backbone)
+    require_eval(observed.backbone)
     network = observed.backbone.network
     layers = linear_layers(network, observed.entries)
     if not layers:
@@ -363,7 +363,7 @@ Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def _squares(observed: Observed, batches: Iterable[Batch], loss: Loss, draws: int) -> RunningMeans:
-    _require_eval(observed.backbone)
+    require_eval(observed.backbone)
     network = observed.backbone.network
     own = {entry_name(name): parameter for name, parameter in network.named_parameters()}
     for name in observed.entries:
@@ -506,7 +506,8 @@ def _add_parameters(
             parameter.requires_grad_(asked[name])
 
 
-def _require_eval(backbone: Backbone) -> None:
+def require_eval(backbone: Backbone) -> None:
+    """Raise ``UserError`` if a part of a backbone is in training mode."""
     if any(module.training for module in backbone.modules()):
         raise UserError(
             "Expected a backbone in eval mode, to gather statistics of what it serves, but part of "

@@ -249,6 +249,11 @@ def file_digest(path: Path) -> str:
         ) from error
 
 
+def bytes_digest(data: bytes) -> str:
+    """Return the hex digest that :func:`file_digest` has of a file with these bytes."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 def digest(*parts: object, size: int = 16) -> str:
     """Return a hex digest over ``parts``; bytes are taken as they are, all else through JSON."""
     hasher = hashlib.blake2b(digest_size=size)

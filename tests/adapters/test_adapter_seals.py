@@ -60,7 +60,11 @@ def test_a_statistic_without_a_digest_is_gathered_again(bank: AdapterBank) -> No
         (folder / "statistics/gram.safetensors").read_bytes()
     )
     assert set(bank.load(0, "x").statistics) == {"gram"}
-    seals.add(folder, "statistics/fisher.safetensors")
+    seals.add(
+        folder,
+        "statistics/fisher.safetensors",
+        (folder / "statistics/fisher.safetensors").read_bytes(),
+    )
     assert set(bank.verify(0, "x").statistics) == {"gram", "fisher"}
 
 

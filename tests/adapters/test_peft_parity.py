@@ -329,7 +329,7 @@ def test_a_field_that_changes_nothing_is_read_over(tmp_path: Path, fields: dict[
 def test_every_default_of_the_installed_peft_is_plain(tmp_path: Path) -> None:
     from peft import LoraConfig
 
-    _save_with(tmp_path / "a", **{**LoraConfig().to_dict(), "target_modules": ["body"]})
+    _save_with(tmp_path / "a", **{**LoraConfig().to_dict(), "target_modules": ["body"], "r": 1})
     assert Adapter.load(tmp_path / "a").modules() == ("body",)
 
 
@@ -338,7 +338,7 @@ def test_a_default_of_a_newer_peft_is_plain_and_another_value_is_not(
 ) -> None:
     from peft import LoraConfig
 
-    defaults = {**LoraConfig().to_dict(), "telepathy_range": 7}
+    defaults = {**LoraConfig().to_dict(), "telepathy_range": 7, "r": 1}
     monkeypatch.setattr(LoraConfig, "to_dict", lambda self: dict(defaults))
     _save_with(tmp_path / "a", telepathy_range=7)
     assert Adapter.load(tmp_path / "a").modules() == ("body",)

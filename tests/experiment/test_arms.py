@@ -123,7 +123,7 @@ def test_a_trained_head_needs_a_policy_that_serves_one():
     settings = {"method": "ties", "coefficients": LEARNED, "tune_head": True}
     of_statistics = [name for name, policy in HEAD_POLICIES.items() if policy.statistics]
     assert of_statistics == ["gaussian", "mixture", "mixture_moved"]
-    assert NO_TRAINED_HEAD == ["prototypes", *of_statistics, "own", "text", "refit"]
+    assert ["prototypes", *of_statistics, "own", "text", "refit"] == NO_TRAINED_HEAD
     for policy in HEAD_POLICIES:
         if policy not in NO_TRAINED_HEAD:
             assert make_arm("x", settings, ArmDefaults(head=policy)).tune_head

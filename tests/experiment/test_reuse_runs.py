@@ -80,7 +80,7 @@ ARMS = {
     "full_learned": "bank: full, method: task_arithmetic, spc: 1, "
     "coefficients: {name: adaptive, b_max: 1.5, steps: 2}",
 }
-ROWS = tuple(name for name in REFERENCES if name not in ("sequential", "joint"))
+ROWS = tuple(name for name, row in REFERENCES.items() if all(b.own_heads for b in row.banks))
 """All but those that train one head on all tasks."""
 
 Deltas = dict[str, NDArray[np.float64]]
@@ -1038,7 +1038,7 @@ WRONG_ARMS = {
         "{bank: ful, residual: {name: sparse, m: 1}}",
         "Unknown bank 'ful': did you mean 'full'",
     ),
-    "a bank that no arm merges": ("{bank: sequential, method: cat}", "Unknown bank 'sequential'"),
+    "a bank that no arm merges": ("{bank: joint, method: cat}", "Unknown bank 'joint'"),
     "a residual of an arm that is adapted": (
         "{adapt: lora, residual: {name: low_rank, q: 1}}",
         "leave residual out, or adapt",

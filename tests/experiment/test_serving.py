@@ -43,6 +43,10 @@ def bench(benchmark_16: Benchmark, backbone: Backbone) -> Workbench:
     return workbench(benchmark_16, backbone)
 
 
+ALONE = {n: r for n, r in REFERENCES.items() if not (r.needs_partner or r.statistics)}
+"""Rows that need no other seed and no statistics."""
+
+
 def row(bench: Workbench, name: str, t: int) -> Any:
     return REFERENCES[name].serve(bench, stage(bench, t))
 
@@ -221,7 +225,9 @@ def test_what_is_known_holds_for_its_own_adapter_and_bank(bench) -> None:
     """With one evaluator for all rows, each scores as with one of its own."""
     shared = Evaluator(bench)
     for t in range(3):
-        for name in (n for n, one in REFERENCES.items() if not one.needs_partner):
+        for name in (
+            n for n, one in REFERENCES.items() if not (one.needs_partner or one.statistics)
+        ):
             served = row(bench, name, t)
             found = shared.score(served, stage(bench, t))
             own = Evaluator(bench).score(served, stage(bench, t))
@@ -265,7 +271,7 @@ def test_scoring_leaves_the_backbone_bit_for_bit(bench) -> None:
     learned = {"name": "adaptive", "steps": 2}
     for settings in ({"method": "ties"}, {"method": "cat", "coefficients": learned}):
         evaluator.score(serve(bench, 2, **settings), stage(bench, 2))
-    for name in (n for n, one in REFERENCES.items() if not one.needs_partner):
+    for name in ALONE:
         evaluator.score(row(bench, name, 2), stage(bench, 2))
     assert bench.backbone.fingerprint() == fingerprint
 

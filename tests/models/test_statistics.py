@@ -16,6 +16,7 @@ from cl_lora.adapters.injection import split_qkv
 from cl_lora.merging import METHODS, merge
 from cl_lora.models.backbones import Backbone
 from cl_lora.models.compute import Compute
+from cl_lora.models.head_policies import HEAD_POLICIES
 from cl_lora.models.heads import freeze
 from cl_lora.models.statistics import (
     STATISTICS,
@@ -401,11 +402,14 @@ def test_every_statistic_that_a_method_needs_is_there() -> None:
         if info.statistic is not None
         for chosen in ({}, {"labels": "data"})
     }
-    assert needed == set(STATISTICS) == {"gram", "fisher_model", "fisher_data"}
+    needed |= {name for policy in HEAD_POLICIES.values() for name in policy.statistics}
+    assert needed | {"router"} == set(STATISTICS)
     assert {s.name: s.part for s in STATISTICS.values()} == {
         "gram": "train",
         "fisher_model": "val",
         "fisher_data": "val",
+        "features": "train",
+        "router": "train",
     }
 
 
