@@ -14,6 +14,7 @@ LISTED = "files"
 """In ``training.json``: what else belongs to an adapter."""
 
 _DIGESTS = "digests"
+_TIME = "seconds"
 _OURS = (LISTED, _DIGESTS, files.SEAL)
 
 
@@ -33,7 +34,7 @@ def write_record(
         LISTED: list(listed),
         _DIGESTS: {name: files.file_digest(folder / name) for name in sealed},
     }
-    files.write_json(folder / TRAINING_FILE, files.sealed(record))
+    files.write_json(folder / TRAINING_FILE, _sealed(record))
 
 
 def training_of(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def add(folder: Path, name: str, data: bytes) -> None:
     record = _record(folder)
     if _DIGESTS in record:
         digests = {**record[_DIGESTS], name: files.bytes_digest(data)}
-        files.write_json(folder / TRAINING_FILE, files.sealed({**record, _DIGESTS: digests}))
+        files.write_json(folder / TRAINING_FILE, _sealed({**record, _DIGESTS: digests}))
 
 
 def holds(folder: Path, name: str) -> bool:
@@ -74,7 +75,7 @@ def check(folder: Path) -> None:
     record = _record(folder)
     digests = record.get(_DIGESTS, {})
     sealed = files.SEAL in record or _DIGESTS not in record  # they are written together
-    if not (sealed and files.is_intact(record) and isinstance(digests, dict)):
+    if not (sealed and files.is_intact(_told(record)) and isinstance(digests, dict)):
         raise _damaged(folder / TRAINING_FILE, folder)
     for name, digest in digests.items():
         path = folder / name
@@ -83,6 +84,15 @@ def check(folder: Path) -> None:
             continue
         if files.file_digest(path) != digest:
             raise _damaged(path, path if path.parent != folder else folder)
+
+
+def _sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {**record, **files.sealed(_told(record))}
+
+
+def _told(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record without what differs between two trainings that give the same adapter."""
+    return {key: value for key, value in record.items() if key != _TIME}
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -171,7 +171,7 @@ STEEP = "+arms.steep={{method: cat, spc: 2, coefficients: {{name: softmax, lr: {
 
 def test_an_arm_that_diverges_stands_in_no_other_arms_way(copied: Path, capfd) -> None:
     old = rows(copied)
-    assert main(["run", *overrides(copied, STEEP.format("1.0e+36"))]) == 2
+    assert main(["run", *overrides(copied, STEEP.format("1.0e+308"))]) == 2
     error = capfd.readouterr().err
     assert "Arm 'steep', seed 0, stage 'photo'" in error
     assert "Traceback" not in error
@@ -179,7 +179,7 @@ def test_an_arm_that_diverges_stands_in_no_other_arms_way(copied: Path, capfd) -
     assert "steep" not in config["arms"]
     assert "finite" in config["stopped"]["steep"]["reason"]
     # The same command fails again at the same place only; the others go on without it.
-    assert main(["run", *overrides(copied, STEEP.format("1.0e+36"))]) == 2
+    assert main(["run", *overrides(copied, STEEP.format("1.0e+308"))]) == 2
     error = capfd.readouterr().err
     assert "everything else is finished" in error
     assert "~arms.NAME" in error
@@ -201,7 +201,7 @@ def test_an_arm_that_diverges_stands_in_no_other_arms_way(copied: Path, capfd) -
 
 def test_an_arm_that_diverges_leaves_the_others_finished(tmp_path: Path, capfd) -> None:
     """It comes first, so every other arm is scored after it has failed."""
-    given = overrides(tmp_path / "run", STEEP.format("1.0e+36"))
+    given = overrides(tmp_path / "run", STEEP.format("1.0e+308"))
     given.insert(given.index("arms=none") + 1, given.pop())
     assert main(["run", *given]) == 2
     assert "'steep'" in capfd.readouterr().err
@@ -210,14 +210,14 @@ def test_an_arm_that_diverges_leaves_the_others_finished(tmp_path: Path, capfd) 
     assert main(["report", str(tmp_path / "run")]) == 0
 
 
-@pytest.mark.parametrize(("rate", "option"), [("0.1", "spc=5"), ("1.0e+36", "buffer_batch_size=1")])
+@pytest.mark.parametrize(("rate", "option"), [("0.1", "spc=5"), ("1.0e+308", "buffer_batch_size=1")])
 def test_a_stopped_arm_of_other_settings_keeps_nothing_of_the_first(
     copied: Path, rate: str, option: str
 ) -> None:
     """Even if the run is killed before the arm is scored again."""
     from cl_lora.experiment import pipeline
 
-    assert main(["run", *overrides(copied, STEEP.format("1.0e+36"))]) == 2
+    assert main(["run", *overrides(copied, STEEP.format("1.0e+308"))]) == 2
     assert any(r["arm"] == "steep" for r in rows(copied))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "train_banks", interrupt)

@@ -87,7 +87,7 @@ ADAM = register_solver(
                 lambda v: is_number(v) and v > 0,
                 "a finite number above 0",
                 "the learning rate of Adam",
-                most=1e37,
+                most=1e308,
             ),
         },
         gradient=True,
