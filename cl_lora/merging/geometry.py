@@ -64,6 +64,7 @@ def cosine(a: Entries, b: Entries) -> float:
         UserError: if an update is zero, or weights differ in shape.
 
     Example:
+        >>> import torch
         >>> up = {"q": LoRAFactors(torch.ones(1, 2), torch.ones(3, 1))}
         >>> down = {"q": LoRAFactors(torch.ones(1, 2), torch.ones(3, 1), scaling=-2.0)}
         >>> round(cosine(up, down), 6)

@@ -32,6 +32,8 @@ SMALL = ("model.img_size=16", "precision=fp32", "device=cpu", "report=false", *T
 STREAM = (
     *("seeds=[0,1]", "references=[base,last]", "benchmark.styles=[photo,cartoon]"),
     "+arms.grid={method: svd, spc: 2, coefficients: {name: grid, values: [0.3, 1.0]}}",
+    "+arms.newton={method: svd, spc: 2, "
+    "coefficients: {name: adaptive, solver: gauss_newton, iterations: 2, start: previous}}",
 )
 TASKS = (
     *("experiment=multitask_shapes", "arms=none", "seeds=[0,1]", "references=[single,other_seed]"),

@@ -37,7 +37,7 @@ _SUCCESS, _FAILURE = 1 / 5, 10.0
 _MOST_DAMPING = 1e12
 _LONGEST = 3.0
 """No parameter moves further at once: logits beyond it would lie where nothing can be learned."""
-_TRUSTED = 0.25
+_TRUSTED = 0.8
 """The share of a promised fall that must come true for derivatives to be kept."""
 _STILL = 1e-6
 """Directions count in which coefficients move more than so much of the largest movement."""

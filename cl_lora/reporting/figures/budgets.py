@@ -300,8 +300,8 @@ def _round_numbers(low: float, high: float) -> list[float]:
     """Return round numbers from ``low`` to ``high``: few over decades, evenly spaced within one.
 
     Example:
-        >>> _round_numbers(0.9, 11), _round_numbers(95, 130)
-        ([1.0, 2.0, 5.0, 10.0], [100.0, 110.0, 120.0, 130.0])
+        >>> _round_numbers(0.9, 11), _round_numbers(95, 150)
+        ([1.0, 2.0, 5.0, 10.0], [100.0, 110.0, 120.0, 130.0, 140.0, 150.0])
     """
     if high < _EVEN * low:
         every = [float(v) for v in MaxNLocator(7, steps=[1, 2, 5, 10]).tick_values(low, high)]
