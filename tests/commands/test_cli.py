@@ -210,7 +210,9 @@ def test_an_arm_that_diverges_leaves_the_others_finished(tmp_path: Path, capfd) 
     assert main(["report", str(tmp_path / "run")]) == 0
 
 
-@pytest.mark.parametrize(("rate", "option"), [("0.1", "spc=5"), ("1.0e+308", "buffer_batch_size=1")])
+@pytest.mark.parametrize(
+    ("rate", "option"), [("0.1", "spc=5"), ("1.0e+308", "buffer_batch_size=1")]
+)
 def test_a_stopped_arm_of_other_settings_keeps_nothing_of_the_first(
     copied: Path, rate: str, option: str
 ) -> None:
