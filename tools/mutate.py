@@ -43,7 +43,13 @@ from typing import Any
 from mutation.covered import PACKAGES, PLACE, TOOL, covered, environment, measure
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("tests/merging", "tests/evaluation", "tests/strategies", "tests/experiment")
+TESTS = (
+    "tests/merging",
+    "tests/evaluation",
+    "tests/strategies",
+    "tests/experiment",
+    "tests/test_docstrings.py",
+)
 KINDS = ("logic", "passing")
 LEAST = 0.9
 # Imported once, before the forks: what costs most and never changes.
