@@ -15,6 +15,7 @@ from cl_lora.adapters import Adapter, LoRAFactors, entry_name
 from cl_lora.adapters.injection import split_qkv
 from cl_lora.merging import METHODS, merge
 from cl_lora.models.backbones import Backbone
+from cl_lora.models.class_statistics import FEATURES, ROUTER
 from cl_lora.models.compute import Compute
 from cl_lora.models.head_policies import HEAD_POLICIES
 from cl_lora.models.heads import freeze
@@ -403,13 +404,13 @@ def test_every_statistic_that_a_method_needs_is_there() -> None:
         for chosen in ({}, {"labels": "data"})
     }
     needed |= {name for policy in HEAD_POLICIES.values() for name in policy.statistics}
-    assert needed | {"router"} == set(STATISTICS)
+    assert needed | {ROUTER} == set(STATISTICS)
     assert {s.name: s.part for s in STATISTICS.values()} == {
         "gram": "train",
         "fisher_model": "val",
         "fisher_data": "val",
-        "features": "train",
-        "router": "train",
+        FEATURES: "train",
+        ROUTER: "train",
     }
 
 
