@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from cl_lora.adapters.injection import applied
 from cl_lora.benchmarks import make_benchmark
 from cl_lora.benchmarks.draw import draw_buffer
 from cl_lora.configuration.compose import compose_config
@@ -34,6 +33,7 @@ from cl_lora.experiment.training import train_banks
 from cl_lora.models.backbones import input_size
 from cl_lora.models.compute import Compute
 from cl_lora.models.prepare import prepare_backbone
+from cl_lora.models.weights import changed
 from perf.common import report
 
 NEWTON = {"solver": "gauss_newton"}
@@ -84,7 +84,7 @@ def bench_of(folder: Path, seed: int) -> tuple[Settings, Workbench, Stage]:
 def buffer_loss(bench: Workbench, served: Served, stage: Stage) -> float:
     """Return the loss of what is served on the whole buffer."""
     batch = bench.support(bench.spc, stage)
-    with torch.no_grad(), applied(bench.backbone.network, served.update(0)):
+    with torch.no_grad(), changed(bench.backbone.network, served.update(0)):
         ((features, targets),) = bench.compute.features(bench.backbone, [batch])
         return float(bench.task_at(stage).loss(served.head(0)(features), targets))
 

@@ -75,7 +75,7 @@ def check(folder: Path) -> None:
     record = _record(folder)
     digests = record.get(_DIGESTS, {})
     sealed = files.SEAL in record or _DIGESTS not in record  # they are written together
-    if not (sealed and files.is_intact(_told(record)) and isinstance(digests, dict)):
+    if not (sealed and files.is_intact(record, (_TIME,)) and isinstance(digests, dict)):
         raise _damaged(folder / TRAINING_FILE, folder)
     for name, digest in digests.items():
         path = folder / name

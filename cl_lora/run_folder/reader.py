@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Container, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -295,7 +295,7 @@ class RunFolder:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, unsealed: Container[str] = ()) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -307,7 +307,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path} is damaged (expected an object but got {type(value).__name__}); "
             "delete it and run the command again"
         )
-    if not files.is_intact(value):
+    if not files.is_intact(value, unsealed):
         raise _damaged(path, "its contents are not those that were written")
     value.pop(files.SEAL, None)
     return value
@@ -411,7 +411,7 @@ def _read_curves(folder: Path) -> tuple[TrainingCurve, ...]:
 
 
 def _read_curve(path: Path, seed: int, bank: str, experience: int, name: str) -> TrainingCurve:
-    record = _read_json(path)
+    record = _read_json(path, ("seconds",))  # two trainings of one adapter may differ in it
     entries: Sequence[Mapping[str, Any]] = record.get("loss", [])
     metric = record.get("metric", "")
     if not isinstance(metric, str):

@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -222,9 +222,15 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, SEAL: _seal(record)}
 
 
-def is_intact(record: Mapping[str, Any]) -> bool:
-    """Return whether a record is what was sealed; one without a digest is older, and taken so."""
-    return SEAL not in record or record[SEAL] == _seal(record)
+def is_intact(record: Mapping[str, Any], unsealed: Container[str] = ()) -> bool:
+    """Return whether a record is what was sealed; one without a digest is older, and taken so.
+
+    Args:
+        record: as it was read.
+        unsealed: keys that were left out when it was sealed, or were not by an earlier version.
+    """
+    told = {key: value for key, value in record.items() if key not in unsealed}
+    return SEAL not in record or record[SEAL] in (_seal(told), _seal(record))
 
 
 def _seal(record: Mapping[str, Any]) -> str:

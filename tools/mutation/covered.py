@@ -226,23 +226,28 @@ def _joined(found: dict[str, Any]) -> Covered:
         file: {int(line): names for line, names in of_file.items()}
         for file, of_file in found["lines"].items()
     }
-    # A shared fixture runs its lines under the first test that asks for it only.
+    # A module's fixture runs its lines under the first test that asks for it only. Those of
+    # conftest.py make data, and would join everything with everything.
+    shared = {
+        test: [fixture for fixture in fixtures if ".py" in fixture]
+        for test, fixtures in found["shared"].items()
+    }
     users: dict[str, set[str]] = defaultdict(set)
-    for test, fixtures in found["shared"].items():
+    for test, fixtures in shared.items():
         for fixture in fixtures:
             users[fixture].add(test)
     for of_file in lines.values():
         for line, names in of_file.items():
-            mates = {t for name in names for f in found["shared"].get(name, ()) for t in users[f]}
+            mates = {t for name in names for f in shared.get(name, ()) for t in users[f]}
             of_file[line] = sorted({*names, *mates})
     # Its seconds count for every test that uses it: alone, each would pay them.
     seconds = found["seconds"]
     most: dict[str, float] = defaultdict(float)
-    for test, fixtures in found["shared"].items():
+    for test, fixtures in shared.items():
         for fixture in fixtures:
             most[fixture] = max(most[fixture], seconds.get(test, 0.0))
-    full = {t: max([s, *(most[f] for f in found["shared"].get(t, ()))]) for t, s in seconds.items()}
-    return Covered(full, found["shared"], lines, found["failed"])
+    full = {t: max([s, *(most[f] for f in shared.get(t, ()))]) for t, s in seconds.items()}
+    return Covered(full, shared, lines, found["failed"])
 
 
 def environment(tree: Path) -> dict[str, str]:
