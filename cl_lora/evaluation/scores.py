@@ -244,7 +244,7 @@ class ScoreTable:
         path = Path(path)
         try:
             # Not read_text(): that would turn a \r inside a damaged file into a line end.
-            text = path.read_bytes().decode()
+            text = files.read_bytes(path).decode()
         except FileNotFoundError:
             raise UserError(
                 f"Expected scores in {path} but the file is missing; run the command again"

@@ -22,6 +22,7 @@ def outline(settings: Settings, benchmark: Benchmark) -> Outline:
         draws=settings.options.draws,
         subsets=settings.subsets,
         grows=benchmark.grows,
+        forward_transfer=settings.options.forward_transfer,
     )
 
 

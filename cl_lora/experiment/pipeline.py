@@ -189,6 +189,11 @@ def check(raw: Mapping[str, Any]) -> Settings:
             f"shots and draws are for few-shot protocols but protocol={protocol.name}; leave them "
             "out, or set protocol=shots"
         )
+    if not (protocol.untrained or settings.options.forward_transfer):
+        raise UserError(
+            "forward_transfer=false leaves out scores on experiences before their turn but "
+            f"protocol={protocol.name} takes none; leave it out, or set protocol=prefixes"
+        )
     for arm in settings.arms:
         if arm.adaptation is not None and not protocol.few_shot:
             raise UserError(
@@ -215,6 +220,18 @@ def _look_into(folder: Path) -> None:
         read_config(folder)
 
 
+def _as_recorded(settings: Settings, recorded: ConfigRecord, folder: Path) -> Settings:
+    """Return the settings with what an earlier command asked of all rows of the folder."""
+    if settings.options.forward_transfer or not recorded.settings.get("forward_transfer", True):
+        return settings
+    log.warning(
+        "%s holds scores of experiences before their turn, so that all its rows get them, whatever "
+        "forward_transfer=false says; choose another run_dir to leave them out",
+        folder,
+    )
+    return settings.with_forward_transfer
+
+
 @dataclass(frozen=True)
 class Row:
     """What is scored: an arm or a reference row."""
@@ -238,11 +255,8 @@ class Run:
     """
 
     def __init__(self, given: Prepared, parts: Sequence[Path] = ()) -> None:
-        self.settings, self.benchmark, self.backbone = settings, benchmark, backbone = (
-            given.settings,
-            given.benchmark,
-            given.backbone,
-        )
+        settings, benchmark, backbone = given.settings, given.benchmark, given.backbone
+        self.benchmark, self.backbone = benchmark, backbone
         self.identity, self.folder, self.parts = given.identity, given.folder, parts
         # Where everything that is scored here goes.
         self.place = folder = given.folder
@@ -254,6 +268,8 @@ class Run:
             if settings.device.type == "cpu":
                 take_threads(folder, recorded.cpu_threads, settings.options.threads)
             recorded = with_stopped(recorded, parts)
+            settings = _as_recorded(settings, recorded, folder)
+        self.settings = settings
         self.stages = self._all_stages()
         self.ledger: Ledger = open_ledger(folder, recorded, settings)
         self._check_partners()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ class RunOptions:
         seeds: one bank of adapters is trained for each.
         references: names of the reference rows.
         protocol: when adapters are merged, and which.
+        forward_transfer: whether a stream is scored before any training, and every experience
+            before its turn, which this measure alone needs.
         shots: K, support samples per class, of a few-shot protocol; ``all`` for the whole pool.
         draws: support sets drawn for each K and seed.
         yardstick: the arm or reference row that a report measures the others by; None for the
@@ -74,6 +76,7 @@ class RunOptions:
     seeds: Sequence[int] | int = at_most(LARGEST_SEED, (0,))
     references: Sequence[str] | None = ()
     protocol: str = "prefixes"
+    forward_transfer: bool = True
     shots: Sequence[int | str] | int | str = at_most(1_000_000, (1, 2, 5, 10, 20, ALL))
     draws: int = at_most(10_000, 1)
     yardstick: str | None = None
@@ -189,6 +192,15 @@ class Settings:
             self.options.buffer_batch_size,
             self.training.head,
             self.adaptation,
+        )
+
+    @property
+    def with_forward_transfer(self) -> Settings:
+        """The same with ``forward_transfer``, for a folder that has it by another command."""
+        return replace(
+            self,
+            raw={**self.raw, "forward_transfer": True},
+            options=replace(self.options, forward_transfer=True),
         )
 
     def identity(self, data: str, backbone: Mapping[str, Any]) -> dict[str, Any]:

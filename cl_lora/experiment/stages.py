@@ -69,6 +69,8 @@ class Outline:
         draws: how many support sets are drawn for each K.
         subsets: which subsets of the bank are merged.
         grows: whether labels come with the experiences: one that has not come cannot be scored.
+        forward_transfer: whether experiences are scored before their turn too, and everything
+            before any training, as this measure needs.
     """
 
     names: Sequence[str]
@@ -78,6 +80,12 @@ class Outline:
     draws: int = 1
     subsets: Subsets = field(default_factory=Subsets)
     grows: bool = False
+    forward_transfer: bool = True
+
+    @property
+    def ahead(self) -> bool:
+        """Whether experiences are scored before their turn: asked for, and their labels known."""
+        return self.forward_transfer and not self.grows
 
     @property
     def indices(self) -> tuple[int, ...]:
@@ -133,12 +141,13 @@ class Protocol:
                 "another protocol, or a stream with more experiences"
             )
         for index, stage in enumerate(made):
-            self._check(stage, index, count, outline.grows)
+            self._check(stage, index, outline)
         # Before any training no label is known where labels come with the experiences.
-        scored_before = self.untrained and not outline.grows
+        scored_before = self.untrained and outline.ahead
         return (untrained(outline.names), *made) if scored_before else made
 
-    def _check(self, stage: Stage, index: int, experiences: int, grows: bool) -> None:
+    def _check(self, stage: Stage, index: int, outline: Outline) -> None:
+        experiences, early = len(outline.names), not set(stage.evaluated) <= set(stage.members)
         named = (*stage.members, *stage.evaluated, *stage.support)
         problem = None
         if stage.index != index:
@@ -147,8 +156,12 @@ class Protocol:
             problem = "merges or scores nothing"
         elif not set(named) <= set(range(experiences)):
             problem = f"names an experience outside 0..{experiences - 1}"
-        elif grows and not set(stage.evaluated) <= set(stage.members):
+        elif outline.grows and early:
             problem = "scores an experience whose labels have not come yet"
+        elif not outline.forward_transfer and early:
+            problem = (
+                "scores an experience before its turn, which forward_transfer=false leaves out"
+            )
         if problem:
             raise UserError(
                 f"Stage {stage.name!r} of the protocol {self.name!r} {problem}; correct the "
@@ -231,14 +244,14 @@ def get_protocol(name: str) -> Protocol:
 def prefixes(outline: Outline) -> tuple[Stage, ...]:
     """Return a stage after each experience.
 
-    All experiences are scored, also those to come; where labels come with the experiences, those
-    seen so far.
+    All experiences are scored, also those to come; those seen so far where labels come with the
+    experiences, or forward transfer is not asked for.
     """
     everything = outline.indices
 
     def stage(t: int, name: str) -> Stage:
         seen = everything[: t + 1]
-        return Stage(t, name, seen, seen if outline.grows else everything, seen)
+        return Stage(t, name, seen, everything if outline.ahead else seen, seen)
 
     return tuple(stage(t, name) for t, name in enumerate(outline.names))
 

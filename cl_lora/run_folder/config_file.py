@@ -122,7 +122,9 @@ def read_config(folder: Path) -> ConfigRecord:
     """
     path = folder / CONFIG_FILE
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(files.read_bytes(path).decode())
+    except UserError:
+        raise
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         detail = " ".join(str(error).split())
         raise UserError(

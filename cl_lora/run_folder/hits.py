@@ -70,12 +70,14 @@ def read_hits(path: Path) -> dict[Unit, Hits]:
         UserError: if the file is missing, cut or damaged; says what to do.
     """
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+        with np.load(io.BytesIO(files.read_bytes(path)), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise UserError(
             f"Expected right and wrong bits in {path} but the file is missing"
         ) from None
+    except UserError:
+        raise
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise _damaged(path, f"it cannot be read ({error})") from error
     except (AttributeError, TypeError) as error:  # a single array instead of an archive

@@ -297,7 +297,9 @@ class RunFolder:
 
 def _read_json(path: Path, unsealed: Container[str] = ()) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(files.read_bytes(path).decode())
+    except UserError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({error}); delete it and run the command again"

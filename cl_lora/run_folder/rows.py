@@ -33,6 +33,7 @@ from cl_lora.run_folder.records import (
     Similarity,
     Spectrum,
 )
+from cl_lora.support import files
 from cl_lora.support.errors import UserError
 
 Row = TypeVar("Row")
@@ -83,7 +84,7 @@ class RowFile(Generic[Row]):
             UserError: if it is cut or damaged; names the line and the remedy.
         """
         try:
-            text = path.read_bytes().decode()
+            text = files.read_bytes(path).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise self._damaged(path, f"it cannot be read as text ({error})") from error
         columns, types = self.columns, self.types

@@ -50,6 +50,24 @@ def _unwritable(path: Path, reason: str, what_to_do: str) -> UserError:
     return UserError(f"Cannot write to {path}: {reason}; {what_to_do}")
 
 
+def read_bytes(path: Path) -> bytes:
+    """Return what a file holds.
+
+    What the system refuses is no damage: deleting the file would lose what it holds.
+
+    Raises:
+        FileNotFoundError: if it is missing, which callers explain.
+        UserError: if it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"Cannot read {path}: {reason}; {remedy(error.errno)}") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to a temporary name beside ``path``, then rename it over ``path``."""
     write_bytes(path, text.encode())
@@ -92,7 +110,9 @@ def read_json(path: Path, problem: str, remedy: str) -> dict[str, Any]:
     if path.exists() and not path.is_file():  # a pipe would be read without end
         raise UserError(f"{path} {problem} (it is no file); {remedy}")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_bytes(path).decode())
+    except UserError:
+        raise
     except (ValueError, OSError, RecursionError) as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(f"{path} {problem} ({said}); {remedy}") from error
@@ -122,6 +142,7 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     with explain_write_errors(path):
         path = Path(os.path.realpath(path))  # the folder behind a link, and not the link
+        new = [parent for parent in path.parents if not parent.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         restore(path)
         if path.exists() and not path.is_dir():
@@ -137,6 +158,9 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             _settle(path.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
+            with contextlib.suppress(OSError):  # somebody else may have put something there
+                for parent in new:
+                    parent.rmdir()
             raise
 
 

@@ -89,9 +89,11 @@ class Memory:
         if not self._path.exists():
             return {}
         try:
-            whole = json.loads(self._path.read_text(encoding="utf-8"))
+            whole = json.loads(files.read_bytes(self._path).decode())
             if not isinstance(whole, dict) or whole.get("format") != _FORMAT:
                 raise ValueError(f"it is not of format {_FORMAT}")
+        except UserError:
+            raise
         except (OSError, ValueError) as error:
             raise self._damaged(error) from error
         return whole

@@ -6,11 +6,16 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
+from cl_lora.evaluation.scores import ScoreTable
+from cl_lora.run_folder.config_file import read_config
+from cl_lora.run_folder.hits import read_hits
+from cl_lora.run_folder.rows import ACCOUNTS
 from cl_lora.support import files
 from cl_lora.support.errors import UserError
 
@@ -91,6 +96,16 @@ def test_an_error_while_writing_leaves_the_old_folder(tmp_path: Path) -> None:
         fail()
     assert _content(path) == {("a", "old"), ("b", "old")}
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_error_takes_the_new_folders_above_away(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    with (
+        pytest.raises(RuntimeError, match="stop"),
+        files.whole_folder(tmp_path / "old" / "new" / "deep" / "model"),
+    ):
+        raise RuntimeError("stop")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
 
 
 def test_an_error_between_the_two_renames_gives_the_old_folder_back(
@@ -200,3 +215,30 @@ def test_a_full_disk_below_safetensors_is_the_same_sentence() -> None:
         raise SafetensorError(said)
     with pytest.raises(SafetensorError), files.explain_write_errors(Path("x")):
         raise SafetensorError("Error while deserializing header: invalid")
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "scores.csv": ScoreTable.read,
+    "accounts.csv": ACCOUNTS.read,
+    "config.yaml": lambda path: read_config(path.parent),
+    "hits-seed-0.npz": read_hits,
+    "any.json": lambda path: files.read_json(path, "is damaged", "delete it"),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_what_may_not_be_read_is_not_called_damaged(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who deletes a file that was only protected, as is said of damage, loses what it holds."""
+    path = tmp_path / name
+    path.write_bytes(b"")
+
+    def refuse(of: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(of))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UserError) as caught:
+        READERS[name](path)
+    said = f"Cannot read {path}: Permission denied; check its permissions, or choose another folder"
+    assert str(caught.value) == said
