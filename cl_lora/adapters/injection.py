@@ -291,7 +291,15 @@ def _put(network: nn.Module, name: str, module: nn.Module) -> None:
 
 def remove(model: Any) -> nn.Module:
     """Take the adapter out again and return the bare backbone, weights untouched."""
-    vit: nn.Module = model.unload()
+    from tqdm import tqdm
+
+    # peft's hidden progress bar would start a thread that watches it, and the start of a thread
+    # never ends where the memory is all but used up.
+    interval, tqdm.monitor_interval = tqdm.monitor_interval, 0
+    try:
+        vit: nn.Module = model.unload()
+    finally:
+        tqdm.monitor_interval = interval
     return vit
 
 

@@ -33,7 +33,13 @@ _MEMORY = (
     "eval_batch_size smaller"
 )
 # What torch and the interpreter say where the system gives them no more.
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate")
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "cannot allocate",
+    "could not create a primitive",  # of oneDNN, which says no more
+)
 _NO_THREAD = "can't start new thread"
 _NO_HOME = "Could not determine home directory"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from tqdm import tqdm
 
 from cl_lora.adapters import Adapter, LoRAFactors
 from cl_lora.adapters.injection import (
@@ -57,6 +58,17 @@ def test_each_target_is_found_by_name_in_every_block(backbone: Backbone, target:
 def test_patch_embedding_is_never_adapted(backbone: Backbone) -> None:
     found = target_modules(backbone.network, ["proj"])
     assert found == ("blocks.0.attn.proj", "blocks.1.attn.proj")
+
+
+def test_taking_an_adapter_out_starts_no_thread(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its start would never end where the memory is all but used up."""
+    monkeypatch.setattr(tqdm, "monitor", None)
+    config = LoRAConfig(rank=2, targets=("qkv",), dropout=0.0)
+    backbone.network = remove(inject(backbone.network, config, None))
+    assert tqdm.monitor is None
+    assert tqdm.monitor_interval
 
 
 def test_below_the_first_block_nothing_is_adapted(backbone: Backbone) -> None:

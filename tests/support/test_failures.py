@@ -27,6 +27,7 @@ def refused(number: int, *names: str) -> OSError:
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"),
             "The memory does not suffice",
         ),
+        (RuntimeError("could not create a primitive"), "The memory does not suffice"),
         (RuntimeError("can't start new thread"), "The system starts no more threads; close"),
         (RuntimeError("Could not determine home directory."), "Could not .*; set HOME"),
     ],
