@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 
 from cl_lora.evaluation.aggregate import paired_difference
@@ -76,3 +77,11 @@ def test_confidence_of_nothing_or_everything_is_refused() -> None:
             paired_bootstrap(hits, hits, confidence)
         with pytest.raises(ValueError, match="confidence"):
             paired_difference([1.0, 2.0], [0.0, 0.0], confidence)
+
+
+def test_a_value_rounded_to_single_precision_is_no_damage() -> None:
+    """Metrics are computed in float32, whose rounding may leave the range at either end."""
+    metric = Metric("wide", "Wide", low=-1000.1, high=300.1)
+    for end, way in ((-1000.1, -1), (300.1, 1)):
+        assert metric.allows(float(np.nextafter(np.float32(end), np.float32(way * np.inf))))
+        assert not metric.allows(end + way * 0.1)
