@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cl_lora.benchmarks.batches import batches, target_tensor
+from cl_lora.benchmarks.batches import target_tensor
 from cl_lora.evaluation.metrics import RELATIVE, relative
 from cl_lora.evaluation.scores import Score
 from cl_lora.experiment.contents import content_of
@@ -17,7 +17,7 @@ from cl_lora.experiment.serving import Part, Served, Workbench
 from cl_lora.experiment.stages import Stage
 from cl_lora.experiment.task_metrics import primary, reported, subsets_of
 from cl_lora.models.compute import Batch
-from cl_lora.models.weights import changed
+from cl_lora.models.weights import begins_at, changed
 from cl_lora.support.errors import UserError
 from cl_lora.tasks import Task
 
@@ -167,10 +167,7 @@ class Evaluator:
     def _features(self, j: int, part: Part) -> Iterator[Batch]:
         bench, experience = self.bench, self.bench.benchmark.experiences[j]
         if part.features is None:
-            yield from bench.compute.features(
-                bench.backbone,
-                batches(experience, experience.test, bench.batch_size, bench.backbone.encode),
-            )
+            yield from bench.store.features(begins_at(part.update), j, experience.test)
             return
         features = bench.store.get(part.features, part.update, j, experience.test)
         targets = target_tensor(experience, experience.test).to(features.device)

@@ -33,7 +33,7 @@ from cl_lora.merging.residuals import ResidualChoice, TaskUpdate
 from cl_lora.models.bottleneck import Bottleneck
 from cl_lora.models.head_policies import HeadSources
 from cl_lora.models.heads import HeadState, freeze, head_of
-from cl_lora.models.weights import Change
+from cl_lora.models.weights import Change, begins_at
 from cl_lora.run_folder.records import Coefficient
 from cl_lora.support.errors import DivergedError, UserError
 
@@ -181,15 +181,15 @@ class _Merge:
         inputs, targets = bench.support(arm.sees, self.stage)
         fit, judge = folds(len(targets), arm.spc if arm.policy.needs_support else 1)
         task, device = bench.task_at(self.stage), bench.compute.device
+        batches = [(inputs[rows], targets[rows]) for rows in torch.split(judge, bench.batch_size)]
+        passes = bench.store.passes(batches)
 
         def outputs(update: Update) -> Tensor:
             assert update.alpha is not None
             head = freeze(self._head(update, update.alpha, fit)).to(device)
-            parts = torch.split(judge, bench.batch_size)
-            batches = ((inputs[rows], targets[rows]) for rows in parts)
             with applied(bench.backbone.network, update):
-                features = list(bench.compute.features(bench.backbone, batches))
-            made: Tensor = head(torch.cat([f for f, _ in features]))
+                features = torch.cat([f for f, _ in passes(begins_at(update))])
+            made: Tensor = head(features)
             return made
 
         def loss(made: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ the adapters. An expert is an adapter with the head that was trained with it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_lora.adapters import Adapter
-from cl_lora.benchmarks.batches import batches, target_tensor
+from cl_lora.benchmarks.batches import target_tensor
 from cl_lora.experiment.arms import Arm
 from cl_lora.experiment.banks import BankKind
 from cl_lora.experiment.serving import OwnUpdate, Part, Served, Workbench, numbers_of
@@ -26,16 +25,14 @@ from cl_lora.models.class_statistics import results_of, router_statistic
 from cl_lora.models.compute import Batch
 from cl_lora.models.heads import freeze
 from cl_lora.models.routing import Router, default_block, style
-from cl_lora.models.weights import changed
+from cl_lora.models.weights import changed, lowest_block
 from cl_lora.run_folder.records import Coefficient
-
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
 def serve_routed(bench: Workbench, arm: Arm, stage: Stage) -> Served:
     """Return what a routed arm serves at a stage, and how it routes the test samples."""
     experts = Experts.of(bench, arm, stage)
-    part = Part(None, experts.heads_module, answers=experts.answers)
+    part = Part(None, experts.heads_module, answers=experts.answers, serve=experts.serve)
     return Served(
         dict.fromkeys(stage.evaluated, part),
         tuple(experts.shares(arm.name, stage)),
@@ -181,15 +178,13 @@ class Experts:
 
     def _mixed(self, j: int, weights: Tensor) -> Tensor:
         """Return ``log sum_i w_i softmax(head_i(f))``, f the features under all adapters."""
-        bench, experience = self.bench, self.bench.benchmark.experiences[j]
-        found, start = [], 0
-        pairs = batches(experience, experience.test, bench.batch_size, bench.backbone.encode)
+        bench, test = self.bench, self.bench.benchmark.experiences[j].test
+        found, lowest = [], lowest_block(self._bottleneck.modules)
+        pairs = bench.store.features(lowest, j, test)
         with mixed(bench.backbone.network, self._bottleneck) as weigh:
-            for inputs, targets in pairs:
-                rows = weights[start : start + len(targets)]
-                start += len(targets)
-                weigh(rows)
-                features = next(bench.compute.features(bench.backbone, [(inputs, targets)]))[0]
+            for rows in torch.split(weights, bench.batch_size):
+                weigh(rows)  # before their features are computed, which is when they are asked for
+                features, _ = next(pairs)
                 found.append(self.mix(features, rows))
         return torch.cat(found)
 
@@ -223,13 +218,7 @@ class Experts:
     @property
     def shares_prefix(self) -> bool:
         """Whether no adapter changes anything before the router looks."""
-        changed_below = (
-            module
-            for adapter in self.adapters
-            for module in adapter.modules()
-            if not (found := _BLOCK.match(module)) or int(found[1]) < self.block
-        )
-        return next(changed_below, None) is None
+        return all(lowest_block(adapter.modules()) >= self.block for adapter in self.adapters)
 
     @property
     def numbers(self) -> int:

@@ -40,6 +40,19 @@ class Compute:
                 out = backbone(inputs.to(self.device, non_blocking=True))
             yield out.float(), targets.to(self.device)
 
+    @torch.no_grad()
+    def tokens(self, backbone: Backbone, inputs: Tensor, block: int) -> Tensor:
+        """Return what a block receives of a batch of inputs: see :meth:`Backbone.tokens`."""
+        with self.autocast():
+            return backbone.tokens(inputs.to(self.device, non_blocking=True), block)
+
+    @torch.no_grad()
+    def resumed(self, backbone: Backbone, tokens: Tensor, block: int) -> Tensor:
+        """Return float32 features (batch, d) from what a block receives."""
+        with self.autocast():
+            out = backbone.resume(tokens, block)
+        return out.float()
+
     def trained_features(self, backbone: Backbone, inputs: Tensor) -> Tensor:
         """Return float32 features (batch, d), differentiable in the backbone's own parameters."""
         with self.autocast():

@@ -38,12 +38,25 @@ def cached_features(
         UserError: if there are no samples, the backbone would give other features the next time, or
             a feature is not finite.
     """
+    return kept_features(backbone, compute.features(backbone, batches))
+
+
+def kept_features(backbone: Backbone, pairs: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+    """Return what :func:`cached_features` does, of features that come batch by batch.
+
+    Args:
+        backbone: what computes them.
+        pairs: (features, targets).
+
+    Raises:
+        UserError: as :func:`cached_features`.
+    """
     if any(module.training for module in backbone.modules()):
         raise UserError(
             "Expected a backbone in eval mode, to compute its features once, but part of it is in "
             "training mode, where dropout gives others every time; call eval() first"
         )
-    found = list(compute.features(backbone, batches))
+    found = list(pairs)
     if not found:
         raise UserError("Expected at least one sample to compute features of but got none")
     features = torch.cat([f for f, _ in found])

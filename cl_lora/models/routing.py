@@ -40,8 +40,7 @@ def styles(
 ) -> Iterator[Batch]:
     """Yield the style of every sample at the input of a block, and the targets of every batch."""
     for inputs, targets in batches:
-        with compute.autocast():
-            tokens = backbone.tokens(inputs.to(compute.device, non_blocking=True), block)
+        tokens = compute.tokens(backbone, inputs, block)
         yield style(backbone.patches(tokens)), targets.to(compute.device)
 
 

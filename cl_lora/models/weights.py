@@ -6,7 +6,8 @@ Each is taken back bit for bit.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,32 @@ class Weights:
 
 Change = SupportsDelta | Composition | Weights | None
 """An update that is added to the weights, adapters that stay apart, other weights, or nothing."""
+
+
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
+
+NO_BLOCK = 1_000_000
+"""Above the block of every network: where nothing is changed."""
+
+
+def lowest_block(modules: Iterable[str]) -> int:
+    """Return the first block that has one of these modules; 0 where one is outside all blocks.
+
+    What a network computes below it is the same whatever is done to the modules.
+    """
+    found = (_BLOCK.match(module) for module in modules)
+    return min((int(block[1]) if block else 0 for block in found), default=NO_BLOCK)
+
+
+def begins_at(change: Change) -> int:
+    """Return the first block that a change touches, as :func:`lowest_block`."""
+    if change is None:
+        return NO_BLOCK
+    if isinstance(change, Composition):
+        return lowest_block(change.bottleneck.modules)
+    if isinstance(change, Weights):
+        return lowest_block(change.values)
+    return lowest_block(change.modules())
 
 
 @contextlib.contextmanager
