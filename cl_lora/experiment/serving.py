@@ -48,6 +48,8 @@ class Part:
             answers are among the labels of that experience, not among all that were seen.
         answers: index of an experience -> outputs and targets of its test samples, where what is
             done to the backbone depends on the sample; None where ``update`` says it.
+        serve: makes the same outputs of a batch of inputs as they come, with nothing stored; None
+            where ``update`` and ``head`` do.
     """
 
     update: Change
@@ -56,6 +58,7 @@ class Part:
     features: Hashable | None = None
     told: bool = False
     answers: Callable[[int], list[Batch]] | None = None
+    serve: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,7 +237,9 @@ class Workbench:
     @cached_property
     def store(self) -> FeatureStore:
         """Features that are computed once per seed."""
-        return FeatureStore(self.benchmark, self.backbone, self.compute, self.batch_size)
+        return FeatureStore(
+            self.benchmark, self.backbone, self.compute, self.batch_size, self.lora.first_block
+        )
 
     def support_indices(self, stage: Stage) -> Indices:
         """Return the support set of a stage with K samples per class, drawn by the run's seed."""
