@@ -36,6 +36,7 @@ from cl_lora.experiment.arms import (
 )
 from cl_lora.experiment.banks import FRESH, Banks
 from cl_lora.experiment.checks import check_arms, check_routing, check_tasks, embedded
+from cl_lora.experiment.costs import Costs
 from cl_lora.experiment.evaluator import Evaluator, NotFiniteError
 from cl_lora.experiment.few_shot import check_few_shot, outline
 from cl_lora.experiment.ledger import Ledger, open_ledger
@@ -412,7 +413,7 @@ class Run:
 
     def _score(self, bench: Workbench, units: Sequence[tuple[Row, Stage]]) -> list[DivergedError]:
         failed: list[DivergedError] = []
-        evaluator = Evaluator(bench)
+        evaluator, costs = Evaluator(bench), Costs(bench)
         held: tuple[int, ...] = ()
         rows = self._rows(bench.seed)
         arms = sum(row.arm is not None for row in rows)
@@ -442,11 +443,10 @@ class Run:
                 if hits:
                     write_hits(layout.hits_file(self.place, bench.seed, row.name), hits)
                 scores = list(evaluator.as_scores(row.name, stage, results))
-                self.results.add(
-                    scores,
-                    served.coefficients,
-                    (*served.accounts, *self._counted(bench, row, stage, served)),
-                )
+                counted = self._counted(bench, row, stage, served)
+                spent, times = costs.of(row.name, row.arm, row.stages, stage, served)
+                accounts = (*served.accounts, *counted, *spent)
+                self.results.add(scores, served.coefficients, accounts, times)
                 self.listener.scored(scores)
         log.info(
             "seed %d: evaluated %d arm%s and %d reference row%s",

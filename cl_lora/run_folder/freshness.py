@@ -17,7 +17,7 @@ from cl_lora.support import files
 _TABLES = (
     *(layout.STREAM_FILE, layout.SCORES_FILE, layout.COEFFICIENTS_FILE, layout.ACCOUNTS_FILE),
     *(layout.SIMILARITY_FILE, layout.RELATIONS_FILE, layout.FACTS_FILE, layout.SPECTRA_FILE),
-    *(layout.EMBEDDING_FILE, layout.CONFIG_FILE),
+    *(layout.EMBEDDING_FILE, layout.TIMES_FILE, layout.CONFIG_FILE),
 )
 _SOURCES = (
     *_TABLES,

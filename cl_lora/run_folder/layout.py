@@ -13,6 +13,7 @@ ENVIRONMENT_FILE = "environment.json"
 SCORES_FILE = "scores.csv"
 COEFFICIENTS_FILE = "coefficients.csv"
 ACCOUNTS_FILE = "accounts.csv"
+TIMES_FILE = "times.csv"
 SEALS_FILE = "seals.csv"
 SIMILARITY_FILE = "similarity.csv"
 RELATIONS_FILE = "relations.csv"
@@ -41,7 +42,7 @@ LEFTOVERS = (
     *(f".{name}.*" for name in (CONFIG_FILE, ENVIRONMENT_FILE, STREAM_FILE)),
     *(f".{name}.*" for name in (SCORES_FILE, COEFFICIENTS_FILE, ACCOUNTS_FILE, SIMILARITY_FILE)),
     *(f".{name}.*" for name in (RELATIONS_FILE, FACTS_FILE, TRACKING_FILE, SEALS_FILE)),
-    *(f".{name}.*" for name in (SPECTRA_FILE, EMBEDDING_FILE, TABLES_FILE, PARTS)),
+    *(f".{name}.*" for name in (SPECTRA_FILE, EMBEDDING_FILE, TIMES_FILE, TABLES_FILE, PARTS)),
     *(f"{LOCK_FILE}-{what}" for what in ("plan", "seed-*")),  # of what parts do one by one
     *(f"{name}/.*" for name in (f"{ADAPTERS}/*", BUFFERS, f"{HITS}/*")),
     f"{ADAPTERS}/*/*/statistics/.*",

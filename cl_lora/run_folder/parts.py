@@ -22,16 +22,16 @@ from cl_lora.run_folder.config_file import ConfigRecord, read_config
 from cl_lora.run_folder.hits import Hits, read_hits
 from cl_lora.run_folder.hits import Unit as StageAndExperience
 from cl_lora.run_folder.identity import first_difference
-from cl_lora.run_folder.records import Account, Coefficient
-from cl_lora.run_folder.rows import ACCOUNTS, COEFFICIENTS, SEALS, RowFile
-from cl_lora.run_folder.seals import seal_of
+from cl_lora.run_folder.records import Account, Coefficient, Timing
+from cl_lora.run_folder.rows import ACCOUNTS, COEFFICIENTS, SEALS, TIMES, RowFile
+from cl_lora.run_folder.seals import is_time_intact, seal_of
 from cl_lora.support import files
 from cl_lora.support.errors import UserError
 
 Unit = tuple[int, str, int]
 """A seed, the name of an arm or a reference row, and a stage: what is scored at once."""
 
-OfUnit = TypeVar("OfUnit", bound=Coefficient | Account)
+OfUnit = TypeVar("OfUnit", bound=Coefficient | Account | Timing)
 
 _SHARD = re.compile(r"(?P<number>\d{1,6})/(?P<count>\d{1,6})")
 _FOLDER = re.compile(r"shard-(?P<number>\d+)-of-(?P<count>\d+)")
@@ -288,11 +288,15 @@ class Joined:
         for score in ScoreTable.read(path, metrics) if path.is_file() else ():
             units.setdefault((score.seed, score.arm, score.stage), {})[score.key] = score
         coefficients, accounts = self._read(place, COEFFICIENTS), self._read(place, ACCOUNTS)
+        times = self._read(place, TIMES)
         sealed = None
         if (place / SEALS.name).is_file():
             sealed = {(s.seed, s.arm, s.stage): s.digest for s in SEALS.read(place / SEALS.name)}
             self._broken |= dict.fromkeys(sealed.keys() - units.keys(), place)
         for unit, scores in units.items():
+            if not all(map(is_time_intact, times.get(unit, []))):
+                self._broken[unit] = place
+                continue
             if sealed is not None:
                 of_unit = (scores.values(), coefficients.get(unit, []), accounts.get(unit, []))
                 if sealed.get(unit) != seal_of(*of_unit):
@@ -319,7 +323,9 @@ class Joined:
         return units
 
 
-def _rank(order: Sequence[str]) -> Callable[[Score | Coefficient | Account], tuple[int, int]]:
+def _rank(
+    order: Sequence[str],
+) -> Callable[[Score | Coefficient | Account | Timing], tuple[int, int]]:
     """Return what sorts by seed, then by the arm's place in ``order``."""
     place = {name: i for i, name in enumerate(order)}
     return lambda row: (row.seed, place.get(row.arm, len(place)))

@@ -33,6 +33,7 @@ from cl_lora.run_folder.rows import (
     RELATIONS,
     SIMILARITIES,
     SPECTRA,
+    TIMES,
     RowFile,
 )
 from cl_lora.run_folder.seals import is_table_intact
@@ -81,6 +82,7 @@ class RunFolder:
         scores: contents of ``scores.csv``.
         coefficients: contents of ``coefficients.csv``: seed, arm, stage, group, adapter, value.
         accounts: contents of ``accounts.csv``: seed, arm, stage, quantity, value.
+        times: contents of ``times.csv``: seed, arm, stage, quantity, value, digest.
         similarity: contents of ``similarity.csv``: seed, evaluated, group, adapter, value.
         relations: contents of ``relations.csv``: seed, measure, first, second, value.
         adapter_facts: contents of ``adapter_facts.csv``: seed, adapter, quantity, value.
@@ -99,6 +101,7 @@ class RunFolder:
     scores: ScoreTable
     coefficients: pd.DataFrame
     accounts: pd.DataFrame
+    times: pd.DataFrame
     similarity: pd.DataFrame
     relations: pd.DataFrame
     adapter_facts: pd.DataFrame
@@ -226,9 +229,9 @@ class RunFolder:
         # What was scored of an arm that was stopped stays in the file, and out of every report.
         rows = {*config["arms"], *config["references"]}
         scores = ScoreTable(score for score in scores if score.arm in rows)
-        coefficients, accounts = (
+        coefficients, accounts, times = (
             _frame(path / file.name, file, joined.rows(file, order), stream, rows)
-            for file in (COEFFICIENTS, ACCOUNTS)
+            for file in (COEFFICIENTS, ACCOUNTS, TIMES)
         )
         similarity, relations, adapter_facts, spectra, embedding = (
             _frame(path / file.name, file, _rows(path / file.name, file), stream, rows)
@@ -243,6 +246,7 @@ class RunFolder:
             scores=scores,
             coefficients=coefficients,
             accounts=accounts,
+            times=times,
             similarity=similarity,
             relations=relations,
             adapter_facts=adapter_facts,
@@ -357,8 +361,8 @@ def _lost(folder: Path, units: Sequence[tuple[int, str, int]]) -> str:
     more = f" and {len(units) - 1} more" if len(units) > 1 else ""
     return (
         f"{folder} does not hold what was measured of {row!r} of seed {seed} at stage {stage}{more}"
-        f": rows of {SCORES_FILE}, {COEFFICIENTS.name} or {ACCOUNTS.name} were lost or changed "
-        "since; run the same command again, which measures them again"
+        f": rows of {SCORES_FILE}, {COEFFICIENTS.name}, {ACCOUNTS.name} or {TIMES.name} were lost "
+        "or changed since; run the same command again, which measures them again"
     )
 
 

@@ -13,6 +13,13 @@ from cl_lora.evaluation.shape import Shape
 PARAMETERS = "parameters"
 """The quantity of accounts: how many numbers serve all tasks, the backbone once, heads left out."""
 
+PASSES, TO_SERVE, MILLISECONDS = "passes", "bytes_to_serve", "milliseconds"
+"""What it takes to serve a row: the first two are quantities of accounts, the last one of times."""
+
+ADAPTERS, STATISTICS = "bytes_of_adapters", "bytes_of_statistics"
+BUFFER, DATA = "bytes_of_buffer", "bytes_of_data"
+"""Quantities of accounts: what must be kept to take in another experience."""
+
 
 @dataclass(frozen=True)
 class Coefficient:
@@ -34,7 +41,8 @@ class Account:
     head), ``seconds`` (wall clock, without features that were there already), ``peak_memory_mb``
     (beyond what was held before), and ``learning_rate_factor`` where one was selected. Of every row
     of a run that merges all at once: ``parameters``, the numbers that serve all tasks, the backbone
-    once among them and heads left out.
+    once among them and heads left out. Of every row where all experiences have come, what is said
+    by :mod:`cl_lora.experiment.costs`.
     """
 
     seed: int
@@ -42,6 +50,22 @@ class Account:
     stage: int
     quantity: str
     value: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One row of ``times.csv``: a time that was measured of what is served at a stage.
+
+    ``milliseconds``: what serving takes an input. Two machines differ in it, and so do two runs on
+    one: nothing else depends on it, and ``seals.csv`` leaves it out. So each row has a digest.
+    """
+
+    seed: int
+    arm: str
+    stage: int
+    quantity: str
+    value: float
+    digest: str
 
 
 @dataclass(frozen=True)

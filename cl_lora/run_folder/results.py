@@ -12,8 +12,8 @@ from typing import Generic, TypeVar
 from cl_lora.evaluation.scores import Score, ScoreTable
 from cl_lora.run_folder.layout import SCORES_FILE
 from cl_lora.run_folder.parts import Joined
-from cl_lora.run_folder.records import Account, Coefficient, Seal
-from cl_lora.run_folder.rows import ACCOUNTS, COEFFICIENTS, SEALS, RowFile
+from cl_lora.run_folder.records import Account, Coefficient, Seal, Timing
+from cl_lora.run_folder.rows import ACCOUNTS, COEFFICIENTS, SEALS, TIMES, RowFile
 from cl_lora.run_folder.seals import seal_of
 from cl_lora.support import files
 
@@ -25,7 +25,7 @@ Unit = tuple[int, str, int]
 Cells = frozenset[tuple[int, str]]
 """The (experience, metric) that a whole unit has scores of."""
 
-OfUnit = TypeVar("OfUnit", bound=Coefficient | Account | Seal)
+OfUnit = TypeVar("OfUnit", bound=Coefficient | Account | Timing | Seal)
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ class Results:
         coefficients, accounts = there.rows(COEFFICIENTS), there.rows(ACCOUNTS)
         self._coefficients = _Table(folder, COEFFICIENTS, coefficients, whole, bool(parts))
         self._accounts = _Table(folder, ACCOUNTS, accounts, whole, bool(parts))
+        self._times = _Table(folder, TIMES, there.rows(TIMES), whole, bool(parts))
         seals = (
             Seal(*unit, seal_of(found, self._coefficients.of(unit), self._accounts.of(unit)))
             for unit, found in whole.items()
@@ -84,6 +85,7 @@ class Results:
         # What is left out here, or was written by another program, shall not stay in the files.
         self._pending = bool(there.broken) or len(whole) < len(units)
         self._pending |= self._coefficients.changed or self._accounts.changed
+        self._pending |= self._times.changed
         self._pending |= has_foreign_ends(folder / SCORES_FILE)
         self._patience = 0
         self._written, self._took = time.monotonic(), 0.0
@@ -103,6 +105,7 @@ class Results:
         if names:
             self._coefficients.keep(lambda c: c.arm not in names)
             self._accounts.keep(lambda a: a.arm not in names)
+            self._times.keep(lambda t: t.arm not in names)
             self._seals.keep(lambda s: s.arm not in names)
             self.scores = ScoreTable(s for s in self.scores if s.arm not in names)
             self.write()
@@ -112,12 +115,14 @@ class Results:
         scores: Iterable[Score],
         coefficients: Iterable[Coefficient] = (),
         accounts: Iterable[Account] = (),
+        times: Iterable[Timing] = (),
     ) -> None:
         """Record one unit: on disk at once, inside :meth:`writing` soon."""
         scores, coefficients, accounts = list(scores), list(coefficients), list(accounts)
         self.scores.append(scores)
         self._coefficients.add(coefficients)
         self._accounts.add(accounts)
+        self._times.add(list(times))
         if scores:
             s = scores[0]
             seal = seal_of(scores, coefficients, accounts)
@@ -147,6 +152,7 @@ class Results:
         place = {name: i for i, name in enumerate(self._order)}
         self._coefficients.write(place)
         self._accounts.write(place)
+        self._times.write(place)
         self._seals.write(place)
         self.scores.write(self._folder / SCORES_FILE, self._order)
         self._written, self._pending = time.monotonic(), False

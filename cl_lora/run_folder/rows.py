@@ -22,6 +22,7 @@ from cl_lora.run_folder.layout import (
     SEALS_FILE,
     SIMILARITY_FILE,
     SPECTRA_FILE,
+    TIMES_FILE,
 )
 from cl_lora.run_folder.records import (
     Account,
@@ -32,6 +33,7 @@ from cl_lora.run_folder.records import (
     Seal,
     Similarity,
     Spectrum,
+    Timing,
 )
 from cl_lora.support import files
 from cl_lora.support.errors import UserError
@@ -137,6 +139,11 @@ COEFFICIENTS = RowFile(COEFFICIENTS_FILE, Coefficient, _BOTH)
 
 ACCOUNTS = RowFile(ACCOUNTS_FILE, Account, _BOTH)
 """What it cost to make or to keep what is served."""
+
+TIMES = RowFile(
+    TIMES_FILE, Timing, "delete it: nothing else depends on it, and reports go without these times"
+)
+"""How long what is served takes."""
 
 SEALS = RowFile(SEALS_FILE, Seal, _BOTH)
 """By what is known that the rows of a unit are those that were measured."""

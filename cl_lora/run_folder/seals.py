@@ -4,7 +4,8 @@
 ``coefficients.csv`` and ``accounts.csv``. It is written before the scores, and they count only
 where it holds their digest. A folder of an earlier version has no such file, and is taken as it is.
 
-``tables.json`` holds one for each of the other tables.
+``tables.json`` holds one for each of the other tables, but for ``times.csv``, whose rows have one
+each: they may differ where all else is the same.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 
 from cl_lora.evaluation.scores import Score
 from cl_lora.run_folder.layout import TABLES_FILE
-from cl_lora.run_folder.records import Account, Coefficient
+from cl_lora.run_folder.records import Account, Coefficient, Timing
 from cl_lora.run_folder.rows import RowFile
 from cl_lora.support import files
 
@@ -40,6 +41,17 @@ def seal_of(
         [(a.quantity, float(a.value)) for a in accounts],
     ]
     return files.digest(json.dumps(rows).encode(), size=_SIZE)
+
+
+def timed(seed: int, row: str, stage: int, quantity: str, value: float) -> Timing:
+    """Return a time that was measured of a unit, with its digest."""
+    digest = files.digest(seed, row, stage, quantity, float(value), size=_SIZE)
+    return Timing(seed, row, stage, quantity, float(value), digest)
+
+
+def is_time_intact(time: Timing) -> bool:
+    """Return whether a time is what was written."""
+    return time == timed(time.seed, time.arm, time.stage, time.quantity, time.value)
 
 
 # Tables that belong to no unit -------------------------------------------------------------------

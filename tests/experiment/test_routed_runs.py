@@ -118,6 +118,28 @@ def test_the_routing_matrix_is_in_the_table_of_coefficients(whole: Path) -> None
     assert list(found.values()) == pytest.approx([1.0] * len(found))
 
 
+def test_costs_are_told_of_every_row_at_its_end(whole: Path) -> None:
+    quantities = ("adapters", "statistics", "buffer", "data")
+    wanted = {"passes", "bytes_to_serve", *(f"bytes_of_{name}" for name in quantities)}
+    found: dict[str, dict[str, float]] = {}
+    for r in rows(whole, "accounts.csv"):
+        assert (r["seed"], r["stage"]) == ("0", "1")
+        found.setdefault(r["arm"], {})[r["quantity"]] = float(r["value"])
+    arms = ("half", "hard", "soft", "mixture", "moved", "ema")
+    references = ("sequential_mixture", "oracle_sequential")
+    joint = ("joint", "joint_gaussian", "joint_mixture")
+    assert set(found) == {*arms, *references, *joint}
+    assert all(set(of_row) == wanted for of_row in found.values())
+    assert {row for row, of_row in found.items() if of_row["bytes_of_data"]} == set(joint)
+    assert found["joint"]["bytes_of_data"] == 2 * 3 * 6 * 16 * 16 * 3
+    assert {row for row, of_row in found.items() if of_row["bytes_of_buffer"]} == {"moved"}
+    kept = {row for row, of_row in found.items() if of_row["bytes_of_statistics"]}
+    assert kept == {"hard", "soft", "mixture", "moved", *references[:1], *joint[1:]}
+    times = rows(whole, "times.csv")
+    assert [(t["arm"], t["stage"]) for t in times] == [(row, "1") for row in found]
+    assert all(float(t["value"]) > 0 for t in times)
+
+
 def test_shards_give_the_same_bytes(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     raw = compose_config([f"run_dir={folder}", *STREAM, *HALF, *ROUTED, ROWS])
@@ -125,6 +147,11 @@ def test_shards_give_the_same_bytes(whole: Path, tmp_path: Path) -> None:
         execute_shard(raw, Shard(index, 2))
     execute(raw)
     assert measured(folder) == measured(whole)
+    assert (folder / "accounts.csv").read_bytes() == (whole / "accounts.csv").read_bytes()
+    (one, other) = (
+        [(t["arm"], t["stage"]) for t in rows(where, "times.csv")] for where in (folder, whole)
+    )
+    assert one == other
 
 
 def test_adapters_that_begin_at_a_block(whole: Path, tmp_path: Path) -> None:

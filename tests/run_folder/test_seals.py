@@ -17,10 +17,10 @@ from cl_lora.run_folder.config_file import read_config, write_config
 from cl_lora.run_folder.identity import take_threads
 from cl_lora.run_folder.parts import Joined, Plan
 from cl_lora.run_folder.reader import RunFolder, read_stages, read_stream
-from cl_lora.run_folder.records import Account, Coefficient, Relation, Seal
+from cl_lora.run_folder.records import Account, Coefficient, Relation, Seal, Timing
 from cl_lora.run_folder.results import Results
-from cl_lora.run_folder.rows import COEFFICIENTS, RELATIONS, SEALS
-from cl_lora.run_folder.seals import is_table_intact, read_table, seal_of, write_table
+from cl_lora.run_folder.rows import COEFFICIENTS, RELATIONS, SEALS, TIMES
+from cl_lora.run_folder.seals import is_table_intact, read_table, seal_of, timed, write_table
 from cl_lora.support import files
 from cl_lora.support.errors import UserError
 
@@ -39,6 +39,10 @@ def cost(row: str, stage: int) -> list[Account]:
     return [Account(0, row, stage, "parameters", 100.0)]
 
 
+def times(row: str, stage: int, value: float = 1.5) -> list[Timing]:
+    return [timed(0, row, stage, "milliseconds", value)]
+
+
 def results(folder: Path) -> Results:
     return Results(folder, ["a", "b"], CELLS)
 
@@ -49,7 +53,7 @@ def measured(tmp_path: Path) -> Path:
     made = results(tmp_path)
     for row in ("a", "b"):
         for stage in (0, 1):
-            made.add(unit(row, stage), weights(row, stage), cost(row, stage))
+            made.add(unit(row, stage), weights(row, stage), cost(row, stage), times(row, stage))
     return tmp_path
 
 
@@ -78,6 +82,8 @@ def test_what_was_measured_counts(measured: Path) -> None:
         ("coefficients.csv", "0,a,1,all,1,", "0,a,1,all,2,"),
         ("accounts.csv", "0,a,1,parameters,100.0\n", "0,a,1,parameters,10.0\n"),
         ("accounts.csv", "0,a,1,parameters,100.0\n", ""),
+        ("times.csv", "0,a,1,milliseconds,1.5,", "0,a,1,milliseconds,1.4,"),
+        ("times.csv", "0,a,1,milliseconds,1.5,", "0,a,1,seconds,1.5,"),
         ("seals.csv", "0,a,1,", "0,a,1,0"),
     ],
 )
@@ -92,9 +98,25 @@ def test_a_unit_of_which_a_row_is_lost_or_changed_is_measured_again(
     made = results(measured)
     assert [u for u in ALL if made.done(0, *u)] == [("a", 0), ("b", 0), ("b", 1)]
     with made.writing():
-        made.add(unit("a", 1), weights("a", 1), cost("a", 1))
+        made.add(unit("a", 1), weights("a", 1), cost("a", 1), times("a", 1))
     assert {p.name: p.read_bytes() for p in measured.iterdir()} == before
     assert done(measured) == ALL
+
+
+def test_another_time_is_no_other_measurement(measured: Path) -> None:
+    """What a clock says is in no seal; without it nothing is measured again."""
+    path = measured / "times.csv"
+    assert {t.value for t in TIMES.read(path)} == {1.5}
+    path.write_text(TIMES.text(times("a", 1, 7.5)))
+    assert done(measured) == ALL
+    path.unlink()
+    assert done(measured) == ALL
+
+
+def test_times_go_with_their_rows(measured: Path) -> None:
+    made = results(measured)
+    made.forget(["a"])
+    assert {t.arm for t in TIMES.read(measured / "times.csv")} == {"b"}
 
 
 @pytest.mark.parametrize("name", ["coefficients.csv", "accounts.csv", "scores.csv"])
@@ -118,6 +140,7 @@ def test_rows_that_belong_to_nothing_do_not_stay(measured: Path) -> None:
     for name, row in (
         ("scores.csv", "0,ghost,0,0,accuracy,0.5,true\n"),
         ("coefficients.csv", "0,ghost,0,all,0,1.0\n"),
+        ("times.csv", "0,ghost,0,milliseconds,1.0,0\n"),
     ):
         path = measured / name
         path.write_text(path.read_text() + row)
