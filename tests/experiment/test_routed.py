@@ -291,6 +291,29 @@ def test_a_batch_as_it_comes_is_served_what_is_scored(
         torch.testing.assert_close(found, experts.answers(j)[0][0], atol=1e-4, rtol=1e-4)
 
 
+def test_serving_gives_the_network_back(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = arm(bench, method="task_arithmetic", coefficients=ROUTED)
+    experts = Experts.of(bench, given, stage(bench, 2))
+    images, _ = samples_of_test(bench, 0)
+    network = bench.backbone.network
+    before = {name: (p.data_ptr(), p.clone()) for name, p in network.named_parameters()}
+    first = experts.serve(images)
+    assert torch.equal(experts.serve(images), first)
+
+    def fail(rows: Tensor) -> Tensor:
+        raise RuntimeError("no features")
+
+    monkeypatch.setattr(bench.backbone, "forward", fail)
+    monkeypatch.setattr(bench.backbone, "tokens", lambda images, block: images)
+    monkeypatch.setattr(bench.backbone, "patches", lambda images: torch.zeros(len(images), 2, 16))
+    with pytest.raises(RuntimeError, match="no features"):
+        experts.serve(images)
+    for name, parameter in network.named_parameters():
+        place, value = before[name]
+        assert parameter.data_ptr() == place
+        assert torch.equal(parameter, value)
+
+
 def test_shared_blocks_are_computed_once(bench: Workbench) -> None:
     there = with_statistics(above(bench, BLOCK))
     calls = []
