@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cl_lora.support.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -56,6 +54,8 @@ def take_threads(folder: Path, there: int | None, asked: int | None) -> None:
     Raises:
         UserError: if it asks for another number.
     """
+    import torch  # not above: who only reads a folder does without
+
     if there is None or there == torch.get_num_threads():
         return
     if asked not in (None, there):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import numpy.typing as npt
 import pytest
 import safetensors.torch
 import torch
-import yaml
 
 from cl_lora.adapters import Adapter, AdapterBank
 from cl_lora.adapters.injection import applied, split_qkv
@@ -31,6 +31,7 @@ from cl_lora.models.backbones import ModelConfig, load_backbone
 from cl_lora.models.heads import head_of
 from cl_lora.models.images import ImageBackbone
 from cl_lora.run_folder import layout
+from cl_lora.run_folder.config_file import read_config, write_config
 from cl_lora.run_folder.hits import read_hits
 from cl_lora.run_folder.reader import RunFolder
 
@@ -159,9 +160,9 @@ def found(
     """Every export, served by a process of its own: outputs and answers for all test images."""
     from_hub = root / "from_hub"  # the same run, had its weights come from the hub
     shutil.copytree(named, from_hub)
-    config = yaml.safe_load((from_hub / "config.yaml").read_text())
-    config["model"] |= {"checkpoint": None, "pretrained": True}
-    (from_hub / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    config = read_config(from_hub)
+    model = {**config.settings["model"], "checkpoint": None, "pretrained": True}
+    write_config(from_hub, replace(config, settings={**config.settings, "model": model}))
     full = root / "full.safetensors"
     tensors = safetensors.torch.load_file(weights)
     safetensors.torch.save_file({k: v.float() for k, v in tensors.items()}, full)
@@ -413,7 +414,7 @@ def test_what_is_missing_of_a_run_is_named(stream: Path, tmp_path: Path, capsys)
     (copied / "coefficients.csv").write_text("".join(x for x in lines if ",linear," not in x))
     given[3] = str(tmp_path / "second")
     assert main([*given, "linear", "--seed", "1"]) == 2
-    assert "lacks coefficients of 'linear', seed 1" in capsys.readouterr().err
+    assert "'linear' of seed 1 has no scores in" in capsys.readouterr().err
     lines = (copied / "scores.csv").read_text().splitlines(keepends=True)
     (copied / "scores.csv").write_text("".join(x for x in lines if ",grid," not in x))
     assert main([*given, "grid"]) == 2
@@ -438,8 +439,9 @@ def test_base_weights_of_another_model_are_refused(
     safetensors.torch.save_file({k: v + 1 for k, v in tensors.items()}, other)
     copied = tmp_path / "copied"
     shutil.copytree(named, copied)
-    text = (copied / "config.yaml").read_text().replace(str(weights), str(other))
-    (copied / "config.yaml").write_text(text)
+    config = read_config(copied)
+    model = {**config.settings["model"], "checkpoint": str(other)}
+    write_config(copied, replace(config, settings={**config.settings, "model": model}))
     given = ["export", str(copied), "--arm", "third", "--out", str(tmp_path / "out")]
     assert main([*given, "--with-base"]) == 2
     assert "gives others" in capsys.readouterr().err

@@ -43,7 +43,7 @@ def test_compare_prints_a_table(run_path, other_path, capsys, monkeypatch):
 
 
 def test_compare_writes_csv_and_a_figure(run_path, tmp_path, capsys):
-    figure = tmp_path / "out" / "compare.png"
+    figure = tmp_path / "compare.png"
     given = [str(run_path), "--format", "csv", "--metric", "f1", "--figure", str(figure)]
     assert compare(given) == 0
     captured = capsys.readouterr()
