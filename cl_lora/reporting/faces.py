@@ -254,6 +254,7 @@ def _face(
         scores=scores,
         coefficients=_averaged(run.coefficients, place),
         accounts=_averaged(run.accounts, place),
+        times=_averaged(run.times, place),
     )
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from cl_lora.evaluation.continual import MEASURES
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.budgets import headline
-from cl_lora.reporting.faces import is_few_shot, merges_subsets
+from cl_lora.reporting.faces import faces, is_few_shot, merges_subsets
 from cl_lora.reporting.figures import FIGURES, draw_figures, render
 from cl_lora.reporting.multitask import is_multitask
 from cl_lora.reporting.page.budgets import budgets
@@ -28,6 +28,7 @@ from cl_lora.reporting.page.numbers import coefficients, scores
 from cl_lora.reporting.page.training import training
 from cl_lora.reporting.tables import (
     ResultTable,
+    costs_table,
     main_tables,
     partner_tables,
     tables_by_experience,
@@ -82,7 +83,8 @@ def render_html(run: RunFolder) -> str:
         interference=_interference(run, figures),
         budgets=_budgets(run, metric, figures),
         differences=list(differences(run, metric)),
-        costs=[_table(t) for t in costs(run)],
+        costs=_costs(run, metric, figures),
+        adapting=[_table(t) for t in costs(run)],
         arms=[
             {"name": a, "words": run.description(a), "settings": _one_line(run.settings(a))}
             for a in (*run.arms, *run.references)
@@ -134,6 +136,17 @@ def _budgets(
     if table is None:
         return None
     return {"table": _table(table), "figures": [f for f in figures if f["section"] == "budgets"]}
+
+
+def _costs(
+    run: RunFolder, metric: Metric, figures: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    timely = faces(run)[-1].run  # in time, where there is time
+    told = metric.name in timely.scores.metrics
+    table = costs_table(timely, metric) if told else None
+    if table is None:
+        return None
+    return {"table": _table(table), "figures": [f for f in figures if f["section"] == "costs"]}
 
 
 def _table(table: ResultTable) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from cl_lora.reporting.figures.style import STYLE, render
 from cl_lora.reporting.figures.weights import arms_by_layer, weights_figure
 from cl_lora.reporting.hparams import add_hparams, domains_of, hparams_of
 from cl_lora.reporting.multitask import Analysis, analysis_of
+from cl_lora.reporting.routing import routed_arms, routed_right, routing_matrix
 from cl_lora.reporting.views import View, views_of
 from cl_lora.run_folder import layout
 from cl_lora.run_folder.reader import RunFolder
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 TRAINING = "training"
 
-_WHOLE = ("pareto", "by_q_and_m", "spectra")
+_WHOLE = ("pareto", "by_q_and_m", "spectra", "costs", "routing")
 """The figures of all arms together that are shown."""
 
 Scalars = dict[tuple[str, int], float]
@@ -67,13 +68,17 @@ def write_tensorboard(run: RunFolder) -> tuple[Path, ...]:
       shows them. ``coefficients/<experience>/<adapter>`` where a few-shot run adapts to several.
     - ``scores/accuracy``: the score matrix as an image.
     - ``accounts/<quantity>``: what adapting cost, of a few-shot run; ``accounts/parameters``: the
-      numbers that serve all tasks, of a run that merges all at once.
+      numbers that serve all tasks, of a run that merges all at once; what serving costs and what
+      must be kept, after the last experience.
+    - ``routing/right``: of routed arms, the share of test samples of the experiences seen so far
+      that the adapter of their own experience served, after each stage.
     - ``weights/<experience>``: learned weights by layer beside linear CKA, as an image.
     - HPARAMS: the settings of the arm beside ``result/<measure>``, to sort the arms by result.
     - ``interference/...``: of a run that merges pairs, an image of the harm, what each task
       suffers, does to others, and from each partner; the similarities of adapters stand in
-      ``training``, and so do the figures ``pareto``, ``by_q_and_m`` and ``spectra``, where the run
-      has them. All else is under the group of subsets: ``pairs/...``, ``triples/...``.
+      ``training``, and so do the figures ``pareto``, ``by_q_and_m``, ``spectra``, ``costs`` and
+      ``routing``, where the run has them. All else is under the group of subsets: ``pairs/...``,
+      ``triples/...``.
     - ``embedding/<experience>``: t-SNE of the features of a task under the arm, as an image.
     - ``in_time/...``: of a stream of few-shot tasks the same in time, beside that by K.
     - ``training/seed-<s>/<bank>/<adapter>``: ``training/loss`` and ``training/<metric>``, steps
@@ -205,10 +210,14 @@ def _scalars(view: View, arm: str, seed: int) -> Scalars:
             scalars[(f"{tag}/{i:02d}-{run.experiences[i]}", steps[int(str(stage))])] = float(
                 values.mean()
             )
-    spent = run.accounts
-    spent = spent[(spent["arm"] == arm) & (spent["seed"] == seed)]
-    for (stage, quantity), values in spent.groupby(["stage", "quantity"])["value"]:
-        scalars[(f"accounts/{quantity}", steps[int(str(stage))])] = float(values.mean())
+    for spent in (run.accounts, run.times):
+        rows = spent[(spent["arm"] == arm) & (spent["seed"] == seed)]
+        for (stage, quantity), values in rows.groupby(["stage", "quantity"])["value"]:
+            scalars[(f"accounts/{quantity}", steps[int(str(stage))])] = float(values.mean())
+    for s, step in enumerate(steps) if arm in routed_arms(run) else ():
+        routes = routing_matrix(run, arm, s, seed)
+        if routes is not None:
+            scalars[("routing/right", step)] = routed_right(routes)
     return {
         (f"{view.prefix}{tag}", step): value
         for (tag, step), value in scalars.items()

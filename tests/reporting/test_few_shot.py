@@ -377,7 +377,7 @@ def test_the_page_shows_every_raw_score_with_k_and_draw(one, page):
 
 def test_the_page_has_differences_costs_facts_and_definitions(one, page):
     found = parsed(page)
-    assert {"differences", "differences2", "costs"} <= found.ids
+    assert {"differences", "differences2", "adapting"} <= found.ids
     assert "<h2>Differences to lora, over K</h2>" in page
     assert "<h2>Differences to lora, at K=1</h2>" in page
     assert "<dt>Upstream</dt><dd>photo (1000 train" in page

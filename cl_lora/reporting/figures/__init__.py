@@ -10,6 +10,7 @@ from cl_lora.reporting.figures.budgets import (
 )
 from cl_lora.reporting.figures.by_shots import score_by_shots, score_by_shots_and_data
 from cl_lora.reporting.figures.coefficients import coefficients_by_shots, coefficients_over_time
+from cl_lora.reporting.figures.costs import score_against_kept
 from cl_lora.reporting.figures.drawing import draw_figures, write_figures
 from cl_lora.reporting.figures.embedding import embedding_figure, features_in_the_plane
 from cl_lora.reporting.figures.final import final_scores
@@ -26,7 +27,7 @@ from cl_lora.reporting.figures.numbers import mean_matrix
 from cl_lora.reporting.figures.over_time import score_over_time
 from cl_lora.reporting.figures.registry import FIGURES, FigureInfo, figure
 from cl_lora.reporting.figures.robustness import robustness_curves, robustness_to_scale
-from cl_lora.reporting.figures.routing import routing, routing_matrix
+from cl_lora.reporting.figures.routing import routing
 from cl_lora.reporting.figures.spectra import singular_values
 from cl_lora.reporting.figures.style import GREY, MARKERS, OKABE_ITO, STYLE, render
 from cl_lora.reporting.figures.transfer import transfer_over_tasks
@@ -59,7 +60,7 @@ __all__ = [
     "robustness_curves",
     "robustness_to_scale",
     "routing",
-    "routing_matrix",
+    "score_against_kept",
     "score_against_parameters",
     "score_by_residual",
     "score_by_shots",

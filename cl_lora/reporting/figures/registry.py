@@ -33,7 +33,7 @@ Draw: TypeAlias = Callable[[RunFolder, Metric], Figure | None]
 FewShot: TypeAlias = Literal["too", "only", "never"]
 """Whether a figure shows a few-shot run by K too, shows nothing else, or never does."""
 
-SECTIONS = ("", "interference", "budgets")
+SECTIONS = ("", "interference", "budgets", "costs")
 """The sections of the report that figures stand in; the empty one is that of all figures."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,12 +10,11 @@ from cl_lora.evaluation.continual import FloatArray
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.figures.matrices import draw_matrix
 from cl_lora.reporting.figures.registry import figure
+from cl_lora.reporting.routing import routed_arms, routed_right, routing_matrix
 from cl_lora.reporting.tables import shorten
 from cl_lora.run_folder.reader import RunFolder
 
 _SHARE = Metric("share", "Share", "%", True, 0.0, 1.0)
-ROUTED = "routed"
-"""What the variant of an arm calls coefficients that depend on the input."""
 
 
 @figure(
@@ -39,12 +36,10 @@ def routing(run: RunFolder, metric: Metric) -> Figure | None:
     """
     del metric  # all figures are called alike
     panels: dict[bytes, tuple[list[str], FloatArray]] = {}
-    for arm in run.arms:
-        rule = run.variant(arm).get("coefficients")
-        if isinstance(rule, dict) and rule.get("name") == ROUTED:
-            matrix = routing_matrix(run, arm)
-            if matrix is not None:
-                panels.setdefault(matrix.round(9).tobytes(), ([], matrix))[0].append(arm)
+    for arm in routed_arms(run):
+        matrix = routing_matrix(run, arm)
+        if matrix is not None:
+            panels.setdefault(matrix.round(9).tobytes(), ([], matrix))[0].append(arm)
     if not panels:
         return None
     columns = min(3, len(panels))
@@ -62,27 +57,7 @@ def routing(run: RunFolder, metric: Metric) -> Figure | None:
     return fig
 
 
-def routing_matrix(run: RunFolder, arm: str) -> FloatArray | None:
-    """Return the share (T, T) of each experience's test samples that each adapter served.
-
-    At the last stage, mean over seeds; NaN for an experience that was not scored there. None where
-    the arm has not been scored at that stage.
-    """
-    names = run.experiences
-    rows = run.coefficients
-    rows = rows[(rows["arm"] == arm) & (rows["stage"] == run.last_stage(arm))]
-    if rows.empty:
-        return None
-    means: Any = rows.groupby(["group", "adapter"])["value"].mean()
-    matrix = np.full((len(names), len(names)), np.nan)
-    for (group, adapter), value in means.items():
-        if group in names:
-            matrix[names.index(group), adapter] = value
-    return matrix
-
-
 def _panel(ax: Axes, run: RunFolder, arms: list[str], matrix: FloatArray) -> None:
     draw_matrix(ax, matrix, run.experiences, run.experiences, _SHARE, (0.0, 100.0))
     title = shorten(arms, 30)[0] + (f" and {len(arms) - 1} more" if len(arms) > 1 else "")
-    right = 100 * float(np.nanmean(np.diagonal(matrix)))
-    ax.set_title(f"{title}\n{right:.1f} % right", fontsize=8, weight="normal")
+    ax.set_title(f"{title}\n{100 * routed_right(matrix):.1f} % right", fontsize=8, weight="normal")

@@ -15,7 +15,9 @@ MISSING = "–"
 LATE = 1
 """A column of at most this priority (but 0, which stays) goes after the spread of the details."""
 
-Form: TypeAlias = Literal["mean", "interval", "p", "count", "amount", "millions", "times"]
+Form: TypeAlias = Literal[
+    "mean", "interval", "p", "count", "amount", "digits", "kilo", "millions", "times", "word"
+]
 
 _SMALLEST_P = 0.001
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
@@ -39,7 +41,9 @@ class Column:
         form: what stands in a cell. ``mean``: a value, ± its standard deviation; ``interval``: a
             value, then [low, high]; ``p``: a p value; ``count``: a whole number;
             ``amount``: a number that is not negative in two or three digits, such as 1.2k;
-            ``millions``: one in millions; ``times``: how many times as much, such as 1.08×.
+            ``digits``: one in three digits, ``kilo`` in thousands, ``millions`` in millions;
+            ``times``: how many times as much, such as 1.08×; ``word``: one of ``words``.
+        words: those that the whole numbers from 0 stand for.
     """
 
     key: str
@@ -52,11 +56,14 @@ class Column:
     signed: bool = False
     note: str = ""
     form: Form = "mean"
+    words: tuple[str, ...] = ()
 
     def number(self, value: float) -> str:
         """Return ``value`` as shown, in percent or not."""
         if np.isnan(value):
             return MISSING
+        if self.words:
+            return self.words[round(value)]
         if self.form in _WRITTEN:
             return _WRITTEN[self.form](value)
         decimals = 1 if self.percent else 3
@@ -104,6 +111,8 @@ _WRITTEN: Mapping[str, Callable[[float], str]] = {
     "count": lambda value: f"{value:.0f}",
     "p": lambda value: f"{value:.3f}" if value >= _SMALLEST_P else f"<{_SMALLEST_P}",
     "amount": _amount,
+    "digits": _three_digits,
+    "kilo": lambda value: _three_digits(value / 1e3),
     "millions": lambda value: _three_digits(value / 1e6),
     "times": lambda value: f"{value:.{2 if value < 9.995 else 1}f}×",
 }

@@ -103,7 +103,11 @@ class TableData:
         }
         for j, column in enumerate(self.columns):
             data[column.key] = self.mean[:, j]
-            if column.form == "count":
+            if column.words:
+                data[column.key] = [
+                    "" if np.isnan(v) else column.number(v) for v in self.mean[:, j]
+                ]
+            elif column.form == "count":
                 data[column.key] = pd.Series(self.mean[:, j]).astype("Int64")
             elif column.form == "mean":
                 data[f"{column.key} deviation"] = self.spread[:, j]

@@ -16,6 +16,7 @@ from cl_lora.reporting.budgets import headline
 from cl_lora.reporting.describe import at_the_end, in_unit
 from cl_lora.reporting.tables.budgets import with_sizes
 from cl_lora.reporting.tables.column import LATE, Column, N
+from cl_lora.reporting.tables.costs import with_routing
 from cl_lora.reporting.tables.names import shorten
 from cl_lora.reporting.tables.table import ResultTable
 from cl_lora.run_folder.reader import RunFolder
@@ -24,8 +25,10 @@ from cl_lora.run_folder.reader import RunFolder
 def run_table(run: RunFolder, metric: Metric | None = None) -> ResultTable:
     """Return the table of one metric of a run; of the one that leads its report, if not given.
 
-    Before the scores stands what each row needs to serve all tasks, where the run says so.
+    Before the scores stands what each row needs to serve all tasks, where the run says so. Below
+    the metric that leads stands how well routed arms find the right adapter.
     """
+    leads = metric is None or metric == headline(run)
     metric = metric or headline(run)
     table = result_table(
         run.scores,
@@ -36,7 +39,8 @@ def run_table(run: RunFolder, metric: Metric | None = None) -> ResultTable:
         arms=run.arms,
         when=at_the_end(run),
     )
-    return with_sizes(table, run)
+    table = with_sizes(table, run)
+    return with_routing(table, run) if leads else table
 
 
 def result_table(
