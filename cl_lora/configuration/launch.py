@@ -147,6 +147,8 @@ class _Arguments:
             raise UserError(f"{asked[0]} and {asked[1]} exclude each other; give one of them")
         if values.resolve and not (values.cfg or values.help):
             raise UserError("--resolve says how --cfg shows the configuration; give --cfg job too")
+        if values.shell_completion:
+            _check_completion(values.overrides)
         if values.experimental_rerun is not None:
             raise UserError(
                 "--experimental-rerun is not offered; give the same command again, which computes "
@@ -156,6 +158,21 @@ class _Arguments:
             [],
             ["--run"],
             ["--multirun"],
+        )
+
+
+_COMPLETIONS = ("install", "uninstall", "query")
+_SHELLS = ("bash", "fish", "zsh")
+
+
+def _check_completion(given: Sequence[str]) -> None:
+    """Refuse what Hydra meets with a traceback."""
+    found = [text.partition("=") for text in given]
+    if len(found) != 1 or found[0][0] not in _COMPLETIONS or found[0][2] not in _SHELLS:
+        raise UserError(
+            f"Expected one of {', '.join(f'{name}=SHELL' for name in _COMPLETIONS)} with "
+            f"--shell-completion, for {', '.join(_SHELLS[:-1])} or {_SHELLS[-1]}, but got "
+            f"{' '.join(given) or 'none'!r}; give --shell-completion install=bash, for example"
         )
 
 

@@ -955,7 +955,14 @@ def _t5(prepared: Path) -> list[Case]:
             [
                 *("run", "experiment=few_shot_language", f"benchmark.root={prepared}/questions"),
                 *(f"model.checkpoint={place / 'model'}", "arms=none", "references=[base]"),
-                *("shots=[2]", "draws=1", "strategy.epochs=1", "strategy.rank=2", "report=false"),
+                *(
+                    "yardstick=null",
+                    "shots=[2]",
+                    "draws=1",
+                    "strategy.epochs=1",
+                    "strategy.rank=2",
+                    "report=false",
+                ),
                 *(f"benchmark.cache_dir={prepared / 'cache'}", f"run_dir={place / 'run'}"),
             ],
             place,

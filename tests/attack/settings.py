@@ -30,6 +30,7 @@ TINY = (
     "report=false",
     "references=[last]",
 )
+LANGUAGE = ("benchmark=few_shot_language", "strategy.targets=[q,v]")
 ARMS = ("arms=none", "+arms.half={method: task_arithmetic, coefficients: 0.5}")
 
 HUGE = "100000000000000000000"
@@ -326,7 +327,7 @@ def _of_options(seed: int, prepared: Path) -> Iterator[Attempt]:
             for name in ("domains", "task_folders", "few_shot_task", "few_shot_entangled")
         ),
         ("hub", ("benchmark=hub", "benchmark.path=nowhere"), TINY[4:]),
-        ("few_shot_language", ("benchmark=few_shot_language", "model=flan_t5_small"), TINY[4:8]),
+        ("few_shot_language", (*LANGUAGE, "model=flan_t5_small"), TINY[4:8]),
         ("clip_b32", ("model=clip_b32",), TINY),
         ("timm", ("model=timm", "model.name=vit_tiny_patch16_224"), TINY),
     ]

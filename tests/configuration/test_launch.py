@@ -271,6 +271,8 @@ def test_a_job_may_use_hydras_own_values(folder: Path) -> None:
         (["--cfg", "job", "--multirun"], ["--multirun", "--cfg"]),
         (["--resolve"], ["--cfg"]),
         (["--experimental-rerun", "x"], ["same command"]),
+        (["--shell-completion", "zzz"], ["install=SHELL", "'zzz'", "install=bash"]),
+        (["--shell-completion", "install=tcsh"], ["bash, fish or zsh", "install=bash"]),
         (["--cfg", "job", "spcc=1"], ["'spcc'", "'spc'"]),
         (["--info", "config", "arms=nope"], ["nope"]),
         (["lr=1e-3"], ["'lr'", "did you mean 'strategy.lr'?"]),
