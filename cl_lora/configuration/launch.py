@@ -174,6 +174,11 @@ def _check_completion(given: Sequence[str]) -> None:
             f"--shell-completion, for {', '.join(_SHELLS[:-1])} or {_SHELLS[-1]}, but got "
             f"{' '.join(given) or 'none'!r}; give --shell-completion install=bash, for example"
         )
+    if found[0][0] == "query" and "COMP_LINE" not in os.environ:
+        raise UserError(
+            "query is what a shell asks while a line is typed, and no line was found; give "
+            "--shell-completion install=SHELL"
+        )
 
 
 class _Parser(argparse.ArgumentParser):

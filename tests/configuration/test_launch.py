@@ -272,6 +272,7 @@ def test_a_job_may_use_hydras_own_values(folder: Path) -> None:
         (["--resolve"], ["--cfg"]),
         (["--experimental-rerun", "x"], ["same command"]),
         (["--shell-completion", "zzz"], ["install=SHELL", "'zzz'", "install=bash"]),
+        (["--shell-completion", "query=bash"], ["no line was found", "install=SHELL"]),
         (["--shell-completion", "install=tcsh"], ["bash, fish or zsh", "install=bash"]),
         (["--cfg", "job", "spcc=1"], ["'spcc'", "'spc'"]),
         (["--info", "config", "arms=nope"], ["nope"]),
