@@ -125,19 +125,19 @@ class Experts:
     def serve(self, inputs: Tensor) -> Tensor:
         """Return the outputs of one batch of encoded inputs, as they come: nothing is stored.
 
-        The router's pass goes up to its block. Where no adapter changes anything below, the pass
-        of the experts goes on from there; else it starts anew.
+        The router's pass goes up to its block. What no adapter changes of it, at least the
+        embedding, is shared: the pass of the experts goes on from there.
         """
         bench, backbone = self.bench, self.bench.backbone
-        inputs = inputs.to(bench.compute.device)
+        inputs, shared = inputs.to(bench.compute.device), self._shared
+        begun: Tensor = inputs
+        pass_on: Callable[[Tensor], Tensor] = backbone
         with bench.compute.autocast():
-            tokens = backbone.tokens(inputs, self.block)
+            tokens = backbone.tokens(inputs, max(shared, 0))
+            if shared >= 0:
+                begun, pass_on = tokens, partial(backbone.resume, block=shared)
+            tokens = backbone.advance(tokens, max(shared, 0), self.block)
         styles = style(backbone.patches(tokens))
-        begun, pass_on = (
-            (tokens, partial(backbone.resume, block=self.block))
-            if self.shares_prefix
-            else (inputs, backbone)
-        )
 
         def features(rows: Tensor | slice) -> Tensor:
             with bench.compute.autocast():
@@ -243,13 +243,17 @@ class Experts:
 
         One, and the blocks below the router's a second time where adapters change them.
         """
-        depth = self.bench.backbone.depth
-        return 1.0 if self.shares_prefix else 1.0 + self.block / depth
+        return 1.0 + (self.block - max(self._shared, 0)) / self.bench.backbone.depth
 
     @property
     def shares_prefix(self) -> bool:
         """Whether no adapter changes anything before the router looks."""
-        return all(lowest_block(adapter.modules()) >= self.block for adapter in self.adapters)
+        return self._shared == self.block
+
+    @cached_property
+    def _shared(self) -> int:
+        """The block up to which router and experts share what is computed; -1: nothing."""
+        return min(self.block, *(lowest_block(adapter.modules()) for adapter in self.adapters))
 
     @property
     def numbers(self) -> int:

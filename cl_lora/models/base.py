@@ -183,6 +183,10 @@ class Backbone(nn.Module, ABC):
         """Return the tokens of patches alone, without those of class and registers."""
         return tokens
 
+    def advance(self, tokens: Tensor, block: int, to: int) -> Tensor:
+        """Return what block ``to`` receives from what :meth:`tokens` returned for ``block``."""
+        raise NotImplementedError
+
     def resume(self, tokens: Tensor, block: int) -> Tensor:
         """Return features (batch, features) from what :meth:`tokens` returned for ``block``."""
         raise NotImplementedError

@@ -104,6 +104,12 @@ class TimmBackbone(ImageBackbone):
         """Return the tokens behind those of class and registers."""
         return tokens[:, int(self.network.num_prefix_tokens) :]  # type: ignore[arg-type]
 
+    def advance(self, tokens: Tensor, block: int, to: int) -> Tensor:
+        """Return the input of block ``to`` from the input of an earlier one."""
+        self.choose_attention()
+        out: Tensor = self._blocks[block:to](tokens) if to > block else tokens
+        return out
+
     def resume(self, tokens: Tensor, block: int) -> Tensor:
         """Return features (batch, features) from the input of a block."""
         self.choose_attention()

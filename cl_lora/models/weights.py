@@ -55,12 +55,13 @@ NO_BLOCK = 1_000_000
 
 
 def lowest_block(modules: Iterable[str]) -> int:
-    """Return the first block that has one of these modules; 0 where one is outside all blocks.
+    """Return the first block that has one of these modules; -1 where one is outside all blocks.
 
-    What a network computes below it is the same whatever is done to the modules.
+    What a network computes below it is the same whatever is done to the modules; below block 0 is
+    the embedding.
     """
     found = (_BLOCK.match(module) for module in modules)
-    return min((int(block[1]) if block else 0 for block in found), default=NO_BLOCK)
+    return min((int(block[1]) if block else -1 for block in found), default=NO_BLOCK)
 
 
 def begins_at(change: Change) -> int:

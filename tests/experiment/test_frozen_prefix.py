@@ -145,11 +145,11 @@ def test_no_more_is_kept_than_there_is_room_for(
 
 def test_the_lowest_block_of_a_change(backbone: Backbone) -> None:
     assert lowest_block(["blocks.3.attn.qkv", "blocks.11.mlp.fc1"]) == 3
-    assert lowest_block(["blocks.3.attn.qkv", "patch_embed.proj"]) == 0
+    assert lowest_block(["blocks.3.attn.qkv", "patch_embed.proj"]) == -1
     assert lowest_block([]) == begins_at(None) == NO_BLOCK
     adapter = random_adapter(backbone, 0)
     bottleneck = Bottleneck.of(backbone.network, [adapter])
     assert begins_at(bottleneck.weighted(torch.ones(1))) == 0
     names = [name for name, _ in backbone.network.named_parameters()]
-    assert begins_at(Weights.of(backbone.network)) == 0
+    assert begins_at(Weights.of(backbone.network)) == -1
     assert begins_at(Weights.of(backbone.network, [n for n in names if "blocks.1" in n])) == 1

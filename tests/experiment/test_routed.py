@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bench import arm, dense, features, samples_of_test, serve, stage, workbench
+from bench import arm, dense, features, random_model, samples_of_test, serve, stage, workbench
 from tiny_vit import tiny_backbone
 from torch import Tensor
 from torch.nn import functional as F
@@ -300,18 +300,27 @@ def test_serving_gives_the_network_back(bench: Workbench, monkeypatch: pytest.Mo
     first = experts.serve(images)
     assert torch.equal(experts.serve(images), first)
 
-    def fail(rows: Tensor) -> Tensor:
+    def fail(tokens: Tensor, block: int) -> Tensor:
         raise RuntimeError("no features")
 
-    monkeypatch.setattr(bench.backbone, "forward", fail)
-    monkeypatch.setattr(bench.backbone, "tokens", lambda images, block: images)
-    monkeypatch.setattr(bench.backbone, "patches", lambda images: torch.zeros(len(images), 2, 16))
+    monkeypatch.setattr(bench.backbone, "resume", fail)
     with pytest.raises(RuntimeError, match="no features"):
         experts.serve(images)
     for name, parameter in network.named_parameters():
         place, value = before[name]
         assert parameter.data_ptr() == place
         assert torch.equal(parameter, value)
+
+
+def test_whole_models_share_nothing_with_the_router(bench: Workbench) -> None:
+    models = tuple(observed(bench, random_model(bench.backbone, 30 + t), [t]) for t in range(3))
+    there = replace(bench, banks={**bench.banks, "fresh": models}, _updates={}, _support={})
+    given = arm(there, method="task_arithmetic", coefficients=ROUTED)
+    experts = Experts.of(there, given, stage(there, 2))
+    assert experts.passes == 1.5
+    images, _ = samples_of_test(there, 1)
+    found = experts.serve(images)
+    torch.testing.assert_close(found, experts.answers(1)[0][0], atol=1e-4, rtol=1e-4)
 
 
 def test_shared_blocks_are_computed_once(bench: Workbench) -> None:
