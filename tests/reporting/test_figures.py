@@ -7,7 +7,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from fabricate import ARMS, DOMAINS, fabricate_run, many_arms
+from fabricate import ARMS, DOMAINS, REFERENCES, fabricate_run, many_arms
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from other_runs import RMSE, as_errors, as_stages
@@ -43,7 +43,19 @@ def many(tmp_path_factory):
         rule = {"name": "adaptive", "b_max": value, "granularity": "module"}
         arms[f"peft_dare_ties_b{value}"] = {**settings, "coefficients": rule}
     path = tmp_path_factory.mktemp("many") / "run"
-    return RunFolder.read(fabricate_run(path, arms=arms, seeds=(0, 1, 2)))
+    fabricate_run(path, arms=arms, seeds=(0, 1, 2))
+    kinds = ("statistics", "buffer", "data")
+    accounts = [
+        (0, row, len(DOMAINS) - 1, *quantity)
+        for k, row in enumerate((*arms, *REFERENCES))
+        for quantity in (
+            *(("passes", 1.0), ("bytes_to_serve", 1e5), ("bytes_of_adapters", 1e5 + 5e4 * (k % 7))),
+            *((f"bytes_of_{kind}", 3e5 * (k % 4 == i + 1)) for i, kind in enumerate(kinds)),
+        )
+    ]
+    columns = ["seed", "arm", "stage", "quantity", "value"]
+    pd.DataFrame(accounts, columns=columns).to_csv(path / "accounts.csv", index=False)
+    return RunFolder.read(path)
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +66,10 @@ def drawn(many):
 def test_every_figure_is_drawn_as_png_and_svg_with_the_same_bytes_again(run_path):
     run = RunFolder.read(run_path)
     paths = write_figures(run)
-    # Three arms, none that routes, and no two that differ in the coefficient's scale alone.
+    # Three arms, none that routes or tells costs, and no two that differ in the coefficient's scale
+    # alone.
     everywhere = [f for f in in_order() if f.few_shot != "only" and not f.whole]
-    names = [f.name for f in everywhere if f.name not in ("robustness", "routing")]
+    names = [f.name for f in everywhere if f.name not in ("robustness", "routing", "costs")]
     assert [p.name for p in paths] == [f"{n}.{kind}" for n in names for kind in ("png", "svg")]
     first = {p: p.read_bytes() for p in paths}
     for path, data in first.items():
