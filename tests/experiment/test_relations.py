@@ -10,6 +10,7 @@ import torch
 from task_bench import bench_of, dense_backbone, unlike_tasks, with_noise_as_test
 
 from cl_lora.adapters import LoRAFactors
+from cl_lora.experiment import relations as module
 from cl_lora.experiment.relations import facts, relations, variance_share
 
 
@@ -91,3 +92,22 @@ def test_the_share_of_variance_of_features_that_are_all_alike() -> None:
     assert variance_share(np.ones((5, 3))) == 0
     assert variance_share(np.zeros((5, 3))) == 0
     assert variance_share(np.array([[1.0], [-1.0]])) == 1
+
+
+def test_of_large_tasks_so_many_images_are_looked_at_and_no_more(bench, monkeypatch) -> None:
+    """There are 24: more than is compared and than is looked at of an adapter's own."""
+    monkeypatch.setattr(module, "_COMPARED", 3)
+    monkeypatch.setattr(module, "_OWN", 5)
+    looked_at: list[int] = []
+    get = type(bench.store).get
+
+    def spy(store, key, change, j, indices):
+        looked_at.append(len(indices))
+        return get(store, key, change, j, indices)
+
+    monkeypatch.setattr(type(bench.store), "get", spy)
+    relations(bench, lambda: None)
+    assert looked_at == [3] * 9
+    looked_at.clear()
+    facts(bench)
+    assert looked_at == [5] * 3

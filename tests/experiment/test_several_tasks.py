@@ -148,6 +148,23 @@ def test_learned_coefficients_lower_the_loss_of_their_tasks(bench, method, name)
     assert loss(25) < loss(1)
 
 
+def test_the_second_order_solver_ends_where_no_step_away_is_better(bench) -> None:
+    stage = stages(bench)["pet + light"]
+    rule = {"name": "adaptive", "solver": "gauss_newton", "iterations": 12, "b_max": 20.0}
+    served = serve_arm(bench, arm(method="cat", coefficients=rule), stage)
+    tasks = Tasks.of(bench, 2, stage.members, FRESH)
+    adapters = [bench.banks["fresh"][m] for m in stage.members]
+    found = [c.value for c in served.coefficients]
+
+    def loss(*weights: float) -> float:
+        return tasks.loss(merge(adapters, "cat", weights))
+
+    least = loss(*found)
+    assert least < loss(0.5, 0.5)
+    for way in ((0.3, 0.0), (-0.3, 0.0), (0.0, 0.3), (0.0, -0.3)):
+        assert least < loss(*(v + w for v, w in zip(found, way, strict=True)))
+
+
 def times(adapter: Adapter, factor: float) -> Adapter:
     """Return an adapter whose update is ``factor`` times as large."""
     factors = {m: replace(f, B=f.B * factor) for m, f in adapter.factors.items()}
