@@ -261,13 +261,25 @@ class RunFolder:
         return run
 
     def missing(self) -> tuple[tuple[int, str], ...]:
-        """Return the (seed, arm) without a score at the last stage at which it is scored."""
+        """Return the (seed, arm) without a score at the last stage at which it is scored.
+
+        Or at an earlier one, of an arm of a stream in time: a command that asks for more than an
+        earlier one measures these stages again.
+        """
         return tuple(
             (seed, arm)
             for seed in self.seeds
             for arm in (*self.arms, *self.references)
-            if not self.scores.done(seed, arm, self.last_stage(arm))
+            if not all(self.scores.done(seed, arm, stage) for stage in self._stages_of(arm))
         )
+
+    def _stages_of(self, arm: str) -> Sequence[int]:
+        """Return stages at which a row is scored, the last among them."""
+        last = self.last_stage(arm)
+        stages = self.stream.trained_stages
+        if arm not in self.arms or not self.stream.ordered or any(s.x is not None for s in stages):
+            return (last,)
+        return tuple(s.index for s in stages if s.index <= last)
 
     def last_stage(self, arm: str) -> int:
         """Return the index of the last stage at which a row is scored."""

@@ -81,11 +81,21 @@ def test_asked_for_later_what_is_missing_is_added(
         scored.append(stage.index)
         return score(self, served, stage, *more)  # type: ignore[arg-type]
 
+    def stopped(self: Evaluator, served: Served, stage: Stage, *more: object) -> object:
+        if stage.index == 1:
+            raise KeyboardInterrupt
+        return score(self, served, stage, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Evaluator, "score", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, ROWS)
+    with pytest.raises(UserError, match=r"is unfinished.*run the same command again"):
+        RunFolder.read(folder)
     monkeypatch.setattr(Evaluator, "score", counted)
     run(folder, ROWS)
     assert content(folder) | timed(folder) == content(everything) | timed(folder)
     assert stamps(folder) == trained
-    assert set(scored) == {-1, 0, 1}  # the last stage has nothing ahead
+    assert set(scored) == {1}  # what was done of it stays, and the last stage has nothing ahead
     # What was asked for once is asked of every later row.
     scored.clear()
     with caplog.at_level(logging.WARNING):
