@@ -5,6 +5,7 @@ A tensor is called ``<experience>/<what>``: one adapter may have been trained on
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
@@ -15,6 +16,8 @@ from cl_lora.models.routing import default_block, styles
 from cl_lora.models.statistics import TRAIN, Observed, Sums, register_statistic, require_eval
 from cl_lora.models.weights import changed
 from cl_lora.support.errors import UserError
+
+log = logging.getLogger(__name__)
 
 FEATURES, ROUTER = "features", "router"
 
@@ -105,4 +108,12 @@ def _moments(observed: Observed, pairs: Iterable[Batch]) -> MomentsByExperience:
         moments.add(values, targets)
     if moments is None:
         raise UserError("Expected at least one sample to gather a statistic of but got none")
+    if moments.lacks_samples:
+        log.info(
+            "experience %d: %d samples are few for the covariance of %d features: what is added to "
+            "its diagonal gives it an inverse",
+            observed.experience,
+            int(moments.counts.sum()),
+            len(moments.scatter),
+        )
     return MomentsByExperience({observed.experience: moments})

@@ -18,6 +18,8 @@ from cl_lora.support.errors import UserError
 ABSENT = -1e30
 """The log-density of a mean that does not exist: finite, and never chosen."""
 
+_ROUNDING = 1e-7
+
 
 class Moments:
     """Class means of features and their scatter within the classes, as sums that can go on.
@@ -34,6 +36,12 @@ class Moments:
         self.counts = torch.zeros(classes, dtype=torch.float64)
         self.means = torch.zeros(classes, features, dtype=torch.float64)
         self.scatter = torch.zeros(features, features, dtype=torch.float64)
+
+    @property
+    def lacks_samples(self) -> bool:
+        """Whether there were too few samples for their covariance to have an inverse."""
+        freedom = self.counts.sum() - (self.counts > 0).sum()
+        return bool(freedom < len(self.scatter))
 
     def add(self, features: Tensor, targets: Tensor) -> None:
         """Add samples.
@@ -132,10 +140,20 @@ class Gaussians:
 
         ``l_dc(f) = m_dc^T S^-1 f - m_dc^T S^-1 m_dc / 2`` with ``S = covariance + ridge mean(diag)
         I``: the log-density up to what all have in common (linear discriminant analysis, without
-        a prior).
+        a prior). The ridge gives a covariance of few samples an inverse.
+
+        Raises:
+            UserError: if no feature varies within a class: nothing is then more or less likely.
         """
         size = self.covariance.shape[0]
-        mean = self.covariance.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
+        mean = self.covariance.diagonal().mean()
+        # Below it, what varies is the rounding of features in single precision.
+        if mean <= (_ROUNDING * self.means.abs().max()) ** 2:
+            raise UserError(
+                "Expected features that vary within a class but every class has one image, or "
+                "images that are all alike to the backbone, and no Gaussian is made of them; give "
+                "more images, or leave out routed coefficients and heads of statistics"
+            )
         shrunk = self.covariance + ridge * mean * torch.eye(size, dtype=torch.float64)
         there = self.counts > 0
         # Around a point amid the means, where float32 loses nothing; what is left out is in all.

@@ -162,3 +162,24 @@ def test_nothing_and_what_is_not_finite_are_refused() -> None:
     made.add(torch.full((1, D), torch.nan), torch.tensor([0]))
     with pytest.raises(UserError, match="NaN or infinite"):
         made.result()
+
+
+def test_a_singular_covariance_has_an_inverse_with_its_ridge() -> None:
+    values, labels = samples(2, count=C + 2)  # two dimensions vary, of D
+    made = moments(values, labels)
+    assert made.lacks_samples
+    assert not moments(*samples(2)).lacks_samples
+    gaussians = Gaussians.of([made.result()])
+    assert torch.linalg.matrix_rank(gaussians.covariance, rtol=1e-5) == 2
+    densities = gaussians.densities(0.05)
+    matrix = gaussians.covariance + 0.05 * gaussians.covariance.diagonal().mean() * torch.eye(D)
+    expected = torch.linalg.solve(matrix, (gaussians.means[0] - gaussians.means[0].mean(0)).T).T
+    torch.testing.assert_close(densities.weight[0].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [C, 3 * C])
+def test_features_that_do_not_vary_within_a_class_are_refused(count: int) -> None:
+    labels = torch.arange(count) % C
+    values = torch.arange(C * D).view(C, D)[labels].float() / 7
+    with pytest.raises(UserError, match=r"vary within a class.*more images"):
+        Gaussians.of([moments(values, labels).result()]).densities(0.05)
