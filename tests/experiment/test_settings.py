@@ -206,6 +206,18 @@ def test_a_name_that_a_folder_can_have(name: str, defaults: Mapping[str, Any]) -
     assert settings.folder({"strategy": {}}).parent == Path("runs")
 
 
+def test_a_run_is_found_again_whatever_its_data_and_model_are_called(
+    defaults: Mapping[str, Any], tmp_path: Path
+) -> None:
+    settings = read_settings(with_value(defaults, "runs_root", str(tmp_path)))
+    new = settings.folder({"strategy": {}})
+    assert new.parent == tmp_path
+    renamed = tmp_path / f"other-data-other-model-{new.name.rpartition('-')[2]}"
+    renamed.mkdir()
+    assert settings.folder({"strategy": {}}) == renamed
+    assert settings.folder({"strategy": {"lr": 0.5}}) != renamed
+
+
 @pytest.mark.parametrize("key", ["report", "seeds_apart", "strategy.rslora", "subsets.pairs"])
 @pytest.mark.parametrize("value", ["abc", 1, 0, "yes", None, [], "true"])
 def test_true_and_false_are_nothing_else(
