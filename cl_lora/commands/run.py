@@ -162,7 +162,7 @@ def execute(config: Mapping[str, Any]) -> Path:
 
 def _check_trackers(given: Sequence[str | Sequence[str] | None]) -> None:
     """Connect once to every tracker that some job is sent to."""
-    if any(given):
+    if any(tracker not in (None, []) for tracker in given):
         from cl_lora.tracking import check as check_trackers
         from cl_lora.tracking import names_of
 
@@ -172,7 +172,7 @@ def _check_trackers(given: Sequence[str | Sequence[str] | None]) -> None:
 @contextmanager
 def _connected(tracker: str | Sequence[str] | None) -> Iterator[Tracking | None]:
     """Yield what sends to trackers; None where none is asked for, and nothing is imported then."""
-    if not tracker:
+    if tracker in (None, []):
         yield None
         return
     from cl_lora.tracking import connected

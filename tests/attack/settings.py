@@ -321,7 +321,7 @@ def _of_options(seed: int, prepared: Path) -> Iterator[Attempt]:
         ("class_incremental_shapes", ("benchmark=class_incremental_shapes",), TINY[4:]),
         ("few_shot_label_shapes", ("benchmark=few_shot_label_shapes", *FEW_SHOT[:2]), TINY[4:8]),
         ("few_shot_covariate_shapes", FEW_SHOT, TINY[4:8]),
-        ("multitask_shapes", ("benchmark=multitask_shapes", "strategy.head=own"), TINY[4:8]),
+        ("multitask_shapes", ("benchmark=multitask_shapes", "strategy.head=own"), TINY[4:]),
         *(
             (name, (f"benchmark={name}", f"benchmark.root={tree}", *FEW_SHOT[:2]), TINY[4:8])
             for name in ("domains", "task_folders", "few_shot_task", "few_shot_entangled")
@@ -353,9 +353,15 @@ def _of_options(seed: int, prepared: Path) -> Iterator[Attempt]:
                     f"{whole or 'defaults'}: {new}{key}={value[:40]!r}"
                     + (f" of {len(value)}" if len(value) > 40 else ""),
                     (*beside, *more, f"{new}{key}={value}"),
-                    tuple(ALSO.get(last, (last,))),
+                    _told(value, ALSO.get(last, (last,))),
                     tiny=tuple(v for v in small if not v.startswith(f"{key}=")),
                 )
+
+
+def _told(value: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Return by what a sentence shows the mistake: the option, or what was given for it."""
+    shown = value.strip("[]'\"")[:20]
+    return (*names, shown) if len(shown) > 2 else tuple(names)
 
 
 def _composed(beside: Sequence[str]) -> list[tuple[str, Any]]:
