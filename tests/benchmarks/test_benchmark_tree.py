@@ -284,7 +284,7 @@ def test_a_folder_that_may_not_be_read_is_one_sentence(folder_config, monkeypatc
 
     monkeypatch.setattr(os, "scandir", guarded)
     for check in (validate_benchmark_config, found, lambda config: make_benchmark(config, 8)):
-        with pytest.raises(UserError, match=r"photo/dog\\n: Permission denied; correct its perm"):
+        with pytest.raises(UserError, match=r"photo/dog\\n: Permission denied; check its perm"):
             check(folder_config)
 
 

@@ -359,3 +359,10 @@ def test_an_image_set_of_a_name_that_is_taken():
     with pytest.raises(UserError, match=r"'tree' is registered already, by .*class_tree"):
         register_image_set("tree", summary="")(lambda request: None)
     assert before == IMAGE_SETS
+
+
+@pytest.mark.parametrize("overlap", [[], [2.0], [-0.5, 1.0], [float("nan")]])
+def test_shares_are_refused_before_the_data_is_looked_for(overlap: list[float]) -> None:
+    config = {"kind": "entangled", "root": "nowhere", "overlap": overlap}
+    with pytest.raises(UserError, match=r"benchmark\.overlap"):
+        make_benchmark(config)
