@@ -365,4 +365,4 @@ def test_an_image_set_of_a_name_that_is_taken():
 def test_shares_are_refused_before_the_data_is_looked_for(overlap: list[float]) -> None:
     config = {"kind": "entangled", "root": "nowhere", "overlap": overlap}
     with pytest.raises(UserError, match=r"benchmark\.overlap"):
-        make_benchmark(config)
+        validate_benchmark_config(config)
