@@ -18,12 +18,12 @@ from cl_lora.benchmarks import make_benchmark
 from cl_lora.cli import main
 from cl_lora.configuration.compose import compose_config
 from cl_lora.experiment import dealing, pipeline
-from cl_lora.experiment.arms import make_arm
+from cl_lora.experiment.arms import ArmDefaults, make_arm
 from cl_lora.experiment.dealing import Piece, deal, pieces
 from cl_lora.experiment.evaluator import Evaluator
 from cl_lora.experiment.pipeline import execute
 from cl_lora.experiment.shards import execute_shard
-from cl_lora.experiment.stages import Outline, get_protocol
+from cl_lora.experiment.stages import Outline, get_protocol, shots_of
 from cl_lora.run_folder.parts import Plan, Shard, part_folders
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support.errors import DivergedError, UserError
@@ -260,6 +260,20 @@ def test_pieces_keep_together_what_shares(tmp_path: Path) -> None:
         for rows_ in together:
             assert (rows_, {(j,)}) in found
     assert len(found) == 9
+
+
+def test_an_arm_that_is_adapted_stays_whole_where_its_merge_is_scored(tmp_path: Path) -> None:
+    """At the stages of a stream that have no support set."""
+    benchmark = make_benchmark(config(tmp_path, "shots")["benchmark"], 16)
+    given = {"method": "ties", "adapt": "lora"}
+    arms = [make_arm(name, given, ArmDefaults(head="own")) for name in ("one", "other")]
+    outline = Outline(benchmark.names, (), (6.0,) * 3, (1,))
+    stages = get_protocol("few_shot_stream").stages(outline)
+    merged = [s for s in stages if shots_of(s) is None]
+    assert len(merged) == 3
+    units = [((0, arm.name, s.index), s, arm) for s in merged for arm in arms]
+    found = [{row for _, row, _ in piece.units} for piece in pieces(units, benchmark)]
+    assert found == [{"one"}, {"other"}]
 
 
 @pytest.mark.parametrize(
