@@ -8,6 +8,7 @@ functions and cannot draw a sample, so only its operators are used.
     python tools/mutate.py                      # 400 mutants, the same ones for the same seed
     python tools/mutate.py --mutants all --packages cl_lora/merging
     python tools/mutate.py --only cl_lora/merging/ties.py --mutants all
+    python tools/mutate.py --again outcomes.jsonl    # the same sample; only what survived then
 
 The sample is half *logic* (numbers, comparisons, operators, keywords, strings, conditions) and
 half *passing* (an argument that is dropped or None, an assignment of None), and as large in each
@@ -99,6 +100,10 @@ def draw(root: Path, options: argparse.Namespace) -> list[Any]:
             drawn = [m for m, _ in zip(usable, range(size or len(ordered)), strict=False)]
             print(f"{package}: {len(drawn)} of {len(ordered)} mutants of {kind}", flush=True)
             sample += drawn
+    if options.again:
+        rows = [json.loads(line) for line in Path(options.again).read_text().splitlines()]
+        left = {row["key"] for row in rows if row["fate"] in {"survived", "untested"}}
+        sample = [m for m in sample if m.order(0) in left]
     # Cut short, a run has seen some of everything.
     return sorted(sample, key=lambda m: m.order(options.seed))
 
@@ -123,6 +128,7 @@ def work(options: argparse.Namespace) -> None:
         mutant = outcome.mutant
         line = {
             "package": next(p for p in PACKAGES if mutant.path.startswith(p + "/")),
+            "key": mutant.order(0),
             "kind": mutant.kind, "path": mutant.path, "line": mutant.lines[0],
             "where": mutant.where, "fate": outcome.fate, "by": outcome.by,
             "seconds": round(outcome.seconds, 2), "tests": outcome.tests, "diff": outcome.diff,
@@ -242,6 +248,7 @@ def main() -> int:
     parser.add_argument("--packages", nargs="+", default=list(PACKAGES), choices=PACKAGES)
     parser.add_argument("--tests", nargs="+", default=list(TESTS))
     parser.add_argument("--only", help="part of a file's path")
+    parser.add_argument("--again", type=os.path.abspath, help="outcomes.jsonl: what survived there")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -258,7 +265,7 @@ def main() -> int:
     trees = [make_tree(PLACE / f"tree-{i}") for i in range(options.jobs)]
     covered(trees[0], options.tests)
     rows: list[dict[str, Any]] = []
-    log = PLACE / "outcomes.jsonl"
+    log = PLACE / ("again.jsonl" if options.again else "outcomes.jsonl")
     with log.open("w") as file:
         for row in outcomes(trees, options):
             rows.append(row)

@@ -94,8 +94,10 @@ class _Recorder:
     def __init__(self, coverage: Any) -> None:
         self.coverage = coverage
         self.seconds: dict[str, float] = defaultdict(float)
+        self.fixtures: dict[str, float] = defaultdict(float)
         self.shared: dict[str, list[str]] = {}
         self.failed: set[str] = set()
+        self.test = ""
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
@@ -114,22 +116,44 @@ class _Recorder:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: Any, nextitem: Any) -> Iterator[Any]:
-        self.coverage.switch_context(item.nodeid)
-        found = item._fixtureinfo.name2fixturedefs.items()
-        self.shared[item.nodeid] = sorted(
-            f"{each.baseid}::{name}"
-            for name, all_of_it in found
-            for each in all_of_it
-            if each.scope != "function" and each.baseid
-        )
+        self.test = item.nodeid
+        self.coverage.switch_context(self.test)
+        found = item._fixtureinfo.name2fixturedefs.values()
+        names = {_shared(each) for all_of_it in found for each in all_of_it}
+        self.shared[self.test] = sorted(names - {""})
         result = yield
         self.coverage.switch_context("")
         return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[Any]:
+        """Count what a module's fixture runs for itself: the tests that use it run it all."""
+        name = _shared(fixturedef)
+        if not name:
+            return (yield)
+        self.coverage.switch_context(name)
+        begun = time.perf_counter()
+        try:
+            return (yield)
+        finally:
+            seconds = time.perf_counter() - begun
+            self.fixtures[name] += seconds
+            self.seconds[self.test] -= seconds
+            self.coverage.switch_context(self.test)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.seconds[report.nodeid] += report.duration
         if not report.passed:
             self.failed.add(report.nodeid)
+
+
+def _shared(fixture: Any) -> str:
+    """Return the name of a fixture of a module; empty for others.
+
+    Those of conftest.py make data, and would join everything with everything.
+    """
+    own = fixture.scope != "function" and ".py" in fixture.baseid
+    return f"{fixture.baseid}::{fixture.argname}" if own else ""
 
 
 def measure(tests: Sequence[str], into: Sequence[str]) -> None:
@@ -161,6 +185,7 @@ def measure(tests: Sequence[str], into: Sequence[str]) -> None:
                 if mine(test) and test not in recorder.failed
             },
             "shared": {test: found for test, found in recorder.shared.items() if mine(test)},
+            "fixtures": {name: s for name, s in recorder.fixtures.items() if mine(name)},
             "failed": sorted(filter(mine, recorder.failed)),
             "lines": {
                 path: {
@@ -194,11 +219,12 @@ def covered(tree: Path, tests: Sequence[str]) -> Covered:
         own.update(name.encode() + (tree / name).read_bytes())
         into[name] = PLACE / "tests" / f"{Path(name).stem}-{own.hexdigest()[:16]}.json"
     _measure(tree, {name: where for name, where in into.items() if not where.exists()})
-    found: dict[str, Any] = {"seconds": {}, "shared": {}, "failed": [], "lines": {}}
+    found: dict[str, Any] = {"seconds": {}, "shared": {}, "fixtures": {}, "failed": [], "lines": {}}
     for where in into.values():
         part = json.loads(where.read_text())
         found["seconds"] |= part["seconds"]
         found["shared"] |= part["shared"]
+        found["fixtures"] |= part["fixtures"]
         found["failed"] += part["failed"]
         for file, of_file in part["lines"].items():
             for line, names in of_file.items():
@@ -226,28 +252,21 @@ def _joined(found: dict[str, Any]) -> Covered:
         file: {int(line): names for line, names in of_file.items()}
         for file, of_file in found["lines"].items()
     }
-    # A module's fixture runs its lines under the first test that asks for it only. Those of
-    # conftest.py make data, and would join everything with everything.
-    shared = {
-        test: [fixture for fixture in fixtures if ".py" in fixture]
-        for test, fixtures in found["shared"].items()
-    }
-    users: dict[str, set[str]] = defaultdict(set)
+    shared: dict[str, list[str]] = found["shared"]
+    users: dict[str, list[str]] = defaultdict(list)
     for test, fixtures in shared.items():
         for fixture in fixtures:
-            users[fixture].add(test)
+            users[fixture].append(test)
     for of_file in lines.values():
         for line, names in of_file.items():
-            mates = {t for name in names for f in shared.get(name, ()) for t in users[f]}
-            of_file[line] = sorted({*names, *mates})
-    # Its seconds count for every test that uses it: alone, each would pay them.
-    seconds = found["seconds"]
-    most: dict[str, float] = defaultdict(float)
-    for test, fixtures in shared.items():
-        for fixture in fixtures:
-            most[fixture] = max(most[fixture], seconds.get(test, 0.0))
-    full = {t: max([s, *(most[f] for f in shared.get(t, ()))]) for t, s in seconds.items()}
-    return Covered(full, shared, lines, found["failed"])
+            of_file[line] = sorted({test for name in names for test in users.get(name, [name])})
+    # Alone, each test would pay for its fixtures.
+    made: dict[str, float] = found["fixtures"]
+    seconds = {
+        test: own + sum(made.get(fixture, 0.0) for fixture in shared.get(test, ()))
+        for test, own in found["seconds"].items()
+    }
+    return Covered(seconds, shared, lines, found["failed"])
 
 
 def environment(tree: Path) -> dict[str, str]:
