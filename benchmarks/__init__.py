@@ -40,6 +40,7 @@ from cl_lora.benchmarks.streams import (  # noqa: F401
     task_shift,
 )
 from cl_lora.support.errors import UserError, printable
+from cl_lora.support.failures import remedy
 
 __all__ = [
     "ALL",
@@ -120,7 +121,4 @@ def _explain_read_errors() -> Iterator[None]:
         if error.filename is None:  # of no file, but of a terminal or pipe
             raise
         path = printable(os.fsdecode(error.filename))
-        raise UserError(
-            f"Cannot read {path}: {error.strerror}; correct its permissions or its link, or remove "
-            "it"
-        ) from error
+        raise UserError(f"Cannot read {path}: {error.strerror}; {remedy(error.errno)}") from error

@@ -146,6 +146,19 @@ def named_groups(
     return tuple(groups)
 
 
+def require_shares(overlap: Sequence[float]) -> None:
+    """Refuse shares of classes that are none.
+
+    Raises:
+        UserError: there is none, or one is not between 0 and 1.
+    """
+    if not overlap or not all(0 <= share <= 1 for share in overlap):
+        raise UserError(
+            "Expected benchmark.overlap to be a list of numbers from 0 to 1, one for each upstream "
+            f"task, but got {list(overlap)!r}"
+        )
+
+
 def entangled_groups(
     order: Sequence[int], downstream_classes: int, overlap: Sequence[float]
 ) -> tuple[Group, ...]:
@@ -163,11 +176,7 @@ def entangled_groups(
     Raises:
         UserError: a share is not between 0 and 1, D is below two, or there are too few classes.
     """
-    if not overlap or not all(0 <= share <= 1 for share in overlap):
-        raise UserError(
-            "Expected benchmark.overlap to be a list of numbers from 0 to 1, one for each upstream "
-            f"task, but got {list(overlap)!r}"
-        )
+    require_shares(overlap)
     if downstream_classes < _LEAST:
         raise UserError(
             f"Expected benchmark.downstream_classes to be at least {_LEAST} but got "

@@ -18,6 +18,7 @@ from cl_lora.benchmarks.streams.groups import (
     entangled_groups,
     group_experience,
     held_out_group,
+    require_shares,
 )
 from cl_lora.benchmarks.streams.held_out import held_out
 from cl_lora.support.files import digest
@@ -131,6 +132,10 @@ class EntangledConfig(GroupsConfig):
     name: str = "entangled"
     downstream_classes: int = at_most(MOST_CLASSES, 25)
     overlap: tuple[float, ...] = at_most(1, (0.0, 0.0, 0.0, 1.0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_shares(self.overlap)
 
     def groups(self, order: Sequence[int]) -> tuple[Group, ...]:
         """Return groups that share classes with the last."""
