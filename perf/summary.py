@@ -55,6 +55,8 @@ def claims() -> list[Claim]:
     growth = _result("growth")["exponents"]
     learning = _result("learning")["ties_factors_to_delta"]
     composition = _result("composition")
+    routing = _result("routing")
+    gathering = routing["gathering_to_training"]
     return [
         _at_least(
             "one coefficient step, afresh / with a plan",
@@ -128,6 +130,31 @@ def claims() -> list[Claim]:
             ", ".join(f"{exponent:.2f} {name}" for name, exponent in growth.items()),
             max(growth.values()) <= 1.1,
         ),
+        *(
+            _each_at_most(f"routed serving, {case} / one merged model", aim, found)
+            for (case, found), aim in zip(
+                routing["to_merged"].items(), (1.1, 1.4, None, None), strict=True
+            )
+        ),
+        _each_at_most("gathering statistics / training the adapter", 0.25, gathering),
+        Claim(
+            "one more arm, forward_transfer=false / all scores",
+            "",
+            f"{comparison['without_forward_transfer_to_all']:.2f}",
+            None,
+        ),
+        Claim(
+            "the same, LoRA from a third of the depth / in all blocks",
+            "",
+            f"{comparison['from_a_block_to_all_blocks']:.2f}",
+            None,
+        ),
+        Claim(
+            "reading and normalising test images / scoring them",
+            "",
+            f"{comparison['reading_to_scoring']:.3f}",
+            None,
+        ),
         _each_at_least(
             "a composition step, dense deltas kept / bottleneck (ViT-B width)",
             1.5,
@@ -196,6 +223,12 @@ def _at_least(question: str, aim: float, found: float) -> Claim:
 
 def _each_at_least(question: str, aim: float, found: dict[str, float]) -> Claim:
     return Claim(question, f"at least {aim:g}", _each(found), min(found.values()) >= aim)
+
+
+def _each_at_most(question: str, aim: float | None, found: dict[str, float]) -> Claim:
+    if aim is None:
+        return Claim(question, "", _each(found), None)
+    return Claim(question, f"at most {aim:g}", _each(found), max(found.values()) <= aim)
 
 
 def _each(found: dict[str, float]) -> str:

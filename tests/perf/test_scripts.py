@@ -13,10 +13,14 @@ import perf
 from cl_lora.adapters.injection import applied, split_qkv
 from cl_lora.merging import merge
 from cl_lora.models.backbones import ModelConfig, load_backbone
+from cl_lora.models.compute import Compute
+from cl_lora.models.routing import styles
 from cl_lora.strategies.config import TrainingConfig
-from perf import common, composition, learning, serving, training
+from perf import common, composition, learning, routing, serving, training
 from perf.coefficient_step import step
 from tools import pretrain_backbone
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(perf.__path__)])
@@ -107,6 +111,19 @@ def test_one_backbone_with_the_heads_of_two_tasks_is_their_merged_model():
         for found, update in ((one[t], both), (each[t], alone)):
             with applied(split.network, update), torch.no_grad():
                 torch.testing.assert_close(found, heads[t](split(images)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("first_block", [0, 2])
+def test_a_routed_batch_is_dealt_out_evenly(first_block):
+    backbone, compute = training.backbone_for(ModelConfig("embedded"), False), Compute(CPU, False)
+    experts = routing.experts_of(backbone, ("qkv",), compute, first_block, False)
+    assert experts.shares_prefix is (first_block == experts.block == 2)
+    images = torch.cat([routing.images_of(domain, 2, 48) for domain in range(4)])
+    ((found, _),) = styles(compute, backbone, [(images, torch.zeros(8))], 2)
+    assert experts.router.hard(found).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    answers = experts.serve(images)
+    assert answers.shape == (8, routing.CLASSES)
+    assert answers.isfinite().all()
 
 
 def test_pretraining_the_embedded_backbone_goes_through(tmp_path, monkeypatch, capsys):

@@ -51,6 +51,12 @@ def test_another_result_makes_another_page(measured):
         ("composition", {"share_of_dense_memory": 0.34}, "extra memory"),
         ("composition", {"merged_to_bottleneck": {"a": 0.99}}, "bottleneck (ViT-Ti)"),
         ("composition", {"warm_up_times_faster": 9.9}, "warming up a head"),
+        (
+            "routing",
+            {"to_merged": {"hard, one pass": {"a": 1.11}, "b": {"a": 1}, "c": {}, "d": {}}},
+            "routed serving, hard, one pass",
+        ),
+        ("routing", {"gathering_to_training": {"a": 0.1, "b": 0.26}}, "gathering statistics"),
         ("growth", {"exponents": {"TIES": 1.38, "arms": 1.0}}, "growth to 64"),
     ],
 )
