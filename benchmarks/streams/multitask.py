@@ -23,7 +23,7 @@ from cl_lora.benchmarks.sources.settings import (
 from cl_lora.benchmarks.sources.tasks import TaskRequest, TaskSamples, TaskSource, read_source
 from cl_lora.benchmarks.splits import Indices, Split, Splits, SplitSettings, split_domains
 from cl_lora.configuration.build import required
-from cl_lora.support.errors import UserError
+from cl_lora.support.errors import UserError, shown
 from cl_lora.support.files import digest
 from cl_lora.support.ranges import LARGEST_SEED, at_most
 from cl_lora.tasks import CLASS, Scaling
@@ -76,7 +76,13 @@ class MultitaskConfig:
                 f"Expected {WHERE}.tasks to hold at least one task but it is empty; add one, as "
                 "{age: {source: NAME}}"
             )
-        _require_different(self.sources())
+        sources = self.sources()
+        _require_different(sources)
+        if self.root is not None and not any("root" in entry for entry in self.tasks.values()):
+            raise UserError(
+                f"{WHERE}.root={shown(self.root)} names a folder of data but no task has a root "
+                f"below it; leave it out, or give {WHERE}.tasks.NAME.root=DIR"
+            )
 
     def sources(self) -> dict[str, TaskSource]:
         """Return the typed source of every task by the task's name."""

@@ -139,7 +139,7 @@ def _adapters(folder: Path, fingerprint: str | None, seen: Counter[str]) -> Iter
             if wanted is not None and known.get(key, wanted) != wanted:
                 yield (
                     f"The adapter in {path} is of another run ({key} is {known[key]!r}, expected "
-                    f"{wanted!r}); put the right one in its place, or delete the folder and run "
+                    f"{wanted!r}); put the right one in its place, or delete {path} and run "
                     "the command again"
                 )
 

@@ -298,6 +298,8 @@ def make_arm(name: str, settings: Mapping[str, Any], defaults: ArmDefaults | Non
                 "{method: ties}"
             )
         merges = settings.get("method") is not None
+        if not merges and not any(settings.get(key) is not None for key in ("adapt", "residual")):
+            raise UserError("method is null and nothing else is served; give such as method: ties")
         method, space, options = _merge(settings) if merges else _no_merge(settings)
         residual = _residual(settings, merges)
         rule = make_rule(_rule_config(settings.get("coefficients", "uniform")))

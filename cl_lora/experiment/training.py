@@ -219,7 +219,7 @@ def _check_origin(adapter: Adapter, where: Path, wanted: Mapping[str, Any]) -> N
         key, old, new = difference
         raise UserError(
             f"The adapter in {where} was trained {_ORIGINS[key.split('.')[0]]} ({key} is {old!r}, "
-            f"expected {new!r}); put the right one in its place, or delete the folder and run the "
+            f"expected {new!r}); put the right one in its place, or delete {where} and run the "
             "command again, which trains it again"
         )
 

@@ -191,6 +191,7 @@ ALSO: Mapping[str, Sequence[str]] = {
     "options": ("options", "option", "images"),
     "tasks": ("tasks", "task"),
     "path": ("path", "hub", "datasets"),
+    **{f"{what}_column": ("column",) for what in ("image", "label", "domain")},
 }
 
 
@@ -326,7 +327,7 @@ def _of_options(seed: int, prepared: Path) -> Iterator[Attempt]:
             (name, (f"benchmark={name}", f"benchmark.root={tree}", *FEW_SHOT[:2]), TINY[4:8])
             for name in ("domains", "task_folders", "few_shot_task", "few_shot_entangled")
         ),
-        ("hub", ("benchmark=hub", "benchmark.path=nowhere"), TINY[4:]),
+        ("hub", ("benchmark=hub", f"benchmark.path={tree}"), TINY[4:]),
         ("few_shot_language", (*LANGUAGE, "model=flan_t5_small"), TINY[4:8]),
         ("clip_b32", ("model=clip_b32",), TINY),
         ("timm", ("model=timm", "model.name=vit_tiny_patch16_224"), TINY),
@@ -440,11 +441,13 @@ def _of_registered(draw: random.Random) -> Iterator[Attempt]:
                 yield Attempt(
                     f"arm {method}.{option}={value[:40]} {len(value)}",
                     (_arm(f"{{method: {method}, {option}: {value}}}"),),
-                    (option, "name"),
+                    _told(value, (option, "name")),
                 )
     for rule, info_ in sorted(RULES.items()):
         for option, spec in sorted(info_.options.items()):
             for value in _odd(draw, spec.default, 3):
+                if (option, value) == ("lr", "1e250"):  # so large a step may be taken
+                    continue
                 yield Attempt(
                     f"arm coefficients {rule}.{option}={value[:40]} {len(value)}",
                     (
@@ -453,11 +456,13 @@ def _of_registered(draw: random.Random) -> Iterator[Attempt]:
                             f"{{name: {rule}, {option}: {value}}}}}"
                         ),
                     ),
-                    (option,),
+                    _told(value, (option,)),
                 )
     for kept, info__ in sorted(RESIDUALS.items()):
         for option, spec in sorted(info__.options.items()):
             for value in _odd(draw, spec.default, 3):
+                if (option, value) == ("m", "1.5"):  # per cent
+                    continue
                 yield Attempt(
                     f"arm residual {kept}.{option}={value[:40]} {len(value)}",
                     (

@@ -268,7 +268,9 @@ def test_a_folder_that_is_a_link_to_itself_is_one_sentence(folder_config, place)
     path = Path(folder_config["root"]) / place
     shutil.rmtree(path)
     path.symlink_to(path.name)
-    with pytest.raises(UserError, match=rf"Cannot read {path}: Too many levels .*; check the links"):
+    with pytest.raises(
+        UserError, match=rf"Cannot read {path}: Too many levels .*; check the links"
+    ):
         validate_benchmark_config(folder_config)
     with pytest.raises(UserError, match="Too many levels"):
         found(folder_config)

@@ -378,3 +378,10 @@ def test_the_source_that_the_documentation_shows(tmp_path, monkeypatch):
         TASK_SOURCES.pop("brightness", None)
     assert len(e.test) == 5
     np.testing.assert_array_equal(e.inputs[:, 0, 0, 0], e.targets)
+
+
+def test_a_folder_of_data_that_no_task_reads_is_refused() -> None:
+    """Who names it thinks that these images are trained on."""
+    drawn = {"kind": "multitask", "tasks": {"a": {"source": "shapes", "target": "object"}}}
+    with pytest.raises(UserError, match="'faces' names a folder of data but no task has a root"):
+        validate_benchmark_config({**drawn, "root": "faces"})

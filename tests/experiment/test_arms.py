@@ -72,6 +72,8 @@ OF_THE_RUN = [name for name, policy in HEAD_POLICIES.items() if not policy.for_o
     ("settings", "message"),
     [
         ({}, "'method'"),
+        ({"method": None}, "method is null"),
+        ({"adapt": None, "coefficients": 0.5}, "method is null"),
         ({"method": "ties", "tune_head": True}, "learned coefficients"),
         ({"method": "ties", "tune_head": "yes"}, "true or false"),
         ({"method": "ties", "head": "prototype"}, "prototypes"),
