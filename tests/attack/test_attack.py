@@ -56,7 +56,7 @@ def test_a_slice_is_spread_over_all_cases() -> None:
 def test_a_slice_of_every_group_ends_well(tmp_path: Path) -> None:
     here, told = Path(__file__).parents[1], tmp_path / "told.json"
     found = subprocess.run(
-        [sys.executable, "-m", "attack", "--slice", "2", "--json", str(told)],
+        [sys.executable, "-m", "attack", "--slice", "1", "--json", str(told)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])},
         capture_output=True,
         text=True,
@@ -66,4 +66,4 @@ def test_a_slice_of_every_group_ends_well(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stdout + found.stderr
     results = json.loads(told.read_text())
     assert set(results) == set(GROUPS)
-    assert all(result["cases"] >= 2 for result in results.values())
+    assert all(result["cases"] for result in results.values())
