@@ -196,9 +196,12 @@ class Composer:
         task = self.parse([*params, *given["task"]])
         try:
             batches = BasicSweeper.split_arguments(task, None)
-        except HydraException as error:
+        except (HydraException, ValueError) as error:  # such as a range of steps of 0
             raise UserError(f"{_sentence(str(error))}; name the values, as KEY=A,B") from error
-        return [[*given["hydra"], *job] for batch in batches for job in batch]
+        jobs = [[*given["hydra"], *job] for batch in batches for job in batch]
+        if not jobs:
+            raise UserError("A sweep has no job: a range or glob in it names nothing; widen it")
+        return jobs
 
     def launcher(self, overrides: Sequence[str]) -> tuple[dict[str, Any], int | None]:
         """Return the options of a sweep's launcher, and how many jobs it gets at most at a time.

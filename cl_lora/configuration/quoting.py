@@ -48,6 +48,13 @@ def unreadable(override: str, error: Exception, parser: OverridesParser) -> User
         error: of Hydra's parser.
         parser: that parser.
     """
+    try:
+        override.encode()
+    except UnicodeEncodeError:
+        return UserError(
+            f"Expected text in UTF-8 but {shown(override)} holds other bytes; give another name, "
+            "or a link to what has it"
+        )
     match = _KEY.fullmatch(override)
     if match is None:
         before, equals, _ = override.partition("=")

@@ -116,7 +116,7 @@ class Ledger:
         descriptions = {arm.name: describe_arm(arm) for arm in self.arms}
         descriptions |= {row.name: describe_reference(row) for row in self.references}
         return ConfigRecord(
-            name=f"{raw['benchmark']['name']}-{raw['model']['name']}",
+            name=f"{settings.benchmark_name}-{raw['model']['name']}",
             identity=identity,
             identity_defaults=strategy_defaults(),
             arms=self.given,

@@ -256,6 +256,12 @@ class Settings:
         given = self.options.run_dir
         return None if given is None else Path(str(given))
 
+    @property
+    def benchmark_name(self) -> str:
+        """What the data is called, for the reader; its kind where the name was taken out."""
+        benchmark = self.raw["benchmark"]
+        return str(benchmark.get("name", benchmark["kind"]))
+
     def folder(self, identity: Mapping[str, Any]) -> Path:
         """Return the run folder: ``run_dir``, or a name that the identity decides.
 
@@ -270,7 +276,7 @@ class Settings:
             end += "".join(f"-seed-{seed}" for seed in sorted(self.seeds))
         there = sorted(root.glob(f"*-{end}")) if root.is_dir() else []
         model = str(self.raw["model"]["name"]).rpartition("/")[2]  # without the owner on the hub
-        name = f"{self.raw['benchmark']['name']}-{model}-{end}"
+        name = f"{self.benchmark_name}-{model}-{end}"
         return there[0] if there else root / name
 
 

@@ -71,6 +71,7 @@ def test_what_may_be_more_than_a_text_is_shown_with_its_quotes(
         ("seeds=[0", "The value of seeds cannot be read: '[0'; close every bracket"),
         ("ü=1", "has the key 'ü'; write the name of an option"),
         ("abc", "has no '='"),
+        ("run_dir=a\udcff", "Expected text in UTF-8"),
         ("run_dir=a\x07", r"'a\x07'; close every"),
         ("", "has no '='"),
     ],

@@ -235,3 +235,9 @@ def test_a_name_of_a_strategy_is_a_text(defaults: Mapping[str, Any]) -> None:
 def test_a_name_with_a_nul_is_refused_wherever_it_stands(defaults: Mapping[str, Any]) -> None:
     with pytest.raises(UserError, match=r"benchmark\.cache_dir holds a NUL character"):
         read_settings(with_value(defaults, "benchmark.cache_dir", "a\0b"))
+
+
+def test_a_folder_is_named_by_the_kind_of_data_that_has_no_name() -> None:
+    raw = compose_config(["benchmark=pacs", "benchmark.root=x", "~benchmark.name"])
+    folder = read_settings(raw).folder({"strategy": {}})
+    assert folder.name.startswith(f"{raw['benchmark']['kind']}-")

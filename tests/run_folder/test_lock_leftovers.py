@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from cl_lora.run_folder.layout import bank_folder
 from cl_lora.run_folder.lock import locked
+from cl_lora.support.errors import UserError
 
 
 def test_an_adapter_that_was_about_to_be_replaced_is_not_rubbish(tmp_path: Path) -> None:
@@ -21,3 +24,28 @@ def test_an_adapter_that_was_about_to_be_replaced_is_not_rubbish(tmp_path: Path)
         assert sorted(p.name for p in bank.iterdir()) == ["00-one", "02-three"]
         assert (bank / "00-one" / "weights").read_text() == aside.name
         assert (bank / "02-three" / "weights").read_text() == "02-three"
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_what_is_refused_leaves_no_folder_that_was_made_for_it(
+    tmp_path: Path, written: bool
+) -> None:
+    (tmp_path / "old").mkdir()
+    folder = tmp_path / "old" / "runs" / "mine"
+
+    def refuse(place: Path) -> None:
+        with locked(place):
+            if written:
+                (folder / "scores.csv").touch()
+            raise UserError("no arm")
+
+    with pytest.raises(UserError, match="no arm"):
+        refuse(folder)
+    assert folder.exists() == written
+    assert (tmp_path / "old" / "runs").exists() == written
+
+
+def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no arm"), locked(tmp_path):
+        raise UserError("no arm")
+    assert tmp_path.exists()
