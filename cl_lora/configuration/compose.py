@@ -51,7 +51,7 @@ class Composer:
         config_name: ``--config-name``, in place of ``config``.
 
     Raises:
-        UserError: if ``config_dir`` is no folder.
+        UserError: if ``config_dir`` is no folder, or Python runs without assertions.
     """
 
     def __init__(
@@ -62,6 +62,11 @@ class Composer:
         config_path: str | None = None,
         config_name: str | None = None,
     ) -> None:
+        if not __debug__:
+            raise UserError(
+                "Hydra reads no override without Python's assertions; leave -O out, and unset "
+                "PYTHONOPTIMIZE"
+            )
         version.setbase(HYDRA_VERSION_BASE)
         setup_globals()
         ray_launcher.offer()

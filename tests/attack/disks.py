@@ -132,7 +132,9 @@ def _calls(ground: Ground, seed: int) -> list[Case]:
 
     def run(call: str, number: int, error: int, arguments: Sequence[str], where: Path) -> Told:
         with_run(ground, where, arguments)
-        return attack(ground, where, arguments, faults.refusing(call, number, error))
+        # Where no name can be given or taken away, what was begun waits for the next command.
+        tidies = (call, number) not in (("os.rename", 2), ("os.unlink", 1))
+        return attack(ground, where, arguments, faults.refusing(call, number, error), tidies=tidies)
 
     return [
         Case(

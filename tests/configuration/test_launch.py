@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -389,3 +391,14 @@ def test_hydra_is_as_it_was_afterwards() -> None:
     run("-m", "spc=1,2")
     assert HydraConfig.instance().cfg is before
     assert not GlobalHydra.instance().is_initialized()
+
+
+def test_python_without_assertions_is_refused_in_one_sentence() -> None:
+    """Hydra's parser moves on within assertions, and fails later without them."""
+    code = "from cl_lora.cli import main; raise SystemExit(main(['run', '--cfg', 'job']))"
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("cl-lora: Hydra reads no override without")
