@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.core.utils import JobRuntime, setup_globals
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -39,6 +40,23 @@ _SHOWN = 300  # characters of a text of Hydra's that is passed on
 _NEAR = 3  # names that are suggested
 
 T = TypeVar("T")
+
+
+_MOST_JOBS = 10_000  # all are composed and checked before the first
+
+
+def _combinations(overrides: Sequence[Override]) -> int:
+    """Return how many jobs a sweep has, without going through them."""
+    count = 1
+    for override in overrides:
+        value = override.value()
+        if isinstance(value, ChoiceSweep):
+            count *= len(value.list)
+        elif isinstance(value, RangeSweep) and value.step:
+            assert value.start is not None
+            assert value.stop is not None
+            count *= max(0, math.ceil((value.stop - value.start) / value.step))
+    return count
 
 
 class Composer:
@@ -199,6 +217,11 @@ class Composer:
         # Going through them would resolve what is the job's to resolve.
         given = _container(OmegaConf.to_container(hydra.overrides, resolve=False))
         task = self.parse([*params, *given["task"]])
+        if (count := _combinations(task)) > _MOST_JOBS:
+            raise UserError(
+                f"Expected at most {_MOST_JOBS:,} jobs but the sweep has {count:,}; name fewer "
+                "values"
+            )
         try:
             batches = BasicSweeper.split_arguments(task, None)
         except (HydraException, ValueError) as error:  # such as a range of steps of 0

@@ -285,6 +285,8 @@ def test_a_job_may_use_hydras_own_values(folder: Path) -> None:
         (["strategy.rank=1,2"], ["--multirun"]),
         (["-m", "strategy.rank=interval(1,2)"], ["KEY=A,B"]),
         (["-m", "strategy.rank=range(1,3,0)"], ["must not be zero", "KEY=A,B"]),
+        (["-m", "spc=range(1,99999999)"], ["at most 10,000 jobs", "99,999,998", "fewer"]),
+        (["-m", "spc=range(0,101)", "strategy.rank=range(0,50,0.5)"], ["has 10,100;"]),
         (["-m", "strategy.rank=range(3,3)"], ["no job", "widen it"]),
         (["-m", "spc=1,2", "+arms.x={method: a}", "+arms.x={method: b}"], ["'x' is defined twice"]),
         (["strategy_model=null"], ["name of a choice"]),
