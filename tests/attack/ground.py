@@ -223,7 +223,9 @@ def attack(
     verdict, shown = Verdict.REFUSED, f"ended by signal {killed}"
     if not killed or first.code != -killed:
         verdict, shown = judge(first, None if never else right, where)
-    if not verdict.good and (tidies or verdict is not Verdict.HALF):
+    if verdict is Verdict.HALF and not tidies:
+        verdict = Verdict.REFUSED
+    if not verdict.good:
         return verdict, shown
     mend()
     # What was made is not written over; where nothing was touched, given again it is undisturbed.
