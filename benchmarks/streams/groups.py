@@ -155,7 +155,7 @@ def require_shares(overlap: Sequence[float]) -> None:
     if not overlap or not all(0 <= share <= 1 for share in overlap):
         raise UserError(
             "Expected benchmark.overlap to be a list of numbers from 0 to 1, one for each upstream "
-            f"task, but got {list(overlap)!r}"
+            f"task, but got {list(overlap)!r}; give such as [0.0, 0.5]"
         )
 
 
@@ -180,7 +180,7 @@ def entangled_groups(
     if downstream_classes < _LEAST:
         raise UserError(
             f"Expected benchmark.downstream_classes to be at least {_LEAST} but got "
-            f"{downstream_classes}"
+            f"{downstream_classes}; raise it"
         )
     shared = [round(share * downstream_classes) for share in overlap]
     needed = downstream_classes + sum(downstream_classes - number for number in shared)

@@ -577,10 +577,11 @@ def _of_names() -> Iterator[Attempt]:
 def _of_deleted() -> Iterator[Attempt]:
     for key in (
         *("arms", "benchmark", "model", "strategy", "plugins", "report"),
-        *("benchmark.kind", "benchmark.name", "model.name", "hydra", "hydra.run", "hydra.job"),
+        *("benchmark.kind", "model.name", "hydra", "hydra.run", "hydra.job"),
         *("arms.zzz", "zzz", "benchmark.zzz", "strategy.zzz", "seeds=5", "spc=7", "=", ""),
     ):
         yield Attempt(f"~{key}", (f"~{key}",))
+    yield Attempt("~benchmark.name", ("~benchmark.name", *ARMS[1:]), legit="same")
 
 
 def _of_lines(prepared: Path) -> Iterator[Attempt]:
