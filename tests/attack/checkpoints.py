@@ -954,10 +954,11 @@ def _t5(prepared: Path) -> list[Case]:
         return fork(
             [
                 *("run", "experiment=few_shot_language", f"benchmark.root={prepared}/questions"),
-                *(f"model.checkpoint={place / 'model'}", "arms=none", "references=[base]"),
+                *(f"model.checkpoint={place / 'model'}", "arms=none", "yardstick=null"),
                 *(
-                    "yardstick=null",
-                    "shots=[2]",
+                    "+arms.uniform={method: task_arithmetic, coefficients: uniform, adapt: none, "
+                    "head_start: text}",
+                    "shots=[0]",
                     "draws=1",
                     "strategy.epochs=1",
                     "strategy.rank=2",
