@@ -42,6 +42,19 @@ _NEAR = 3  # names that are suggested
 T = TypeVar("T")
 
 
+def require_assertions() -> None:
+    """Refuse ``python -O``: Hydra's parser moves on within assertions.
+
+    Raises:
+        UserError: if there are none.
+    """
+    if not __debug__:
+        raise UserError(
+            "Hydra reads no override without Python's assertions; leave -O out, and unset "
+            "PYTHONOPTIMIZE"
+        )
+
+
 _MOST_JOBS = 10_000  # all are composed and checked before the first
 
 
@@ -80,11 +93,7 @@ class Composer:
         config_path: str | None = None,
         config_name: str | None = None,
     ) -> None:
-        if not __debug__:
-            raise UserError(
-                "Hydra reads no override without Python's assertions; leave -O out, and unset "
-                "PYTHONOPTIMIZE"
-            )
+        require_assertions()
         version.setbase(HYDRA_VERSION_BASE)
         setup_globals()
         ray_launcher.offer()

@@ -14,7 +14,7 @@ from typing import IO, Any, NoReturn, cast
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.types import TaskFunction
 
-from cl_lora.configuration.compose import CONFIG_NAME, CONFIG_PATH, Composer
+from cl_lora.configuration.compose import CONFIG_NAME, CONFIG_PATH, Composer, require_assertions
 from cl_lora.configuration.quoting import with_quotes
 from cl_lora.support.errors import UserError, unknown_name
 from cl_lora.sweeps.launchers import launcher_of
@@ -56,6 +56,7 @@ def launch(
     Raises:
         UserError: for an unknown flag, option, choice or value.
     """
+    require_assertions()
     given = _Arguments(arguments)
     flags = given.values
     composer = Composer(

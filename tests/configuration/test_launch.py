@@ -397,7 +397,7 @@ def test_hydra_is_as_it_was_afterwards() -> None:
 
 def test_python_without_assertions_is_refused_in_one_sentence() -> None:
     """Hydra's parser moves on within assertions, and fails later without them."""
-    code = "from cl_lora.cli import main; raise SystemExit(main(['run', '--cfg', 'job']))"
+    code = "from cl_lora.cli import main; raise SystemExit(main(['run', '+arms.x={method: ties}']))"
     done = subprocess.run(
         [sys.executable, "-O", "-c", code], capture_output=True, text=True, check=False
     )
