@@ -19,7 +19,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Hundreds of damaged files, hostile inputs, wrong settings and full disks; half an hour on one core.
+# Hundreds of damaged files, hostile inputs, wrong settings and full disks; over an hour on one core.
 attack: $(VENV)/.test
 	$(TEST_ENV) PYTHONPATH=tests $(BIN)/python -m attack
 
