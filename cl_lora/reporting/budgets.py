@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cl_lora.evaluation.aggregate import averages, paired_difference
+from cl_lora.evaluation.aggregate import Difference, averages, paired_difference
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.multitask import CONTROL, is_multitask, own_metric
 from cl_lora.run_folder.reader import RunFolder
@@ -104,18 +104,26 @@ def points_of(run: RunFolder, metric: Metric) -> dict[str, Point]:
         run: a run for which :func:`has_budgets` holds.
         metric: averaged over the tasks within a seed; the seed is the unit of the interval.
     """
+    found = over_seeds(run, metric)
+    return {
+        row: Point(size, found[row].mean, found[row].low, found[row].high, found[row].n)
+        for row, size in parameters_of(run).items()
+        if row in found and size > 0
+    }
+
+
+def over_seeds(run: RunFolder, metric: Metric) -> dict[str, Difference]:
+    """Return what every row with scores has on average: the mean over seeds and its interval.
+
+    Args:
+        run: any run.
+        metric: averaged over the experiences within a seed; the seed is the unit of the interval.
+    """
     if metric.name not in run.scores.metrics:
         return {}
     found = averages(run.scores, metric.name, run.stream.shape(metric.name))
-    points = {}
-    for row, size in parameters_of(run).items():
-        values = np.array(list(found.get(row, {}).values()), dtype=np.float64)
-        over_seeds = paired_difference(values, np.zeros_like(values), CONFIDENCE)
-        if over_seeds.n and size > 0:
-            points[row] = Point(
-                size, over_seeds.mean, over_seeds.low, over_seeds.high, over_seeds.n
-            )
-    return points
+    values = {row: np.array(list(of.values()), dtype=np.float64) for row, of in found.items() if of}
+    return {row: paired_difference(v, np.zeros_like(v), CONFIDENCE) for row, v in values.items()}
 
 
 def front(points: Mapping[str, Point], higher_is_better: bool) -> list[str]:

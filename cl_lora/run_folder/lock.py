@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from cl_lora.run_folder.layout import (
@@ -120,7 +120,7 @@ def _is(path: Path, opened: int) -> bool:
 
 @contextmanager
 def _held(folder: Path, how: int) -> Iterator[None]:
-    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    new = files.missing(folder)
     with files.explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         require_run_folder(folder)
@@ -143,9 +143,7 @@ def _take_away(folder: Path, new: Sequence[Path]) -> None:
     """Take away folders that were made for nothing: what was asked for has been refused."""
     if new and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
         (folder / LOCK_FILE).unlink()
-        with suppress(OSError):  # somebody else may have put something there
-            for place in new:
-                place.rmdir()
+        files.remove_empty(new)
 
 
 def require_run_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     with explain_write_errors(path):
         path = Path(os.path.realpath(path))  # the folder behind a link, and not the link
-        new = [parent for parent in path.parents if not parent.exists()]
+        new = missing(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
         restore(path)
         if path.exists() and not path.is_dir():
@@ -158,10 +158,20 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             _settle(path.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
-            with contextlib.suppress(OSError):  # somebody else may have put something there
-                for parent in new:
-                    parent.rmdir()
+            remove_empty(new)
             raise
+
+
+def missing(folder: Path) -> list[Path]:
+    """Return what would have to be made for a folder to be there, the folder itself first."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Take folders away again that were made for nothing, up to the first that holds something."""
+    with contextlib.suppress(OSError):  # somebody else may have put it there
+        for folder in folders:
+            folder.rmdir()
 
 
 def _settle(path: Path) -> None:

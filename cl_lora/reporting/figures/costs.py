@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from cl_lora.evaluation.aggregate import averages, paired_difference
 from cl_lora.evaluation.metrics import Metric
-from cl_lora.reporting.budgets import CONFIDENCE
+from cl_lora.reporting.budgets import over_seeds
 from cl_lora.reporting.costs import KINDS, costs_of
 from cl_lora.reporting.describe import at_the_end
 from cl_lora.reporting.figures.axes import axis_title
@@ -102,16 +100,12 @@ def _points(run: RunFolder, metric: Metric) -> Mapping[str, _Point]:
 
     A log axis has no zero: nothing at all is kept only by rows without an adapter and a head.
     """
-    if metric.name not in run.scores.metrics:
-        return {}
-    found = averages(run.scores, metric.name, run.stream.shape(metric.name))
+    found = over_seeds(run, metric)
     points = {}
     for row, cost in costs_of(run).items():
-        values = np.array(list(found.get(row, {}).values()), dtype=np.float64)
-        over_seeds = paired_difference(values, np.zeros_like(values), CONFIDENCE)
-        if over_seeds.n and cost.kept > 0:
+        if row in found and cost.kept > 0:
             mean, low, high = (
-                metric.scale * value for value in (over_seeds.mean, over_seeds.low, over_seeds.high)
+                metric.scale * value for value in (found[row].mean, found[row].low, found[row].high)
             )
             points[row] = _Point(cost.kept / 1e3, mean, low, high, cost.kind)
     return points
