@@ -133,7 +133,7 @@ def main() -> None:
     ]
     counts = {
         name: len(compose_config([f"arms={name}"])["arms"])
-        for name in ("default", "paper_fixed", "paper_adaptive")
+        for name in ("default", "coleman2024_fixed", "coleman2024_adaptive")
     }
     images = sum(len(e.test) for e in benchmark.experiences)
     report(

@@ -90,7 +90,7 @@ class GroupsConfig(ImageSetConfig, ABC):
 @benchmark_kind("label_shift")
 @dataclass(frozen=True, kw_only=True)
 class LabelShiftConfig(GroupsConfig):
-    """An image set split into disjoint groups of classes (Asadi et al., part label shift).
+    """An image set split into disjoint groups of classes (Asadi et al. 2024, part label shift).
 
     Attributes:
         upstream_tasks: number of upstream groups.
@@ -119,7 +119,7 @@ class LabelShiftConfig(GroupsConfig):
 @benchmark_kind("entangled")
 @dataclass(frozen=True, kw_only=True)
 class EntangledConfig(GroupsConfig):
-    """Upstream tasks that hold downstream classes (Asadi et al., table 4).
+    """Upstream tasks that hold downstream classes (Asadi et al. 2024, table 4).
 
     Upstream tasks train on the same train images of a shared class that the support is drawn
     from; the query's images are in no train part.

@@ -1,4 +1,4 @@
-"""Unlike tasks, each with data, targets and a head of its own (Kesim and Helli)."""
+"""Unlike tasks, each with data, targets and a head of its own (Kesim and Helli 2024)."""
 
 from __future__ import annotations
 

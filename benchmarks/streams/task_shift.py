@@ -63,7 +63,7 @@ def stream_of_sets(
 @benchmark_kind("task_shift")
 @dataclass(frozen=True, kw_only=True)
 class TaskShiftConfig(PartsConfig):
-    """Several image sets below one folder (Asadi et al., part task shift).
+    """Several image sets below one folder (Asadi et al. 2024, part task shift).
 
     A set is a folder ``root/NAME/{train,test}/class``, or the name of one of torchvision's classes
     whose data lies below ``root`` as torchvision lays it out. A folder comes first.

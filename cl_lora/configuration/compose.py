@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cl_lora.configuration.choices import CONFIG_MODULE, GROUPS
 from cl_lora.configuration.quoting import Unread, unreadable, with_quotes
+from cl_lora.configuration.renamed import unknown_choice, with_new_names
 from cl_lora.support.errors import UserError, printable, shown, unknown_name
 from cl_lora.sweeps import ray_launcher
 from cl_lora.sweeps.launchers import not_installed
@@ -112,6 +113,11 @@ class Composer:
             )
         self._loader = ConfigLoaderImpl(config_search_path=path)
         self._name = config_name or CONFIG_NAME
+
+    def readable(self, overrides: Sequence[str]) -> list[str]:
+        """Return what a user gave as Hydra can read it: quoted, and with the names of now."""
+        quoted = with_quotes(overrides)
+        return with_new_names(quoted, partial(self._options, overrides=quoted))
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
         """Parse overrides.
@@ -326,7 +332,7 @@ class Composer:
         for choice in value if isinstance(value, list) else [value]:
             if choice not in known and "/" not in str(choice):
                 absent = not_installed(str(choice)) if group == "hydra/launcher" else None
-                raise absent or unknown_name(group, "null" if choice is None else choice, known)
+                raise absent or unknown_choice(group, "null" if choice is None else choice, known)
 
     def _check_arms_once(self, overrides: Sequence[Override]) -> None:
         """Refuse a second definition of an arm, which Hydra would merge into the first."""
@@ -360,7 +366,7 @@ class Composer:
         if missing:
             absent = not_installed(missing[2]) if missing[1] == "hydra/launcher" else None
             known = self._options(missing[1], overrides)
-            return absent or unknown_name(missing[1], missing[2], known)
+            return absent or unknown_choice(missing[1], missing[2], known)
         if "Cannot find primary config" in text:
             return UserError(
                 f"There is no {self._name}.yaml for --config-name; give the folder that holds it "
@@ -414,7 +420,8 @@ def compose_config(overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: as :meth:`Composer.compose`.
     """
-    return Composer().compose(with_quotes(overrides))
+    composer = Composer()
+    return composer.compose(composer.readable(overrides))
 
 
 def known_keys(overrides: Sequence[str] = ()) -> list[str]:

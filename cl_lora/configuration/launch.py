@@ -15,7 +15,6 @@ from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.types import TaskFunction
 
 from cl_lora.configuration.compose import CONFIG_NAME, CONFIG_PATH, Composer, require_assertions
-from cl_lora.configuration.quoting import with_quotes
 from cl_lora.support.errors import UserError, unknown_name
 from cl_lora.sweeps.launchers import launcher_of
 from cl_lora.sweeps.sweep import JOB_FILES, Plan, conduct, labels_of
@@ -65,7 +64,9 @@ def launch(
         config_path=flags.config_path,
         config_name=flags.config_name,
     )
-    plan = _plan(composer, given.overrides, flags.multirun, check, imports) if given.runs else None
+    # Hydra reads them from the flags once more.
+    flags.overrides = overrides = composer.readable(flags.overrides)
+    plan = _plan(composer, overrides, flags.multirun, check, imports) if given.runs else None
     # What hydra.main does, but for reading sys.argv, which runs record as the user's command.
     run = partial(
         _run_hydra,
@@ -76,7 +77,7 @@ def launch(
     )
 
     def hand_over(task: TaskFunction) -> None:
-        composer.explaining(partial(run, task_function=task), given.overrides)
+        composer.explaining(partial(run, task_function=task), overrides)
 
     sweep = Path(SWEEP_FOLDER).absolute()
     try:
@@ -134,8 +135,6 @@ class _Arguments:
             flags = [s for a in parser._actions for s in a.option_strings if s.startswith("--")]
             raise unknown_name("flag", unknown[0], flags)
         values = self.values
-        # Hydra reads them from there once more.
-        values.overrides = self.overrides = with_quotes(values.overrides)
         modes = {
             "--run": values.run,
             "--multirun": values.multirun,

@@ -264,7 +264,7 @@ def prefixes(outline: Outline) -> tuple[Stage, ...]:
     counts=True,
 )
 def all_at_once(outline: Outline) -> tuple[Stage, ...]:
-    """Return the one stage that merges everything (Jiang et al.)."""
+    """Return the one stage that merges everything (Jiang et al. 2023)."""
     everything = outline.indices
     return (Stage(0, "all", everything, everything, everything),)
 
@@ -337,7 +337,7 @@ _GROUPS = {2: "pairs", 3: "triples"}
 def subsets(outline: Outline) -> tuple[Stage, ...]:
     """Return a stage for each adapter alone, then one for each subset that is merged.
 
-    Each scores the tasks of its members (Kesim and Helli).
+    Each scores the tasks of its members (Kesim and Helli 2024).
 
     Raises:
         UserError: if a triple is asked for with an experience that is not there.

@@ -379,7 +379,7 @@ def test_help_of_run_fits_and_ends_at_once(capfd) -> None:
     printed = capfd.readouterr().out
     text = printed.partition("GROUP: its choices")[0]
     assert max(map(len, text.splitlines())) <= 80
-    for part in ("paper_adaptive", "strategy:", "--cfg job", "cl-lora run --multirun"):
+    for part in ("coleman2024_adaptive", "strategy:", "--cfg job", "cl-lora run --multirun"):
         assert part in printed
 
 
@@ -392,8 +392,8 @@ def test_help_of_run_fits_and_ends_at_once(capfd) -> None:
         ("methods", "dare_ties"),
         ("residuals", "low_rank"),
         ("coefficients", "adaptive"),
-        ("arms", "paper_adaptive"),
-        ("experiments", "paper_b_pacs"),
+        ("arms", "coleman2024_adaptive"),
+        ("experiments", "coleman2024_pacs"),
         ("heads", "prototypes"),
         ("adaptations", "lora"),
         ("head_starts", "average"),
@@ -477,7 +477,7 @@ BAD = [
     (["benchmrk=x"], ["benchmrk", "benchmark"]),
     (["benchmark=pcas"], ["'pcas'", "'pacs'"]),
     (["model=vit_tny"], ["vit_tiny"]),
-    (["arms=papr_fixed"], ["paper_fixed"]),
+    (["arms=colman2024_fixed"], ["coleman2024_fixed"]),
     (["strategy.rnk=4"], ["strategy.rnk", "strategy.rank"]),
     (["strategy.rank=0"], ["at least 1", "0"]),
     (["strategy.rank=two"], ["whole number", "two"]),
@@ -493,7 +493,7 @@ BAD = [
     (["run_dir=[a]"], ["run_dir"]),
     (["arms=null"], ["null", "none"]),
     (["model=null"], ["null", "embedded"]),
-    (["experiment=null"], ["null", "paper_b_pacs"]),
+    (["experiment=null"], ["null", "coleman2024_pacs"]),
     (["+strategy.rank=3"], ["leave the '+' out"]),
     (["benchmark.kind=[a]"], ["benchmark.kind"]),
     (["benchmark=domains", "benchmark.rot=x"], ["'benchmark.root'"]),

@@ -132,7 +132,7 @@ def test_a_check_that_fails_keeps_every_job_from_running(folder: Path) -> None:
 
 
 def test_a_mistake_in_the_last_job_keeps_the_first_from_running() -> None:
-    assert "'papr_fixed'" in refused("-m", "arms=none,papr_fixed")
+    assert "'colman2024_fixed'" in refused("-m", "arms=none,colman2024_fixed")
 
 
 def test_a_launcher_that_keeps_files_keeps_them(folder: Path) -> None:
@@ -193,7 +193,13 @@ def test_info(what: str, capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_help_names_every_choice_and_option(capfd: pytest.CaptureFixture[str]) -> None:
     text = shown(capfd, "--help", "strategy.rank=77")
-    for part in ("usage: cl-lora run", "paper_adaptive", "rank: 77", "buffer_batch_size", "--cfg"):
+    for part in (
+        "usage: cl-lora run",
+        "coleman2024_adaptive",
+        "rank: 77",
+        "buffer_batch_size",
+        "--cfg",
+    ):
         assert part in text
     assert "== Config" not in text
     assert "--shell-completion" in shown(capfd, "--hydra-help")
@@ -237,7 +243,7 @@ def test_arms_of_ones_own_are_defined_once_too(own: Path) -> None:
     assert "'a' is defined twice" in refused("--config-dir", "own", "arms=[mine,other]")
 
 
-@pytest.mark.parametrize("choice", ["experiment=paper_b_pacs", "experiment=[paper_b_pacs]"])
+@pytest.mark.parametrize("choice", ["experiment=coleman2024_pacs", "experiment=[coleman2024_pacs]"])
 def test_an_arm_of_an_experiment_is_not_defined_again(choice: str) -> None:
     name = next(iter(compose_config([choice, "benchmark.root=x"])["arms"]))
     text = refused(choice, "benchmark.root=x", f"+arms.{name}={{method: cat}}")

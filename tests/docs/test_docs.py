@@ -190,12 +190,12 @@ def test_commands_compose(page: Path) -> None:
 
 
 def test_commands_of_the_reproduction_are_those_of_the_paper() -> None:
-    found = commands(DOCS / "reproducing_paper_b.md")
+    found = commands(DOCS / "coleman2024.md")
     assert len(found) >= 5
     for overrides in found:
         config = compose_config(overrides)
         assert config["seeds"] == [0, 1, 2]
-        assert config["strategy"]["name"] == "paper_b"
+        assert config["strategy"]["name"] == "coleman2024"
         assert arms_of(config)
 
 
@@ -204,7 +204,7 @@ def test_what_the_reproduction_sets_can_be_set(options: set[str]) -> None:
     of_arms = {"method", "space", "coefficients", "spc", "buffer_batch_size", "head", "tune_head"}
     of_methods = {name for info in METHODS.values() for name in info.options}
     of_rules = set(RULES["adaptive"].options)
-    text = (DOCS / "reproducing_paper_b.md").read_text()
+    text = (DOCS / "coleman2024.md").read_text()
     cells = re.findall(r"^\|.*\| ([^|]*) \|$", text.partition("### Data")[2], flags=re.MULTILINE)
     named = {name for cell in cells for name in re.findall(r"`([\w.]+)`", cell)}
     assert len(named) > 30
@@ -219,3 +219,10 @@ def test_the_readme_says_what_is_there() -> None:
     arms = [yaml.safe_load(block) for language, block in _FENCE.findall(text) if language == "yaml"]
     assert all(make_arms(arm, ArmDefaults()) for arm in arms)
     assert arms
+
+
+def test_no_paper_is_named_by_a_letter() -> None:
+    """Authors, year and title say which one it is."""
+    texts = [*PAGES, *(ROOT / "configs").rglob("*.yaml"), *(ROOT / "cl_lora").rglob("*.py")]
+    for path in texts:
+        assert not re.search(r"\b[Pp]aper [A-D]\b", path.read_text()), path

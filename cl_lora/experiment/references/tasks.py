@@ -2,7 +2,7 @@
 
 A merge may hurt a task for reasons that have nothing to do with the other one: a head that does not
 fit any more, or updates that are only too large together. Each of these rows changes one thing of a
-single task (Kesim and Helli compare with single task and head only).
+single task (Kesim and Helli 2024 compare with single task and head only).
 """
 
 from __future__ import annotations

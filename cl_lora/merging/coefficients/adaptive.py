@@ -57,7 +57,7 @@ class _Adaptive:
 def adaptive_alpha(c: Tensor, b_raw: Tensor, b_max: float) -> Tensor:
     """Return ``sigmoid(c) * b`` with ``b = 1 + (b_max - 1) * sigmoid(b_raw)``; in (0, b_max).
 
-    Coleman et al., Adaptive LoRA Merging for Domain-Incremental Learning.
+    Coleman et al. 2024, "Adaptive LoRA Merging for Domain-Incremental Learning".
 
     Args:
         c: float tensor (..., n).

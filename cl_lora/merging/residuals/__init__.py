@@ -1,7 +1,7 @@
 """What one task needs beside the base that all tasks share: residuals, a file a kind.
 
-Jiang et al. (PERU, later BYOM). A residual needs no training and no data, but it needs the task of
-an image to be known.
+Jiang et al. 2023 (PERU, later BYOM). A residual needs no training and no data, but it needs the
+task of an image to be known.
 """
 
 # Importing a kind registers it.

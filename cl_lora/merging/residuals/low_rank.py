@@ -30,7 +30,7 @@ class LowRank(Residual):
     name = "low_rank"
     summary = "the q largest singular triples of each matrix of the difference to the base"
     formula = "base + U_t(q) S_t(q) V_t(q), the truncated SVD of u_t = v_t - base"
-    paper = "Jiang et al., PERU-LoRA"
+    paper = "Jiang et al. 2023, PERU-LoRA"
     options: ClassVar = {
         "q": OptionSpec(
             8,

@@ -35,7 +35,7 @@ class Sparse(Residual):
     name = "sparse"
     summary = "the top m % of the entries of the difference to the base, by magnitude"
     formula = "base + top(u_t, m %), u_t = v_t - base"
-    paper = "Jiang et al., Post-Pruning (base: pre-trained) and PERU-FFT (base: merged)"
+    paper = "Jiang et al. 2023, Post-Pruning (base: pre-trained) and PERU-FFT (base: merged)"
     options: ClassVar = {
         "m": OptionSpec(
             10,

@@ -95,8 +95,8 @@ def tables_by_task(run: RunFolder) -> list[ResultTable]:
 def partner_tables(run: RunFolder) -> Iterator[tuple[str, list[ResultTable]]]:
     """Yield each task with a table for each of its metrics: a row per partner, a column per arm.
 
-    Below stand the single task, the head alone and the trivial predictor, as Kesim and Helli show
-    their merges. Nothing for a run that does not merge subsets.
+    Below stand the single task, the head alone and the trivial predictor, as Kesim and Helli 2024
+    show their merges. Nothing for a run that does not merge subsets.
     """
     if not merged_groups(run):
         return
