@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import yaml
 
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.budgets import has_budgets
@@ -195,3 +198,12 @@ def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_value, value)) + "]"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def configuration_text(run: RunFolder) -> str:
+    """Return the configuration of a run as YAML, without what is told of each arm."""
+    told = ("arms", "variants", "descriptions", "identity")
+    kept = {k: v for k, v in run.config.items() if k not in told and v is not None}
+    # Copied through JSON, as YAML would write shared parts as anchors and aliases.
+    plain = json.loads(json.dumps(kept))
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).strip()

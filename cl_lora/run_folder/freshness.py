@@ -26,7 +26,10 @@ _SOURCES = (
     f"{layout.HITS}/*/*.npz",
     f"{layout.PARTS}/*/{layout.HITS}/*/*.npz",
 )
-_MADE = (layout.REPORT_FILE, f"{layout.FIGURES}/**/*", f"{layout.TENSORBOARD}/**/*")
+_MADE = (
+    layout.REPORT_FILE,
+    *(f"{name}/**/*" for name in (layout.FIGURES, layout.TENSORBOARD, layout.TENSORBOARD_DETAILS)),
+)
 # Where a run was computed is not among them: it is written by every command.
 
 

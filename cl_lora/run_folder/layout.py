@@ -33,9 +33,10 @@ BUFFERS = "buffers"
 HITS = "hits"
 FIGURES = "figures"
 TENSORBOARD = "tensorboard"
+TENSORBOARD_DETAILS = "tensorboard_details"
 
 FRESH = "fresh"
-"""The bank with one new adapter an experience: its folder carries the seed alone."""
+"""The bank with one new adapter per experience: its folder carries the seed alone."""
 
 # Names that a killed process may leave: a dot, the final name, a random end.
 LEFTOVERS = (
@@ -50,8 +51,9 @@ LEFTOVERS = (
 
 # Of a killed process that made a report.
 LEFTOVERS_OF_REPORTS = (
-    *(f".{name}.*" for name in (REPORT_FILE, REPORT_RECORD, FIGURES, TENSORBOARD)),
-    *(f"{name}/.*" for name in (FIGURES, TENSORBOARD)),
+    *(f".{name}.*" for name in (REPORT_FILE, REPORT_RECORD, FIGURES)),
+    *(f".{name}.*" for name in (TENSORBOARD, TENSORBOARD_DETAILS)),
+    f"{FIGURES}/.*",
 )
 
 
@@ -61,7 +63,7 @@ def bank_folder(run: Path, seed: int, kind: str) -> Path:
 
 
 def buffer_file(run: Path, seed: int, spc: int) -> Path:
-    """Return where a run keeps the indices of the buffer with ``spc`` samples a class."""
+    """Return where a run keeps the indices of the buffer with ``spc`` samples per class."""
     return run / BUFFERS / f"seed-{seed}-spc-{spc}.json"
 
 

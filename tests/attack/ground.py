@@ -56,7 +56,7 @@ _IMPORTS = (
     "cl_lora.export.push",
     "cl_lora.joining",
     "cl_lora.reporting.compare",
-    "cl_lora.reporting.events",
+    "cl_lora.reporting.tensorboard.events",
     "cl_lora.reporting.html",
     "cl_lora.reporting.tensorboard",
     "cl_lora.run_folder.freshness",

@@ -509,7 +509,7 @@ def test_tensorboard_has_parameters_and_images(small):
     (event,) = events.Scalars("result/average")
     assert event.value == pytest.approx(by_seed(small, "peru_lora_q8").mean())
     assert events.Tags()["images"] == ["embedding/eurosat"]
-    events = EventAccumulator(str(small.path / "tensorboard" / "training"))
+    events = EventAccumulator(str(small.path / "tensorboard" / "overview"))
     events.Reload()
     assert set(events.Tags()["images"]) == {"pareto", "by_q_and_m", "spectra"}
     (view,) = views_of(small)

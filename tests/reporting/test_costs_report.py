@@ -246,7 +246,7 @@ def test_a_run_that_tells_none_has_no_such_figure(old: RunFolder) -> None:
 
 
 def test_tensorboard_has_costs_and_routing(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorboard, "_add_matrix", lambda *given: None)  # drawn elsewhere
+    monkeypatch.setattr(tensorboard.arms, "matrix_figure", lambda *given: None)  # drawn elsewhere
     tensorboard.write_tensorboard(run)
     root = run.path / "tensorboard"
 
@@ -262,6 +262,6 @@ def test_tensorboard_has_costs_and_routing(run: RunFolder, monkeypatch: pytest.M
     assert mean.value == pytest.approx(3.75 * 4 / 3)
     right = {e.step: e.value for e in events.Scalars("routing/right")}
     assert right == pytest.approx(dict.fromkeys(range(1, steps + 1), 0.9))
-    assert "routing/right" in read("ties_w1", "seed-1").Tags()["scalars"]
+    assert "routing/right" in read("../tensorboard_details/seeds/ties_w1/seed-1").Tags()["scalars"]
     assert "routing/right" not in read("ta_w1").Tags()["scalars"]
-    assert {"costs", "routing"} <= set(read("training").Tags()["images"])
+    assert {"costs", "routing"} <= set(read("overview").Tags()["images"])

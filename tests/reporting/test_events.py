@@ -11,9 +11,8 @@ import pytest
 from fabricate import fabricate_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cl_lora.reporting import events
-from cl_lora.reporting.events import EventWriter
-from cl_lora.reporting.tensorboard import write_tensorboard
+from cl_lora.reporting.tensorboard import events, write_tensorboard
+from cl_lora.reporting.tensorboard.events import EventWriter
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support.errors import UserError
 

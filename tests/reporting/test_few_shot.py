@@ -425,8 +425,8 @@ def test_one_seed_in_time_has_an_interval_over_the_images_of_its_last_stage(tmp_
     assert shown == pytest.approx(100 * (last["uniform"] - last["base"]), abs=0.051)
 
 
-def events(run, *parts):
-    found = EventAccumulator(str(run.path.joinpath("tensorboard", *parts)))
+def events(run, *parts, root="tensorboard"):
+    found = EventAccumulator(str(run.path.joinpath(root, *parts)))
     found.Reload()
     return found
 
@@ -451,7 +451,9 @@ def test_tensorboard_steps_are_k(one):
     (image,) = found.Images("weights/art_painting")
     assert min(Image.open(io.BytesIO(image.encoded_image_string)).size) > 200
     assert "weights/art_painting" not in events(one, "uniform").Tags()["images"]
-    seed = series(events(one, "learned", "seed-2"), "accuracy/average")
+    seed = series(
+        events(one, "seeds", "learned", "seed-2", root="tensorboard_details"), "accuracy/average"
+    )
     raw = frame(one).query("arm == 'learned' and seed == 2").groupby("K")["value"].mean()
     assert seed == pytest.approx({1: raw["K=1"], 5: raw["K=5"], 43: raw["K=all"]})
 

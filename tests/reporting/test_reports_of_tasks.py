@@ -310,7 +310,7 @@ def test_tensorboard_has_groups_harm_and_similarity(run):
     (event,) = events.Scalars("pairs/relative/average")
     assert event.value == pytest.approx(main_tables(run, RELATIVE)[0].mean[0, 4])
     assert "result/triples/average" in tags["scalars"]
-    events = EventAccumulator(str(run.path / "tensorboard" / "training"))
+    events = EventAccumulator(str(run.path / "tensorboard" / "overview"))
     events.Reload()
     assert set(events.Tags()["images"]) == {
         f"similarity/{m}" for m in ("cosine", "subspace", "cka")

@@ -1,18 +1,22 @@
 import io
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from fabricate import ARMS, DOMAINS, REFERENCES, fabricate_run
 from other_runs import RMSE, as_errors, as_stages
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import HISTOGRAMS, EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 
 from cl_lora.evaluation.continual import average_accuracy, forgetting
 from cl_lora.evaluation.scores import ScoreTable
+from cl_lora.reporting.tensorboard import arms as arms_module
 from cl_lora.reporting.tensorboard import write_tensorboard
 from cl_lora.run_folder.layout import FRESH
 from cl_lora.run_folder.reader import RunFolder
@@ -25,26 +29,88 @@ def run(tmp_path_factory):
     return run
 
 
-def read(run, *parts):
+def read(run, *parts, root="tensorboard"):
     # 0 keeps all: by default one histogram of a tag is kept.
-    folder = run.path.joinpath("tensorboard", *parts)
+    folder = run.path.joinpath(root, *parts)
     events = EventAccumulator(str(folder), size_guidance={HISTOGRAMS: 0})
     events.Reload()
     return events
+
+
+def details(run, *parts):
+    return read(run, *parts, root="tensorboard_details")
 
 
 def series(events, tag):
     return {e.step: e.value for e in events.Scalars(tag)}
 
 
-def test_one_run_per_arm_with_its_seeds_below(run):
-    root = run.path / "tensorboard"
-    assert {p.name for p in root.iterdir()} == {*ARMS, *REFERENCES, "training"}
-    assert {p.name for p in (root / "ties_w1").iterdir() if p.is_dir()} == {"seed-0", "seed-1"}
+def runs_in(folder):
+    """The runs that TensorBoard finds below a folder."""
+    return {str(p.parent.relative_to(folder)) for p in folder.rglob("*tfevents*")}
+
+
+def test_one_run_per_arm_and_the_rest_beside(run):
+    assert runs_in(run.path / "tensorboard") == {*ARMS, *REFERENCES, "overview"}
+    found = runs_in(run.path / "tensorboard_details")
+    seeds = {f"seeds/{arm}/seed-{s}" for arm in (*ARMS, *REFERENCES) for s in (0, 1)}
+    assert {x for x in found if x.startswith("seeds/")} == seeds
+    assert {x.split("/")[0] for x in found} == {"seeds", "training"}
+
+
+def test_many_arms_of_three_seeds_open_filled(tmp_path, monkeypatch):
+    arms = {f"w{i}": {"method": "task_arithmetic", "coefficients": i / 10} for i in range(1, 41)}
+    run = RunFolder.read(fabricate_run(tmp_path / "run", arms=arms))
+    monkeypatch.setattr(arms_module, "add_drawn", lambda *given: None)
+    write_tensorboard(run)
+    shown = runs_in(run.path / "tensorboard")
+    assert len(shown) == 40  # with one more TensorBoard selects none of them
+    assert {"overview", *REFERENCES} <= shown
+    left = {*arms} - shown
+    assert {x for x in runs_in(run.path / "tensorboard_details") if x.startswith("arms/")} == {
+        f"arms/{arm}" for arm in left
+    }
+    average = {
+        arm: np.mean([average_accuracy(run.scores.matrix(s, arm).values) for s in run.seeds])
+        for arm in arms
+    }
+    assert max(average[arm] for arm in left) <= min(average[arm] for arm in {*arms} & shown)
+    said = text_of(read(run, "overview"), "arms left out")
+    assert all(arm in said for arm in left)
+
+
+def text_of(events, title):
+    (found,) = events.Tensors(f"{title}/text_summary")
+    return found.tensor_proto.string_val[0].decode()
+
+
+def test_the_overview_has_the_words_and_what_to_draw_first(run):
+    events = read(run, "overview")
+    assert all(f"**{arm}**" in text_of(events, "arms") for arm in (*ARMS, *REFERENCES))
+    assert "seeds:" in text_of(events, "configuration")
+    layout = layout_pb2.Layout()
+    layout.ParseFromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    charts = {c.title: c for category in layout.category for c in category.chart}
+    margin = charts["Accuracy, average: 95 % interval over seeds"].margin.series[0]
+    arm = read(run, "ties_w1").Tags()["scalars"]
+    assert {margin.value, margin.lower, margin.upper} <= {*arm}
+    for chart in charts.values():
+        for pattern in chart.multiline.tag:
+            assert any(re.search(pattern, tag) for tag in arm), pattern
+
+
+def test_the_band_is_the_interval_over_seeds(run):
+    events = read(run, "ties_w1")
+    values = [average_accuracy(run.scores.matrix(s, "ties_w1").values) for s in run.seeds]
+    low, high = scipy.stats.t.interval(
+        0.95, len(values) - 1, np.mean(values), scipy.stats.sem(values)
+    )
+    assert series(events, "interval/accuracy/average/low")[4] == pytest.approx(low)
+    assert series(events, "interval/accuracy/average/high")[4] == pytest.approx(high)
 
 
 def test_scalars_of_one_seed(run):
-    events = read(run, "ties_w1", "seed-1")
+    events = details(run, "seeds", "ties_w1", "seed-1")
     matrix = run.scores.matrix(1, "ties_w1")
     sketch = series(events, "accuracy/sketch")
     assert sketch[0] == pytest.approx(matrix.baseline[3])
@@ -62,13 +128,15 @@ def test_scalars_of_one_seed(run):
 
 def test_the_arm_itself_is_the_mean_over_seeds(run):
     mean = series(read(run, "ties_w1"), "accuracy/photo")
-    seeds = [series(read(run, "ties_w1", f"seed-{s}"), "accuracy/photo") for s in (0, 1)]
+    seeds = [
+        series(details(run, "seeds", "ties_w1", f"seed-{s}"), "accuracy/photo") for s in (0, 1)
+    ]
     for step, value in mean.items():
         assert value == pytest.approx(np.mean([s[step] for s in seeds]), abs=1e-6)
 
 
 def test_coefficients(run):
-    events = read(run, "ta_adaptive_b3", "seed-0")
+    events = details(run, "seeds", "ta_adaptive_b3", "seed-0")
     found = series(events, "coefficients/01-art_painting")
     frame = run.coefficients
     rows = frame[(frame.arm == "ta_adaptive_b3") & (frame.seed == 0) & (frame.adapter == 1)]
@@ -85,8 +153,9 @@ def test_coefficients_of_groups_have_a_histogram(tmp_path):
     events = read(run, "ties_w1")
     assert [h.step for h in events.Histograms("coefficients")] == [1, 2, 3, 4]
     assert series(events, "coefficients/00-photo")[1] == pytest.approx(2.0)
-    # One seed needs no runs below the arm's.
-    assert not any(p.is_dir() for p in (path / "tensorboard" / "ties_w1").iterdir())
+    # One seed needs no runs of its own, and has no interval.
+    assert not (path / "tensorboard_details" / "seeds").exists()
+    assert not [tag for tag in events.Tags()["scalars"] if tag.startswith("interval")]
 
 
 def test_the_score_matrix_is_an_image(run):
@@ -98,7 +167,7 @@ def test_the_score_matrix_is_an_image(run):
 
 def test_training_curves(run):
     curve = next(c for c in run.curves if (c.seed, c.bank, c.experience) == (1, "sequential", 2))
-    events = read(run, "training", "seed-1", "sequential", "02-cartoon")
+    events = details(run, "training", "seed-1", "sequential", "02-cartoon")
     assert series(events, "training/loss") == pytest.approx(
         dict(zip(curve.epochs, curve.losses, strict=True))
     )
@@ -115,10 +184,10 @@ def test_a_training_curve_is_called_by_its_metric(tmp_path):
     old.write_text(json.dumps({"loss": [{"epoch": 1, "loss": 2}]}))
     run = RunFolder.read(path)
     write_tensorboard(run)
-    events = read(run, "training", "seed-0", FRESH, "00-photo")
+    events = details(run, "training", "seed-0", FRESH, "00-photo")
     assert set(events.Tags()["scalars"]) == {"training/loss", "training/rmse"}
     assert series(events, "training/rmse") == {1: 7.0}
-    events = read(run, "training", "seed-0", FRESH, "01-art_painting")
+    events = details(run, "training", "seed-0", FRESH, "01-art_painting")
     assert events.Tags()["scalars"] == ["training/loss"]
 
 
@@ -165,26 +234,32 @@ def test_hparams_tell_a_tuned_head_and_a_head_of_its_own(tmp_path):
 def test_writing_again_leaves_everything_once(run_path):
     run = RunFolder.read(run_path)
     folders = write_tensorboard(run)
-    before = {f: EventAccumulator(str(f)) for f in folders}
-    counts = {}
-    for folder, events in before.items():
-        events.Reload()
-        counts[folder] = {t: len(events.Scalars(t)) for t in events.Tags()["scalars"]}
+
+    def counts():
+        found = {}
+        for folder in folders:
+            for name in runs_in(folder):
+                events = EventAccumulator(str(folder / name))
+                events.Reload()
+                tags = events.Tags()["scalars"]
+                found[folder, name] = {t: len(events.Scalars(t)) for t in tags}
+        return found
+
+    before = counts()
+    (run_path / "tensorboard" / "an arm that is gone").mkdir()
     assert write_tensorboard(run) == folders
-    for folder in folders:
-        events = EventAccumulator(str(folder))
-        events.Reload()
-        assert {t: len(events.Scalars(t)) for t in events.Tags()["scalars"]} == counts[folder]
-    assert not list((run_path / "tensorboard").glob(".*"))
+    assert counts() == before
+    assert not (run_path / "tensorboard" / "an arm that is gone").exists()
+    assert not list(run_path.glob(".tensorboard*"))
 
 
-def test_an_arm_called_training_keeps_its_folder(tmp_path):
-    arms = {"training": ARMS["ties_w1"]}
+def test_an_arm_called_overview_keeps_its_folder(tmp_path):
+    arms = {"overview": ARMS["ties_w1"]}
     path = fabricate_run(tmp_path / "run", arms=arms, references=(), seeds=(0,))
     run = RunFolder.read(path)
     write_tensorboard(run)
-    assert "accuracy/photo" in read(run, "training").Tags()["scalars"]
-    assert (path / "tensorboard" / "training_" / "seed-0" / FRESH / "00-photo").is_dir()
+    assert "accuracy/photo" in read(run, "overview").Tags()["scalars"]
+    assert runs_in(path / "tensorboard") == {"overview", "overview_"}
     assert run.experiences == DOMAINS
 
 
@@ -224,7 +299,7 @@ def test_steps_are_what_the_protocol_counts(tmp_path, counted, steps):
     write_tensorboard(run)
     assert set(series(read(run, "ta_w1"), "accuracy/average")) == steps
     # Step 0 is before any training.
-    assert set(series(read(run, "ta_w1", "seed-1"), "accuracy/photo")) == {0, *steps}
+    assert set(series(details(run, "seeds", "ta_w1", "seed-1"), "accuracy/photo")) == {0, *steps}
 
 
 def test_the_first_metric_of_the_run_makes_the_result(tmp_path):

@@ -43,7 +43,7 @@ class EventFile:
             Event(
                 wall_time=time.time(),
                 file_version=_VERSION,
-                source_metadata=SourceMetadata(writer="cl_lora.reporting.events"),
+                source_metadata=SourceMetadata(writer="cl_lora.reporting.tensorboard.events"),
             )
         )
 
