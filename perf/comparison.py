@@ -138,8 +138,8 @@ def main() -> None:
     images = sum(len(e.test) for e in benchmark.experiences)
     report(
         "comparison",
-        f"shapes: {len(experience.dataset)} train images a domain, "
-        f"{images} test images in all, {EPOCHS} epochs an adapter, "
+        f"shapes: {len(experience.dataset)} train images per domain, "
+        f"{images} test images in all, {EPOCHS} epochs per adapter, "
         f"{'bf16' if settings.bf16 else 'fp32'}, {torch.get_num_threads()} thread",
         rows,
         reading_to_scoring=reading / last,

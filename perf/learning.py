@@ -73,7 +73,7 @@ def learning(bf16: bool) -> dict[str, Callable[[], object]]:
 
 
 def rows(found: dict[str, dict[str, Any]], steps: int, of: str) -> list[dict[str, Any]]:
-    """Return a row for each case: seconds a step, and how often those of the linear path."""
+    """Return a row for each case: seconds per step, and how often those of the linear path."""
     return [
         {
             "case": name,

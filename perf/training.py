@@ -53,7 +53,7 @@ def backbone_for(config: ModelConfig, bf16: bool) -> TimmBackbone:
 
 
 def data(count: int, size: int) -> Benchmark:
-    """Return one experience of ``count`` random images to train on, and one a class to test on."""
+    """Return one experience of ``count`` random train images, and one test image per class."""
     rng = np.random.default_rng(0)
     everything = np.arange(count + CLASSES)
     images = rng.integers(0, 256, (len(everything), size, size, 3), dtype=np.uint8)

@@ -25,7 +25,7 @@ class TrainingConfig:
 
     Attributes:
         epochs: passes over an experience.
-        batch_size: images a step.
+        batch_size: images per step.
         lr: peak learning rate of the adapter.
         full_lr: peak learning rate of all weights, where whole backbones are fine-tuned.
         head_lr: peak learning rate of the head.
@@ -201,7 +201,7 @@ class Lineage:
 
 
 ANEW = Lineage("fresh", continues=False)
-"""A new adapter an experience."""
+"""A new adapter per experience."""
 
 CONTINUED = Lineage("sequential", continues=True)
 """One adapter, trained on from experience to experience."""

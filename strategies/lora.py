@@ -1,4 +1,4 @@
-"""The Avalanche strategy that trains one adapter an experience: a LoRA, or a whole backbone."""
+"""The Avalanche strategy that trains one adapter per experience: a LoRA, or a whole backbone."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 class LoRAStrategy(SupervisedTemplate):  # type: ignore[misc]
-    """Trains one adapter an experience; between experiences the backbone is bare.
+    """Trains one adapter per experience; between experiences the backbone is bare.
 
     Args:
         backbone: the frozen Vision Transformer; it is wrapped while an experience is trained and

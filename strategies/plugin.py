@@ -88,7 +88,7 @@ class LoRAMergePlugin(SupervisedPlugin):  # type: ignore[misc]
             and dropout remain those of the script.
         names: of the experiences, for the bank; by them and the seed buffers are drawn.
         labels: of the classes; the same. By default their numbers.
-        batch_size: inputs a forward pass where a merge needs them.
+        batch_size: inputs per forward pass where a merge needs them.
         head_lr: learning rate of a classifier that is tuned with the coefficients.
 
     Raises:

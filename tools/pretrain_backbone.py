@@ -197,7 +197,7 @@ def render(spec: shapes.ShapesSpec, cache: Path) -> Pictures:
 
 
 def normalised(images: Tensor) -> Tensor:
-    """Return uint8 images as floats with mean and deviation 0.5."""
+    """Return uint8 images as floats with mean and standard deviation 0.5."""
     return images.float().div_(127.5).sub_(1.0)
 
 

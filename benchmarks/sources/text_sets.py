@@ -1,7 +1,7 @@
 """Sets of multiple-choice questions: published ones by name, from the hub or from json lines.
 
 An entry of the registry says how the columns of a set become questions. A folder of json lines
-``root/NAME/SPLIT.jsonl`` holds the same columns, one row a line; one of another name is read with
+``root/NAME/SPLIT.jsonl`` holds the same columns, one row per line; one of another name is read with
 columns of its own (see :func:`own`).
 """
 

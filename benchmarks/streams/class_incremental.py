@@ -40,7 +40,7 @@ def class_stream(
         images: the labels and the parts.
         inputs: (N, ...), its decoded images.
         content: digest of ``inputs``.
-        groups: one an experience, in stream order.
+        groups: one per experience, in stream order.
     """
     order = [number for group in groups for number in group.classes]
     classes = tuple(images.classes[number] for number in order)

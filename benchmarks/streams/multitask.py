@@ -48,7 +48,7 @@ class MultitaskConfig:
         split_seed: splits and caps are drawn with it.
         samples_per_class: at most so many train samples per class or stratum; None for all.
         test_samples_per_class: the same for test samples.
-        standardise: whether scalar and landmark targets are learned with the mean and deviation
+        standardise: whether scalar and landmark targets are learned with the mean and std
             of the train part taken away; metrics are in the targets' unit either way.
         cache_dir: where decoded images are kept; None for the user's cache folder.
     """

@@ -22,7 +22,7 @@ def run(given: Sequence[str]) -> int:
         "merged update as a PEFT adapter, all heads, and a model card with the code that loads it.",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="the folder of the run")
-    parser.add_argument("--arm", metavar="NAME", required=True, help="an arm or a reference row")
+    parser.add_argument("--arm", metavar="NAME", required=True, help="an arm or a baseline")
     parser.add_argument(
         "--stage", metavar="S", help="index or name of a stage (the last that scored the arm)"
     )

@@ -206,7 +206,7 @@ class Composer:
         return bool(mode == RunMode.MULTIRUN)
 
     def expand(self, overrides: Sequence[str], *, multirun: bool) -> list[list[str]] | None:
-        """Return the overrides of each job: one, or with ``multirun`` one a combination of sweeps.
+        """Return the overrides of each job: one, or with ``multirun`` one per combination.
 
         Returns:
             None where another sweeper than Hydra's basic one decides the jobs while they run.

@@ -1,7 +1,7 @@
-"""From score tables to numbers over seeds: means, deviations, differences and their intervals.
+"""From score tables to numbers over seeds: means, standard deviations, differences, intervals.
 
 The unit is the seed. Scores of one seed on several experiences are no independent draws (they
-share adapters, coefficients and head), so experiences are averaged first, and deviations and
+share adapters, coefficients and head), so experiences are averaged first, and standard deviations and
 intervals run over seeds: they speak for these experiences and not for others.
 """
 
@@ -68,11 +68,11 @@ def per_seed(
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean and deviation of one measure over seeds.
+    """Mean and standard deviation of one metric over seeds.
 
     Attributes:
         mean: ``sum_s x_s / n``; NaN without seeds.
-        deviation: ``sqrt(sum_s (x_s - mean)^2 / (n - 1))``, the sample deviation; NaN for n < 2.
+        deviation: ``sqrt(sum_s (x_s - mean)^2 / (n - 1))``, the sample std; NaN for n < 2.
         seeds: n, the number of seeds on which the measure is defined; the others are left out.
         higher_is_better: the measure's direction.
     """
@@ -84,7 +84,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float], higher_is_better: bool = True) -> Estimate:
-    """Return mean and sample deviation of the values that are not NaN.
+    """Return mean and sample standard deviation of the values that are not NaN.
 
     Example:
         >>> estimate([1.0, 3.0, float("nan")]).mean
@@ -97,7 +97,7 @@ def estimate(values: Sequence[float], higher_is_better: bool = True) -> Estimate
 
 
 def estimates(scores: ScoreTable, metric: str, shape: Shape | None = None) -> dict[Key, Estimate]:
-    """Return mean and deviation over seeds of all that :func:`per_seed` gives.
+    """Return mean and standard deviation over seeds of all that :func:`per_seed` gives.
 
     Raises:
         UserError: if the metric does not occur, or a score lies outside the shape.

@@ -29,7 +29,7 @@ class Score:
 
     Attributes:
         seed: the run's seed.
-        arm: merge method x coefficients, or a reference row.
+        arm: merge method x coefficients, or a baseline.
         stage: index (from 0) of the stage; -1 before any training.
         evaluated: index (from 0) of the experience the score was measured on.
         metric: ``accuracy``, ``f1``, ...

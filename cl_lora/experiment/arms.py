@@ -112,7 +112,7 @@ class Arm:
         rule: how the coefficients come about.
         options: the method's options that differ from its defaults, e.g. ``density``.
         spc: buffer samples per class and domain, for learned coefficients and prototypes.
-        buffer_batch_size: buffer images a step when coefficients are learned.
+        buffer_batch_size: buffer images per step when coefficients are learned.
         head: the head policy that it asks for in place of the run's, by name; None where it does
             not. Only policies that do not decide how adapters are trained can be asked for.
         policy: the head policy that holds for it.
@@ -259,7 +259,7 @@ class ArmDefaults:
 
     Attributes:
         spc: buffer samples per class and experience.
-        buffer_batch_size: buffer samples a step.
+        buffer_batch_size: buffer samples per step.
         head: name of the run's head policy.
         adaptation: how arms are adapted to support sets.
     """
@@ -564,7 +564,7 @@ def check_protocol(
 
     Args:
         arms: the arms.
-        references: the reference rows.
+        references: the baselines.
         few_shot: whether the protocol has stages with support sets.
         stages: all stages.
 
@@ -574,13 +574,13 @@ def check_protocol(
     """
     if not arms and not references:
         raise UserError(
-            "Expected an arm or a reference row to score but arms and references are both empty; "
+            "Expected an arm or a baseline to score but arms and references are both empty; "
             "name one, as arms=default or references=[last]"
         )
     for row in references:
         if not row.scored(stages):
             raise UserError(
-                f"The reference row {row.name!r} is scored at no stage of this protocol; leave it "
+                f"The baseline {row.name!r} is scored at no stage of this protocol; leave it "
                 "out of references"
             )
     sizes = {
@@ -705,7 +705,7 @@ def _check_name(name: str) -> None:
             "rename it"
         )
     if name in REFERENCES:
-        raise UserError("this name is kept for the reference row; choose another")
+        raise UserError("this name is kept for the baseline; choose another")
 
 
 def _method_options(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def get_arm_bank(name: str) -> BankKind:
 
 
 FRESH = register_bank(
-    BankKind(layout.FRESH, "one new adapter an experience", own_heads=True, for_arms=True)
+    BankKind(layout.FRESH, "one new adapter per experience", own_heads=True, for_arms=True)
 )
 SEQUENTIAL = register_bank(
     BankKind(

@@ -32,7 +32,7 @@ def check_tasks(settings: Settings, benchmark: Benchmark) -> None:
             alien = [kind.name for kind in row.banks if not kind.own_heads]
             if alien:
                 raise UserError(
-                    f"The reference row {row.name!r} trains one head on all experiences but those "
+                    f"The baseline {row.name!r} trains one head on all experiences but those "
                     f"of {benchmark.name!r} have different tasks: {names}; leave it out of "
                     "references"
                 )
@@ -81,7 +81,7 @@ def _check_statistics(settings: Settings, benchmark: Benchmark) -> None:
     if task is None:
         return
     needed = [(f"Arm {arm.name!r}", arm.statistics) for arm in settings.arms]
-    needed += [(f"The reference row {r.name!r}", r.statistics) for r in settings.references]
+    needed += [(f"The baseline {r.name!r}", r.statistics) for r in settings.references]
     for what, names in needed:
         by_class = next((name for name in names if get_statistic(name).needs_classes), None)
         if by_class is not None:

@@ -165,7 +165,7 @@ def kept_by_arm(
 
 
 def kept_by_reference(bench: Workbench, row: Reference, stage: Stage, served: Served) -> Kept:
-    """Return what a reference row needs to take in another experience after a stage.
+    """Return what a baseline needs to take in another experience after a stage.
 
     That is what it serves, and all data where it was trained on all at once.
     """
@@ -288,7 +288,7 @@ class Costs:
 
         Args:
             row: its name.
-            arm: the arm; None for a reference row.
+            arm: the arm; None for a baseline.
             stages: at which it is scored.
             stage: which it was scored at now.
             served: what it serves there.

@@ -35,13 +35,13 @@ def pieces(
 ) -> tuple[Piece, ...]:
     """Put units together that one process must score for the same numbers, or had better.
 
-    An arm stays whole, and so do the reference rows, which share the scores of single adapters. The
+    An arm stays whole, and so do the baselines, which share the scores of single adapters. The
     arms that are adapted to one experience stay together where they start from one merge, or from
     the bare backbone: they share features, which are computed for the samples that are missing, and
     learned coefficients; in another order the last bits may differ.
 
     Args:
-        units: what is to be scored, and by which arm; None for a reference row. Seed by seed.
+        units: what is to be scored, and by which arm; None for a baseline. Seed by seed.
         benchmark: the stream.
     """
     found: dict[Hashable, tuple[list[Unit], list[int]]] = {}

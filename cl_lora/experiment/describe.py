@@ -18,8 +18,8 @@ _SPACES = {
 
 
 def describe_reference(reference: Reference) -> str:
-    """Return what a reference row is, in a sentence."""
-    return f"Reference row: {reference.summary}."
+    """Return what a baseline is, in a sentence."""
+    return f"Baseline: {reference.summary}."
 
 
 def describe_arm(arm: Arm) -> str:

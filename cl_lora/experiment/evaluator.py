@@ -142,7 +142,7 @@ class Evaluator:
         return self.bench.benchmark.experiences[j].task
 
     def as_scores(self, name: str, stage: Stage, results: Mapping[int, Result]) -> list[Score]:
-        """Return the rows of ``scores.csv`` for an arm or a reference row at a stage."""
+        """Return the rows of ``scores.csv`` for an arm or a baseline at a stage."""
         bench, rows = self.bench, []
         for j, result in results.items():
             values = dict(result.scores)

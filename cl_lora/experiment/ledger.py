@@ -25,7 +25,7 @@ class Ledger:
     Attributes:
         given: name of an arm -> its settings, as they were given.
         arms: the arms; those of earlier commands mean what they meant then.
-        references: the reference rows.
+        references: the baselines.
         seeds: ascending.
         stopped: arms that diverged and were not named again.
         renewed: names of arms that diverged and are named again with other settings.
@@ -101,7 +101,7 @@ class Ledger:
 
     @property
     def _banks_of_rows(self) -> dict[str, dict[str, str]]:
-        """Which bank a reference row serves, where that is not the usual one."""
+        """Which bank a baseline serves, where that is not the usual one."""
         return {
             row.name: {"bank": row.banks[0].name}
             for row in self.references

@@ -235,7 +235,7 @@ def _as_recorded(settings: Settings, recorded: ConfigRecord, folder: Path) -> Se
 
 @dataclass(frozen=True)
 class Row:
-    """What is scored: an arm or a reference row."""
+    """What is scored: an arm or a baseline."""
 
     name: str
     stages: tuple[Stage, ...]
@@ -449,7 +449,7 @@ class Run:
                 self.results.add(scores, served.coefficients, accounts, times)
                 self.listener.scored(scores)
         log.info(
-            "seed %d: evaluated %d arm%s and %d reference row%s",
+            "seed %d: evaluated %d arm%s and %d baseline%s",
             *(bench.seed, arms, "s" * (arms != 1), references, "s" * (references != 1)),
         )
         return failed
@@ -486,7 +486,7 @@ class Run:
         }
 
     def _draw(self, seed: int) -> Buffers:
-        """Draw the buffers that some arm, or the heads of the reference rows, will need."""
+        """Draw the buffers that some arm, or the heads of the baselines, will need."""
         needed = {arm.spc for arm in self.ledger.arms if arm.needs_buffer}
         if self.settings.training.policy.needs_support:
             needed.add(self.settings.options.spc)
@@ -544,7 +544,7 @@ class Run:
         lonely = [row.name for row in self.ledger.references if row.needs_partner]
         if lonely and len(self.ledger.seeds) < 2:
             raise UserError(
-                f"The reference row {lonely[0]!r} needs the adapters of a second seed but "
+                f"The baseline {lonely[0]!r} needs the adapters of a second seed but "
                 f"seeds={list(self.ledger.seeds)}; give two, like seeds=[0,1], or leave it out of "
                 "references"
             )

@@ -54,7 +54,7 @@ def draws(
 
     Args:
         size: how many rows there are.
-        batch_size: rows a step.
+        batch_size: rows per step.
         steps: how many steps.
         seed: of the run.
         purpose: what is drawn for; with the keys and the seed it decides the draws.

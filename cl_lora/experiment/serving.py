@@ -63,7 +63,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """What an arm or a reference row serves at a stage.
+    """What an arm or a baseline serves at a stage.
 
     Attributes:
         parts: by index of the experience that is scored.
@@ -197,9 +197,9 @@ class Workbench:
         compute: device and precision.
         seed: the run's seed.
         policy: how the heads were trained, and serve where an arm does not say otherwise.
-        buffers: samples a class -> for each experience the indices of its buffer.
-        spc: samples a class of the class means that reference rows serve.
-        batch_size: inputs a forward pass.
+        buffers: samples per class -> for each experience the indices of its buffer.
+        spc: samples per class of the class means that baselines serve.
+        batch_size: inputs per forward pass.
         head_lr: learning rate of a head that is tuned with the coefficients.
         lora: the shape of a LoRA that is trained on a support set.
         training: how adapters and their heads were trained; new heads are as well.
@@ -332,7 +332,7 @@ class Workbench:
 
         Args:
             update: what is added to the backbone.
-            spc: samples a class of each experience.
+            spc: samples per class of each experience.
             stage: whose support is taken.
             rows: which of its samples; None for all.
         """
@@ -412,7 +412,7 @@ class Workbench:
     ) -> nn.Module:
         """Return the one head that serves an adapter by itself; arguments as of :meth:`alone`.
 
-        ``spc``: samples a class of a head that is made of the buffer, where not the run's.
+        ``spc``: samples per class of a head that is made of the buffer, where not the run's.
         """
         members, spc = tuple(known) or (member,), spc or self.spc
         adapter, update = self.banks[bank.name][member], self._alone(bank, member)

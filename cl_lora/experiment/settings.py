@@ -48,17 +48,17 @@ class RunOptions:
 
     Attributes:
         seeds: one bank of adapters is trained for each.
-        references: names of the reference rows.
+        references: names of the baselines.
         protocol: when adapters are merged, and which.
         forward_transfer: whether a stream is scored before any training, and every experience
             before its turn, which this measure alone needs.
         shots: K, support samples per class, of a few-shot protocol; ``all`` for the whole pool.
         draws: support sets drawn for each K and seed.
-        yardstick: the arm or reference row that a report measures the others by; None for the
-            reference row that is the fairest.
+        yardstick: the arm or baseline that a report measures the others by; None for the
+            baseline that is the fairest.
         spc: buffer samples per class and experience, where an arm does not say.
-        buffer_batch_size: buffer samples a step when coefficients are learned.
-        eval_batch_size: inputs a forward pass in evaluation.
+        buffer_batch_size: buffer samples per step when coefficients are learned.
+        eval_batch_size: inputs per forward pass in evaluation.
         device: ``auto`` or a device of torch.
         precision: ``fp32``, ``bf16`` or ``auto``.
         threads: CPU threads; None leaves what the environment says.
@@ -151,7 +151,7 @@ class Settings:
         adaptation: how arms are adapted to support sets.
         subsets: which subsets of the bank the protocol of that name merges.
         protocol: when adapters are merged, and which.
-        references: the reference rows.
+        references: the baselines.
         seeds: one bank is trained for each.
         device: where everything is computed.
         bf16: whether forward passes are autocast to bfloat16.
@@ -232,7 +232,7 @@ class Settings:
     def _training_identity(self) -> dict[str, Any]:
         identity = {**self.of_training, "protocol": self.protocol.name}
         if self.training.policy.needs_support:
-            identity["spc"] = self.options.spc  # of the heads of the reference rows
+            identity["spc"] = self.options.spc  # of the heads of the baselines
         return identity
 
     @property

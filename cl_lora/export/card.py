@@ -309,7 +309,7 @@ def _base(record: Record) -> Iterator[str]:
         f"{name} at {model['img_size']} pixels; weights: {weights} (fingerprint "
         f"`{model['fingerprint']}`). Images are RGB, the shorter side scaled to "
         f"{model['img_size']} pixels (bicubic), the centre cropped, divided by 255 and normalised "
-        f"with mean {_numbers(model['mean'])} and deviation {_numbers(model['std'])}."
+        f"with mean {_numbers(model['mean'])} and standard deviation {_numbers(model['std'])}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Which row of a run is exported: its arm or reference row, its stage and its seed."""
+"""Which row of a run is exported: its arm or baseline, its stage and its seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Choice:
 
     Attributes:
         run: the run.
-        row: name of an arm or a reference row.
+        row: name of an arm or a baseline.
         stage: the stage.
         seed: the seed.
     """
@@ -41,7 +41,7 @@ def choose(run: RunFolder, row: str, stage: str | None = None, seed: int | None 
 
     Args:
         run: the run, finished or not.
-        row: name of an arm or a reference row.
+        row: name of an arm or a baseline.
         stage: index or name of a stage at which it was scored; None for the last.
         seed: a seed of the run; None for the first.
 

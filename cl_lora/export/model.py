@@ -27,7 +27,7 @@ class Base:
         name: of the timm model; ``embedded`` for the one that is shipped with cl-lora.
         img_size: input size in pixels.
         mean: per-channel mean of the normalisation.
-        std: per-channel deviation of the normalisation.
+        std: per-channel standard deviation of the normalisation.
         fingerprint: digest of all weights.
         weights: ``hub``, ``file`` or ``base.safetensors``.
         file: name of the user's file, where weights come from one.

@@ -188,7 +188,7 @@ def _adapter(choice: Choice, kind: BankKind, member: int) -> Adapter:
 def _recorded(
     choice: Choice, rule: CoefficientRule, members: Sequence[int], modules: Sequence[str]
 ) -> Tensor:
-    """Return the coefficients that were learned, float64 (n,), or (M, n) with a row a module."""
+    """Return the coefficients that were learned, float64 (n,), or (M, n) with a row per module."""
     table = choice.run.coefficients
     rows = table[
         (table["seed"] == choice.seed)

@@ -35,7 +35,7 @@ class ModelConfig:
         checkpoint: local weights: a file, or the folder of a model of transformers.
         img_size: input size in pixels; the position embedding is resampled to it.
         mean: per-channel mean of the normalisation; None takes the model's.
-        std: per-channel deviation of the normalisation; None takes the model's.
+        std: per-channel standard deviation of the normalisation; None takes the model's.
         source: where it comes from, one of :data:`MODEL_SOURCES`.
         prompts: templates of the texts that a label is told with, ``{}`` where it stands; None
             takes the source's.

@@ -73,7 +73,7 @@ def features(observed: Observed, batches: Iterable[Batch]) -> Sums:
 
 @register_statistic(
     ROUTER,
-    summary="class means of style (mean and deviation over patch tokens of the bare backbone at a "
+    summary="class means of style (mean and std over patch tokens of the bare backbone at a "
     "block's input), and their covariance within classes; router@K: at block K",
     part=TRAIN,
     takes_number=True,

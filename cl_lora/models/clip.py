@@ -50,7 +50,7 @@ class CLIPBackbone(ImageBackbone):
         size: its input size in pixels; the position embedding is resampled where it is not the one
             that the model was trained with.
         mean: per-channel mean of the normalisation.
-        std: per-channel deviation of the normalisation.
+        std: per-channel standard deviation of the normalisation.
         prompts: templates that a label is put into.
         task_prompts: those of some tasks by the task's name.
         text: a digest of the text tower's weights, for the record.
@@ -136,7 +136,7 @@ class _Source:
         trained_size: the size that the position embedding belongs to.
         patch: side of a patch in pixels.
         mean: per-channel mean of the normalisation.
-        std: per-channel deviation of the normalisation.
+        std: per-channel standard deviation of the normalisation.
     """
 
     where: str

@@ -20,7 +20,7 @@ class ImageBackbone(Backbone, ABC):
 
     Attributes:
         img_size: input size in pixels.
-        normalisation: the mean and deviation that are applied to the batch, for the record.
+        normalisation: the mean and std that are applied to the batch, for the record.
     """
 
     mean: Tensor

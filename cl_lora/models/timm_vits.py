@@ -40,7 +40,7 @@ class TimmBackbone(ImageBackbone):
         vit: the timm model.
         img_size: its input size in pixels.
         mean: per-channel mean of the normalisation.
-        std: per-channel deviation of the normalisation.
+        std: per-channel standard deviation of the normalisation.
     """
 
     def __init__(

@@ -48,14 +48,14 @@ class ConfigRecord:
             made before there was such an option.
         arms: name -> settings as they were given.
         variants: name -> the arm with every default written out.
-        descriptions: name of an arm or a reference row -> what it is, in sentences.
-        references: names of the reference rows.
+        descriptions: name of an arm or a baseline -> what it is, in sentences.
+        references: names of the baselines.
         yardstick: the one that a report measures the arms by; None where there is none.
         seeds: ascending.
         stopped: arms that diverged, with variant and reason; no report shows them.
-        last_stages: name of an arm or a reference row -> the last stage at which it is scored,
+        last_stages: name of an arm or a baseline -> the last stage at which it is scored,
             where that is not the last of the run.
-        roles: name of a reference row, or of an arm that is a control -> what it stands for, such
+        roles: name of a baseline, or of an arm that is a control -> what it stands for, such
             as ``single`` or ``trivial``, where the analysis of a run asks for it.
         cpu_threads: how many CPU threads computed it, as other numbers of them add up in another
             order; None where it is not recorded.

@@ -1,4 +1,4 @@
-"""Which test samples were served right: one packed bit a sample, a file for every seed and arm.
+"""Which test samples were served right: one packed bit per sample, a file for every seed and arm.
 
 ``hits/seed-S/ARM.npz`` holds for each stage and experience an array called ``<stage>/<experience>``
 (uint8, ``numpy.packbits`` of right and wrong), and for each experience ``n/<experience>``, the

@@ -29,7 +29,7 @@ from cl_lora.support import files
 from cl_lora.support.errors import UserError
 
 Unit = tuple[int, str, int]
-"""A seed, the name of an arm or a reference row, and a stage: what is scored at once."""
+"""A seed, the name of an arm or a baseline, and a stage: what is scored at once."""
 
 OfUnit = TypeVar("OfUnit", bound=Coefficient | Account | Timing)
 

@@ -128,7 +128,7 @@ class RunFolder:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """Names of the reference rows, as configured."""
+        """Names of the baselines, as configured."""
         return tuple(self.config["references"])
 
     @property
@@ -150,24 +150,24 @@ class RunFolder:
         return roles
 
     def row_of(self, role: str) -> str | None:
-        """Return the reference row that stands for ``role``, the first; None if there is none."""
+        """Return the baseline that stands for ``role``, the first; None if there is none."""
         return next((row for row in self.references if self.roles.get(row) == role), None)
 
     def settings(self, arm: str) -> Mapping[str, Any]:
-        """Return the settings of ``arm``; empty for a reference row."""
+        """Return the settings of ``arm``; empty for a baseline."""
         settings: Mapping[str, Any] = self.config["arms"].get(arm) or {}
         return settings
 
     def variant(self, arm: str) -> Mapping[str, Any]:
         """Return ``arm`` with every default, as recorded; empty if it was not.
 
-        Of a reference row only its ``bank`` may be there, where it is not the usual one.
+        Of a baseline only its ``bank`` may be there, where it is not the usual one.
         """
         variants: Mapping[str, Mapping[str, Any]] = self.config.get("variants") or {}
         return variants.get(arm, {})
 
     def description(self, arm: str) -> str:
-        """Return the sentences that say what an arm or a reference row is; empty if none do."""
+        """Return the sentences that say what an arm or a baseline is; empty if none do."""
         descriptions: Mapping[str, str] = self.config.get("descriptions") or {}
         return str(descriptions.get(arm, ""))
 

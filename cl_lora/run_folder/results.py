@@ -20,7 +20,7 @@ from cl_lora.support import files
 __all__ = ["Results"]
 
 Unit = tuple[int, str, int]
-"""A seed, the name of an arm or a reference row, and a stage."""
+"""A seed, the name of an arm or a baseline, and a stage."""
 
 Cells = frozenset[tuple[int, str]]
 """The (experience, metric) that a whole unit has scores of."""

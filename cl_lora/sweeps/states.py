@@ -1,4 +1,4 @@
-"""How far each job of a sweep is: a small file a job, which the job writes and its parent reads."""
+"""How far each job of a sweep is: a small file per job, written by it, read by its parent."""
 
 from __future__ import annotations
 

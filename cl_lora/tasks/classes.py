@@ -47,7 +47,7 @@ class ClassKind(TaskKind):
     def drawn_loss(self, task: Task, outputs: Tensor, generator: torch.Generator) -> Tensor:
         """Return the cross-entropy with labels drawn from ``softmax(z_n)``."""
         below = outputs.detach().double().softmax(dim=1).cumsum(dim=1).cpu()
-        # Inversion takes one number a sample, so that the draws do not depend on the batches.
+        # Inversion takes one number per sample, so that the draws do not depend on the batches.
         drawn = torch.rand(len(outputs), 1, dtype=torch.float64, generator=generator)
         labels = (drawn >= below).sum(dim=1).clamp(max=outputs.shape[1] - 1)
         return F.cross_entropy(outputs, labels.to(outputs.device))

@@ -153,7 +153,7 @@ class TaskKind(ABC):
 
 @dataclass(frozen=True)
 class Scaling:
-    """How targets are standardised while they are learned: ``(y - mean) / deviation``.
+    """How targets are standardised while they are learned: ``(y - mean) / std``.
 
     Attributes:
         mean: one number for each output, or one for all.

@@ -18,7 +18,7 @@ from cl_lora.run_folder.reader import RunFolder
 from cl_lora.run_folder.records import StageRecord
 
 Row = tuple[int, str]
-"""(seed, arm or reference row): what one run of a tracker is about."""
+"""(seed, arm or baseline): what one run of a tracker is about."""
 
 # Of config.yaml, what each row says for itself, or what says nothing of the numbers.
 _APART = frozenset(
@@ -124,7 +124,7 @@ def metrics_of_unit(run: RunFolder, scores: Iterable[Score]) -> dict[str, float]
 def results_of(run: RunFolder) -> dict[Row, dict[str, float]]:
     """Return what sums each row of each seed up, under the names that TensorBoard has them by.
 
-    ``result/<measure>`` of the metric that leads, a continual measure, or of a few-shot run the
+    ``result/<metric>`` of the metric that leads, a continual measure, or of a few-shot run the
     score at each K and the average over them; ``result/parameters`` where they are counted.
     """
     found: dict[Row, dict[str, float]] = {}

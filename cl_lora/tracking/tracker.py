@@ -40,7 +40,7 @@ Points: TypeAlias = Sequence[tuple[int, Mapping[str, float]]]
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """One run of a tracker: an arm or reference row of one seed, or the run folder as a whole.
+    """One run of a tracker: an arm or baseline of one seed, or the run folder as a whole.
 
     Attributes:
         name: as the tracker shows it.

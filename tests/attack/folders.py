@@ -41,7 +41,7 @@ _TINY = (
     "arms=none",
 )
 RUNS: Mapping[str, Sequence[str]] = {
-    # Stages in time, learned coefficients of several adapters, two seeds, reference rows.
+    # Stages in time, learned coefficients of several adapters, two seeds, baselines.
     "stream": (
         *_TINY,
         "seeds=[0,1]",

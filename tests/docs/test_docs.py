@@ -56,7 +56,7 @@ def test_there_is_an_example_of_everything_that_can_be_brought() -> None:
         "Coefficient rule",
         "Task kind",
         "Metric",
-        "Head policy and reference row",
+        "Head policy and baseline",
         "Protocol",
         "Adaptation",
         "Figure",

@@ -70,7 +70,7 @@ def test_an_adaptation_says_its_steps_its_rates_and_what_is_chosen_on_what() -> 
 
 def test_a_reference_row_says_what_it_is() -> None:
     for reference in REFERENCES.values():
-        assert describe_reference(reference) == f"Reference row: {reference.summary}."
+        assert describe_reference(reference) == f"Baseline: {reference.summary}."
 
 
 def test_an_arm_may_have_a_name_of_a_hundred_letters_and_no_more() -> None:

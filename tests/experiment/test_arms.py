@@ -116,7 +116,7 @@ def test_a_run_without_arms_and_rows_is_refused():
 
 @pytest.mark.parametrize("name", list(REFERENCES))
 def test_a_name_that_a_reference_row_has(name):
-    with pytest.raises(UserError, match=f"Arm '{name}': .*reference row"):
+    with pytest.raises(UserError, match=f"Arm '{name}': .*baseline"):
         make_arm(name, {"method": "ties"})
 
 

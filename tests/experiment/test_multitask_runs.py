@@ -431,7 +431,7 @@ def refused(folder: Path, *more: str, experiment: str = "multitask_shapes") -> s
          r"merges but protocol=prefixes; leave it out, or set protocol=subsets"),
         (["references=[other_seed]"], r"'other_seed' needs the adapters of a second seed but "
          r"seeds=\[0\]; give two, like seeds=\[0,1\]"),
-        (["references=[joint]"], r"reference row 'joint' trains one head on all experiences"),
+        (["references=[joint]"], r"baseline 'joint' trains one head on all experiences"),
         (["references=[sequential]"], r"'sequential' trains one head .* different tasks: object, "),
         (["+arms.a={method: cat, head: prototypes}"],
          r"Arm 'a': head=prototypes serves all experiences by one head .* give head=refit"),
@@ -519,7 +519,7 @@ def test_inputs_of_one_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     [
         (
             ("references=[other_seed]",),
-            "cl-lora: The reference row 'other_seed' needs the adapters",
+            "cl-lora: The baseline 'other_seed' needs the adapters",
         ),
         (("benchmark.val_fraction=0",), "cl-lora: strategy.patience stops training by the loss on"),
         (("subsets.all_subsets=1",), "cl-lora: Expected subsets.all_subsets to be the largest"),

@@ -236,7 +236,7 @@ NUMBERS = (
         ((HARD, "references=[]"), "Arm 'hard' needs the statistic 'router' of every class but"),
         (
             (HALF[1], "references=[joint_mixture]"),
-            "reference row 'joint_mixture' needs the statistic 'features'",
+            "baseline 'joint_mixture' needs the statistic 'features'",
         ),
         ((ROUTED[2], "references=[]"), "The head policy 'mixture' needs classes"),
     ],

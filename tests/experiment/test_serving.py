@@ -1,4 +1,4 @@
-"""What is served: parts, parameters, reference rows; and how it is scored."""
+"""What is served: parts, parameters, baselines; and how it is scored."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_parameters_of_a_merge(bench, settings, expected) -> None:
     assert serve(bench, 2, **settings).parameters == expected
 
 
-# Reference rows ------------------------------------------------------------------------------
+# Baselines ------------------------------------------------------------------------------
 
 
 def test_before_training_every_row_is_the_bare_backbone_under_the_initial_head(bench) -> None:
@@ -291,7 +291,7 @@ def test_wrapped_model_and_merged_update_agree(
 
 
 def test_an_arm_makes_no_new_bank_of_the_runs(bench) -> None:
-    """Arms merge the fresh adapters, never those of the reference rows."""
+    """Arms merge the fresh adapters, never those of the baselines."""
     assert arm(bench, method="cat").policy is bench.policy
     served = serve(bench, 0, method="cat", coefficients=1)
     module = served.update(0).modules()[0]

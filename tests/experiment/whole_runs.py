@@ -30,7 +30,7 @@ def run(folder: Path, *more: str) -> Path:
 
 
 def run_tree(root: Path | str, *more: str) -> Path:
-    """Run a tree of images, one arm and no reference row."""
+    """Run a tree of images, one arm and no baseline."""
     given = ["benchmark=domains", f"benchmark.root={root}", "references=[]", "report=false"]
     arm = ("arms=none", "+arms.half={method: task_arithmetic, coefficients: 0.5}")
     return execute(compose_config([*given, *SMALL, *TRAINING, *arm, *more]))

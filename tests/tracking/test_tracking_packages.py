@@ -19,7 +19,7 @@ ONE = {"ties_w1": {"method": "ties", "density": 0.2, "coefficients": 1.0}}
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """One arm and one reference row, two seeds, with a report and a figure."""
+    """One arm and one baseline, two seeds, with a report and a figure."""
     folder = fabricate_run(tmp_path / "runs" / "trial", arms=ONE, references=("base",))
     (folder / "report.html").write_text("<p>report</p>")
     (folder / "figures").mkdir()

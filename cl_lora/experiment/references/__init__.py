@@ -1,4 +1,4 @@
-"""Reference rows: what the arms are compared with."""
+"""Baselines: what the arms are compared with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reference row is: something that the arms are compared with."""
+"""What a baseline is: something that the arms are compared with."""
 
 from __future__ import annotations
 
@@ -61,19 +61,19 @@ CONTROL = "control"
 """The role of rows and arms that only tell why a merge does what it does."""
 
 REFERENCES: dict[str, Reference] = {}
-"""Every registered reference row by name, in the order in which they are shown."""
+"""Every registered baseline by name, in the order in which they are shown."""
 
-register_reference = registers("reference row", REFERENCES)
+register_reference = registers("baseline", REFERENCES)
 """Registers a class by its name; it must be free."""
 
 
 def get_references(names: Sequence[str]) -> tuple[Reference, ...]:
-    """Return the reference rows of these names, in their usual order.
+    """Return the baselines of these names, in their usual order.
 
     Raises:
         UserError: for an unknown name.
     """
     for name in names:
         if name not in REFERENCES:
-            raise unknown_name("reference row", name, REFERENCES)
+            raise unknown_name("baseline", name, REFERENCES)
     return tuple(row for name, row in REFERENCES.items() if name in names)

@@ -1,4 +1,4 @@
-"""Reference rows of a stream: bare backbone, last adapter, oracle, sequential, joint training."""
+"""Baselines of a stream: bare backbone, last adapter, oracle, sequential, joint training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reference rows of tasks that each have a head: single task, baselines, and controls of a merge.
+"""Baselines of tasks that each have a head: single task, baselines, and controls of a merge.
 
 A merge may hurt a task for reasons that have nothing to do with the other one: a head that does not
 fit any more, or updates that are only too large together. Each of these rows changes one thing of a

@@ -1,4 +1,4 @@
-"""What one task needs beside the base that all tasks share: residuals, a file a kind.
+"""What one task needs beside the base that all tasks share: residuals, a file per kind.
 
 Jiang et al. 2023 (PERU, later BYOM). A residual needs no training and no data, but it needs the
 task of an image to be known.
