@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 import cl_lora
 
@@ -99,3 +100,36 @@ def test_public_names_are_importable_from_the_top() -> None:
     assert merge.__module__ == "cl_lora.merging.plan"
     with pytest.raises(AttributeError, match="no attribute 'mrge'"):
         cl_lora.mrge  # noqa: B018
+
+
+def test_the_citation_names_the_software_and_the_four_papers() -> None:
+    """Required keys of the Citation File Format 1.2.0, here and in every reference."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(cited)
+    assert cited["cff-version"] == "1.2.0"
+    assert cited["type"] == "software"
+    assert cited["version"] == cl_lora.__version__
+    assert cited["license"] == "MIT"
+    for reference in cited["references"]:
+        assert {"type", "title", "authors", "year"} <= set(reference)
+        assert all(set(a) == {"given-names", "family-names"} for a in reference["authors"])
+    first = {(r["authors"][0]["family-names"], r["year"]) for r in cited["references"]}
+    assert first == {("Kesim", 2024), ("Coleman", 2024), ("Jiang", 2023), ("Asadi", 2024)}
+
+
+def test_the_licence_is_the_one_that_the_metadata_says(setup: configparser.ConfigParser) -> None:
+    assert setup["metadata"]["license"] == "MIT"
+    assert setup["metadata"]["license_files"] == "LICENSE"
+    assert (
+        (ROOT / "LICENSE").read_text().startswith("MIT License\n\nCopyright (c) 2026 the cl-lora")
+    )
+
+
+def test_the_changelog_has_the_version() -> None:
+    """Keep a Changelog: versions as second headings, newest first, kinds of changes below them."""
+    text = (ROOT / "CHANGELOG.md").read_text()
+    versions = re.findall(r"^## \[(.+?)\](?: - \d{4}-\d\d-\d\d)?$", text, re.M)
+    assert versions[0] == "Unreleased"
+    assert cl_lora.__version__ in versions
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert set(re.findall(r"^### (.+)$", text, re.M)) <= kinds
