@@ -1,7 +1,7 @@
 """From score tables to numbers over seeds: means, standard deviations, differences, intervals.
 
 The unit is the seed. Scores of one seed on several experiences are no independent draws (they
-share adapters, coefficients and head), so experiences are averaged first, and standard deviations and
+share adapters, coefficients and head), so experiences are averaged first. Standard deviations and
 intervals run over seeds: they speak for these experiences and not for others.
 """
 

@@ -132,9 +132,9 @@ def composed(network: nn.Module, composition: Composition) -> Iterator[None]:
     The layers of Asadi et al. 2024, written so that no (d_out, d_in) matrix is ever made, nor its
     gradient: with frozen weights a step keeps (batch, tokens, R) numbers per module for the
     backward pass. Equal to :func:`~cl_lora.adapters.injection.applied` with the sum of the same
-    weights but for rounding; differentiable in the weights. No weight is touched, so the network is the same
-    bit for bit afterwards. It may be entered before a fresh LoRA is injected: the composition then
-    belongs to what is frozen.
+    weights but for rounding; differentiable in the weights. No weight is touched, so the network is
+    the same bit for bit afterwards. It may be entered before a fresh LoRA is injected: the
+    composition then belongs to what is frozen.
 
     Args:
         network: the network that the bottleneck was made for.
