@@ -25,37 +25,70 @@ def markdown(table: TableData) -> str:
         cells = (cell(i, j) for j in range(len(table.columns)))
         lines.append("| " + " | ".join((name(i), *cells)) + " |")
     title = [f"**{_markdown_escape(table.title)}**", ""] if table.title else []
-    notes = [line for note in table.notes for line in ("", _markdown_escape(note))]
+    notes = [line for note in _notes(table) for line in ("", _markdown_escape(note))]
     return "\n".join([*title, *lines, *notes]) + "\n"
 
 
 def latex(table: TableData) -> str:
-    r"""Return a LaTeX ``table`` that compiles without any package.
+    r"""Return a LaTeX ``table`` in the style of booktabs, the one package that it needs.
 
-    The best in bold; ``\hline`` between the arms and the references. Small type, short
-    headings, and a table wider than the text reaches into both margins alike.
+    The best in bold, baselines below a rule and in italics. The headings say unit and direction,
+    in two lines where they are long. A table wider than the text reaches into both margins alike.
     """
     lines = [
+        r"% needs \usepackage{booktabs}",
         r"\begin{table}",
-        r"\centering\scriptsize\setlength{\tabcolsep}{3pt}\setlength{\belowcaptionskip}{4pt}",
-        rf"\caption{{{' '.join(map(_latex_escape, (f'{table.title}.', *table.notes)))}}}",
+        r"\centering\scriptsize\setlength{\tabcolsep}{4pt}",
+        rf"\caption{{{' '.join(map(_latex_escape, (f'{table.title}.', *_notes(table))))}}}",
+        rf"\label{{tab:{_label(table.title)}}}",
         rf"\makebox[\textwidth][c]{{\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
-        r"\hline",
-        " & ".join(map(_latex_escape, (table.row_title, *(c.short for c in table.columns))))
+        r"\toprule",
+        " & ".join((_latex_escape(table.row_title), *(_head(c.title) for c in table.columns)))
         + r" \\",
-        r"\hline",
+        r"\midrule",
     ]
+    first = len(table.rows) - table.references
     for i, row in enumerate(table.rows):
-        if table.references and i == len(table.rows) - table.references and i:
-            lines.append(r"\hline")
-        cells = [_latex_escape(row)]
+        if table.references and i == first and i:
+            lines.append(r"\midrule")
+        name = _latex_escape(row)
+        cells = [rf"\textit{{{name}}}" if i >= first else name]
         for j in range(len(table.columns)):
             mean, around = (_latex_escape(text) for text in table.cell(i, j))
             mean = rf"\textbf{{{mean}}}" if table.is_best(i, j) else mean
             cells.append(rf"{mean} {{\tiny {around}}}" if around else mean)
         lines.append(" & ".join(cells) + r" \\")
-    lines += [r"\hline", r"\end{tabular}}", r"\end{table}"]
+    lines += [r"\bottomrule", r"\end{tabular}}", r"\end{table}"]
     return "\n".join(lines) + "\n"
+
+
+def _notes(table: TableData) -> tuple[str, ...]:
+    return (f"Bold: {table.mark}", *table.notes) if table.mark else table.notes
+
+
+_LONG_HEAD = 14
+"""Characters from which a heading is set in two lines."""
+
+
+def _head(title: str) -> str:
+    """Return a heading; in two lines where it is long, what is in brackets in the second."""
+    words = title.split()
+    if len(title) < _LONG_HEAD or len(words) < 2:
+        return _latex_escape(title)
+    bracket = next((k for k, word in enumerate(words) if k and word.startswith("(")), 0)
+    # Otherwise where the two lines come nearest to being equally long.
+    cut = bracket or min(
+        range(1, len(words)),
+        key=lambda k: abs(len(" ".join(words[:k])) - len(" ".join(words[k:]))),
+    )
+    upper, lower = (_latex_escape(" ".join(part)) for part in (words[:cut], words[cut:]))
+    return rf"\shortstack[r]{{{upper}\\{lower}}}"
+
+
+def _label(title: str) -> str:
+    """Return a title as LaTeX takes it for a label: small letters, digits and hyphens."""
+    plain = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    return plain[:40].strip("-") or "results"
 
 
 _LATEX: dict[str, str] = {
