@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -139,3 +139,49 @@ def relative_error(ours: Tensor, theirs: Any) -> float:
     """Frobenius norm of the difference over that of the reference."""
     expected = torch.as_tensor(theirs).double()
     return float((ours.double() - expected).norm() / expected.norm().clamp(min=1e-30))
+
+
+def check_gradient(function: Callable[[Tensor], Iterable[Tensor]], at: Tensor) -> None:
+    """Compare the gradient of every output entry with central differences, in float64.
+
+    All entries at once: what their sum under random weights gives back to the coefficients. One
+    entry whose gradient is wrong changes that sum, whatever the weights are, unless they are drawn
+    just so, and a backward pass of its own for each of hundreds of entries, as in
+    ``torch.autograd.gradcheck``, costs a hundred times as much.
+
+    Args:
+        function: from coefficients to tensors.
+        at: float64 coefficients of any shape, away from kinks by more than a step of 1e-6.
+    """
+    step = 1e-6
+
+    def entries(given: Tensor) -> Tensor:
+        return torch.cat([output.flatten() for output in function(given)])
+
+    with torch.no_grad():
+        slopes = torch.stack(
+            [
+                (entries(at + step * side) - entries(at - step * side)) / (2 * step)
+                for side in torch.eye(at.numel(), dtype=at.dtype).reshape(-1, *at.shape)
+            ]
+        )
+    assert slopes.abs().sum() > 0
+    for seed in range(2):
+        found = slope_of(function, at, seed).flatten()
+        torch.testing.assert_close(
+            found, slopes @ weights_of(slopes[0], seed), rtol=1e-6, atol=1e-6
+        )
+
+
+def slope_of(function: Callable[[Tensor], Iterable[Tensor]], at: Tensor, seed: int = 0) -> Tensor:
+    """The gradient of the sum of all output entries under random weights, shaped as ``at``."""
+    given = at.detach().clone().requires_grad_()
+    found = torch.cat([output.flatten() for output in function(given)])
+    (slope,) = torch.autograd.grad(found @ weights_of(found, seed), given)
+    return slope
+
+
+def weights_of(entries: Tensor, seed: int) -> Tensor:
+    """A random weight for every entry."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(len(entries), dtype=entries.dtype, generator=generator)
