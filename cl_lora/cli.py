@@ -22,14 +22,14 @@ INTERRUPTED = 130
 
 COMMANDS: Mapping[str, str] = {
     "run": "train the adapters, evaluate every arm, print the table",
-    "demo": "run all defaults: a drawn benchmark, a shipped backbone, ten arms",
-    "compare": "put runs side by side, with paired differences",
-    "report": "make the report of a run again from its folder",
-    "check": "verify a run folder: digests, numbers, and what is missing",
-    "merge": "merge LoRA folders of any model, or whole models, without the base",
-    "export": "take a merged adapter and its heads home, for peft and timm alone",
-    "list": "show what can be chosen: benchmarks, models, methods, arms, ...",
-    "doctor": "say what is installed and what will be used",
+    "demo": "run all defaults: a drawn benchmark, a small backbone, ten arms",
+    "compare": "put finished runs side by side, with paired differences",
+    "report": "make the report of a finished run again",
+    "check": "look for damage in a run folder, and for what is missing",
+    "merge": "merge LoRA folders of any model, or whole fine-tuned models",
+    "export": "write a merged adapter and its heads for peft and timm alone",
+    "list": "list what can be chosen: benchmarks, models, methods, arms, ...",
+    "doctor": "say what is installed, and which device and data are found",
 }
 """What each does; its module is ``cl_lora.commands.NAME`` and has ``run(arguments) -> code``."""
 
@@ -142,12 +142,20 @@ def _help() -> str:
         [
             "usage: cl-lora COMMAND [ARGUMENT ...]",
             "",
-            "Train every LoRA adapter of a continual stream once, merge it every way, and see",
-            "what is forgotten.",
+            "Train each LoRA adapter of a continual stream once, merge the adapters in every",
+            "way, and see which merge is best and how much is forgotten.",
             "",
-            *(f"  {name:9} {text}" for name, text in COMMANDS.items()),
+            "commands:",
+            *(f"  {name:11} {text}" for name, text in COMMANDS.items()),
             "",
-            "`cl-lora COMMAND --help` says more. `cl-lora demo` is a good start.",
+            "options:",
+            "  -h, --help  show this help; `cl-lora COMMAND --help` explains one command",
+            "  --version   show the version",
+            "",
+            "examples:",
+            "  cl-lora demo",
+            "  cl-lora run benchmark=domains benchmark.root=DIR model=vit_tiny",
+            "  cl-lora list methods",
         ]
     )
 

@@ -25,8 +25,9 @@ def run(given: Sequence[str]) -> int:
     """Check a run folder, and print what is wrong and what to do about it."""
     parser = Parser(
         "check",
-        "Verify a run folder whole: every digest, every number, and whether anything is missing. "
-        "Nothing is changed. The exit code is 1 where something was found.",
+        "Look for damage in a run folder, and for what is missing: every digest and every number "
+        "is checked, and nothing is changed. The exit code is 1 if something is found.",
+        ["check runs/NAME"],
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="the folder of the run")
     parser.add_plugins()

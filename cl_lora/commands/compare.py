@@ -16,25 +16,40 @@ def run(given: Sequence[str]) -> int:
     parser = Parser(
         "compare",
         "Put finished runs side by side. Seeds are averaged where data, splits, model, training, "
-        "precision and device are the same; everything else stands in columns of its own.",
+        "precision and device are the same; everything else gets a column of its own.",
+        [
+            "compare runs/A runs/B",
+            "compare runs/A --to ta_uniform",
+            "compare runs/A runs/B --format latex > table.tex",
+        ],
     )
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="folders of runs")
-    parser.add_argument("--metric", help="what to compare (the runs' primary metric)")
+    parser.add_argument(
+        "--metric", metavar="NAME", help="the metric to compare (default: the runs' primary metric)"
+    )
     parser.add_argument(
         "--to",
         metavar="ARM",
-        help="show differences to this arm with their intervals (over seeds; over test images "
-        "where there is one seed); CONDITION:ARM for that of one condition",
+        help="add differences to this arm with their intervals (over seeds; with one seed, over "
+        "test images); CONDITION:ARM takes the arm of one condition",
     )
     parser.add_argument(
-        "--format", default="table", metavar="FORMAT", help="table, markdown, latex or csv (table)"
+        "--format",
+        default="table",
+        metavar="FORMAT",
+        help="table (default), markdown, latex or csv",
     )
     parser.add_argument(
         "--pool",
         action="store_true",
-        help="average all runs together; an error says why where that cannot be",
+        help="average all runs together; if that is impossible, an error says why",
     )
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw it: a .png or .svg file")
+    parser.add_argument(
+        "--figure",
+        type=Path,
+        metavar="FILE",
+        help="also draw the comparison into a .png or .svg file",
+    )
     arguments = parser.parse_args(given)
 
     from cl_lora.configuration.plugins import load_plugins

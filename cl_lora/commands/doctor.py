@@ -26,7 +26,10 @@ _OPTIONAL = ("datasets",)
 def run(given: Sequence[str]) -> int:
     """Print the report; 0 if everything that is needed is there, else 1."""
     Parser(
-        "doctor", "Say what is installed, which device is used, which data is found."
+        "doctor",
+        "Say what is installed, which device and precision are used, and which data sets are "
+        "found. CL_LORA_PACS=DIR says where to look for PACS; other benchmarks likewise.",
+        ["doctor"],
     ).parse_args(given)
     import torch
 

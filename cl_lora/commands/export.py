@@ -20,13 +20,19 @@ def run(given: Sequence[str]) -> int:
         "export",
         "Write what an arm served as a folder that peft and timm read without this package: the "
         "merged update as a PEFT adapter, all heads, and a model card with the code that loads it.",
+        [
+            "export runs/NAME --arm ta_half --out merged",
+            'export runs/NAME --arm cat --stage "style + area" --out merged',
+        ],
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="the folder of the run")
     parser.add_argument("--arm", metavar="NAME", required=True, help="an arm or a baseline")
     parser.add_argument(
-        "--stage", metavar="S", help="index or name of a stage (the last that scored the arm)"
+        "--stage", metavar="S", help="index or name of a stage (default: the last that scored it)"
     )
-    parser.add_argument("--seed", metavar="N", type=int, help="a seed of the run (the first)")
+    parser.add_argument(
+        "--seed", metavar="N", type=int, help="a seed of the run (default: the first)"
+    )
     parser.add_argument(
         "--rank",
         metavar="R",
@@ -41,8 +47,8 @@ def run(given: Sequence[str]) -> int:
     parser.add_argument(
         "--head",
         metavar="trained|none",
-        help="in place of a head that is made of samples and not stored: what was trained with "
-        "the adapters, or none",
+        help="what replaces a head that is made from samples and is not stored: the head that was "
+        "trained with the adapters, or none",
     )
     parser.add_argument(
         "--with-base", action="store_true", help="write the weights of the base model too"
@@ -51,10 +57,10 @@ def run(given: Sequence[str]) -> int:
     parser.add_argument(
         "--push",
         metavar="REPO",
-        help="send the folder to this model repository of the Hugging Face hub, once it is written",
+        help="then send the folder to this model repository of the Hugging Face hub",
     )
     parser.add_argument(
-        "--private", action="store_true", help="make the repository of --push a private one"
+        "--private", action="store_true", help="make the repository of --push private"
     )
     parser.add_plugins()
     arguments = parser.parse_args(given)

@@ -111,8 +111,12 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
 
 def run(given: Sequence[str]) -> int:
     """Print one of :data:`LISTS`."""
-    parser = Parser("list", "Show what can be chosen.")
-    parser.add_argument("what", metavar="WHAT", help=", ".join(LISTS))
+    parser = Parser(
+        "list",
+        "List what can be chosen, each with a sentence or its options.",
+        ["list methods", "list arms", "list metrics --plugin my.module"],
+    )
+    parser.add_argument("what", metavar="WHAT", help=f"one of: {', '.join(LISTS)}")
     parser.add_plugins()
     arguments = parser.parse_args(given)
     if arguments.what not in LISTS:

@@ -87,8 +87,13 @@ def run(given: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         "merge",
-        "Merge LoRA adapters in PEFT's format, of whatever model, without loading that model; or "
-        "models that were fine-tuned as a whole (--base). One tensor at a time.",
+        "Merge LoRA adapters in PEFT's format without loading the model they belong to, or models "
+        "that were fine-tuned as a whole (--base). One tensor is in memory at a time.",
+        [
+            "merge a b --method ties --weights 1,1 --rank 16 --out both",
+            "merge recipe.yaml --out merged",
+            "merge a b c --info",
+        ],
     )
     parser.add_argument(
         "sources",
@@ -99,18 +104,22 @@ def _parser() -> Parser:
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="a new folder for the result")
     parser.add_argument(
-        "--method", metavar="NAME", help="see cl-lora list methods (task_arithmetic)"
+        "--method", metavar="NAME", help="see cl-lora list methods (default: task_arithmetic)"
     )
     parser.add_argument(
-        "--weights", metavar="W,W,..", help="a coefficient for each adapter, of any sign (1/n each)"
+        "--weights",
+        metavar="W,W,..",
+        help="a coefficient for each adapter, of any sign (default: 1/n each)",
     )
     parser.add_argument(
-        "--density", metavar="D", help="fraction of entries kept; one, or D,D,.. for each adapter"
+        "--density",
+        metavar="D",
+        help="the fraction of entries that is kept: one number, or D,D,.. for each adapter",
     )
     parser.add_argument(
         "--space",
         metavar="NAME",
-        help="delta: merge the updates B A; factors: merge A and B apart, as peft does (delta)",
+        help="delta (default): merge the updates B A; factors: merge A and B apart, as peft does",
     )
     parser.add_argument(
         "--set",
@@ -118,19 +127,19 @@ def _parser() -> Parser:
         dest="options",
         action="append",
         default=[],
-        help="another option of the method, any number of times",
+        help="another option of the method; may be given several times",
     )
     parser.add_argument(
         "--rank",
         metavar="R",
-        help="cut every module to this rank (or: largest, that of the adapters); the relative "
-        "error is printed",
+        help="cut every module to this rank, or to the largest of the adapters (--rank largest); "
+        "the relative error is printed",
     )
     parser.add_argument(
         "--dense", action="store_true", help="write a dense result as factors of full rank"
     )
     parser.add_argument(
-        "--dtype", metavar="NAME", help="precision of the result (that of the adapters)"
+        "--dtype", metavar="NAME", help="precision of the result (default: that of the adapters)"
     )
     parser.add_argument(
         "--no-head",
@@ -145,7 +154,9 @@ def _parser() -> Parser:
         help="the model that whole models were fine-tuned from: a safetensors file or a folder",
     )
     parser.add_argument(
-        "--delta", action="store_true", help="of whole models write the difference to the base only"
+        "--delta",
+        action="store_true",
+        help="write only the difference to the base (for whole models)",
     )
     parser.add_argument(
         "--allow-different-base",

@@ -11,7 +11,12 @@ from cl_lora.support.printing import say
 
 def run(given: Sequence[str]) -> int:
     """Make the report of a run again, and print where it is."""
-    parser = Parser("report", "Make the report of a finished run again from its folder.")
+    parser = Parser(
+        "report",
+        "Make the report of a finished run again from its folder: the HTML page, the figures and "
+        "the TensorBoard files.",
+        ["report runs/NAME", "report runs/NAME --tracker mlflow"],
+    )
     parser.add_argument("run", metavar="RUN", type=Path, help="the folder of the run")
     parser.add_argument(
         "--tracker",
@@ -19,7 +24,8 @@ def run(given: Sequence[str]) -> int:
         dest="trackers",
         action="append",
         default=[],
-        help="send the run to a tracker as well, as mlflow or wandb: what it does not hold yet",
+        help="also send what is not there yet to a tracker: mlflow or wandb; may be given "
+        "several times",
     )
     parser.add_plugins()
     arguments = parser.parse_args(given)

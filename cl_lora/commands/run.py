@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cl_lora.commands.terminal import console, quieten
+from cl_lora.commands.terminal import Verbosity, console, quieten, show_at
 from cl_lora.support.errors import UserError
-from cl_lora.support.printing import say, tell
+from cl_lora.support.printing import is_quiet, narrate, say
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -31,9 +31,31 @@ _IMPORTS = (
 """What every job imports sooner or later."""
 
 
+_FLAGS = {
+    "-q": "quiet",
+    "--quiet": "quiet",
+    "-v": "verbose",
+    "--verbose": "verbose",
+    "--dry-run": "dry_run",
+}
+"""Flags of ours, which Hydra does not know."""
+
+
 def run(given: Sequence[str]) -> int:
-    """Run what Hydra's overrides and flags ask for."""
-    quieten()
+    """Run what Hydra's overrides and flags ask for.
+
+    Raises:
+        UserError: for the first thing that is wrong.
+    """
+    asked = {_FLAGS[word] for word in given if word in _FLAGS}
+    if {"quiet", "verbose"} <= asked:
+        raise UserError("-q and -v exclude each other; give one of them")
+    show_at(Verbosity("quiet" in asked, "verbose" in asked))
+    given = [word for word in given if word not in _FLAGS]
+    if "dry_run" in asked:
+        from cl_lora.commands import dry_run
+
+        return dry_run.run(given)
     if any(word.startswith("--shard") for word in given):
         from cl_lora.commands import shard
 
@@ -50,16 +72,21 @@ def job(composed: DictConfig) -> str:
     Returns:
         Its run folder.
     """
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
     from cl_lora.configuration.compose import plain
 
     quieten()
+    announce()
+    return str(execute(plain(composed)))
+
+
+def announce() -> None:
+    """Say which job of a sweep begins."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
-        tell(f"[{hydra.job.num + 1}] {' '.join(hydra.overrides.task)}")
-    return str(execute(plain(composed)))
+        narrate(f"[{hydra.job.num + 1}] {' '.join(hydra.overrides.task)}")
 
 
 def check(
@@ -88,7 +115,7 @@ def check(
     variants: dict[tuple[str, str], Mapping[str, Any]] = {}
     shared: dict[str, list[int]] = {}
     every = [pipeline.check(config) for config in jobs]
-    _check_trackers([settings.options.tracker for settings in every])
+    check_trackers([settings.options.tracker for settings in every])
     for number, settings in enumerate(every):
         recipe, folder = settings.recipe, settings.given_folder
         # Where the configuration names the folder, jobs of one recipe share it.
@@ -149,24 +176,25 @@ def execute(config: Mapping[str, Any]) -> Path:
         folder = pipeline.execute(config, tracking)
         say_failed(folder)
         if config["report"] and not is_fresh(folder):
-            tell("writing report, figures and TensorBoard files")
+            narrate("writing report, figures and TensorBoard files")
             write_reports(folder)
         if tracking is not None:
             tracking.finished(folder)
     print_table(folder)
+    if is_quiet():
+        return folder
     say(f"Run folder: {folder}")
     if config["report"]:
         say(f"Report:     {folder / 'report.html'}")
     return folder
 
 
-def _check_trackers(given: Sequence[str | Sequence[str] | None]) -> None:
+def check_trackers(given: Sequence[str | Sequence[str] | None]) -> None:
     """Connect once to every tracker that some job is sent to."""
     if any(tracker not in (None, []) for tracker in given):
-        from cl_lora.tracking import check as check_trackers
-        from cl_lora.tracking import names_of
+        from cl_lora.tracking import check, names_of
 
-        check_trackers(list(dict.fromkeys(name for tracker in given for name in names_of(tracker))))
+        check(list(dict.fromkeys(name for tracker in given for name in names_of(tracker))))
 
 
 @contextmanager
@@ -198,8 +226,9 @@ def print_table(folder: Path) -> None:
     """Print the comparison of all arms of a run, by the primary metric of every kind of task.
 
     Of a few-shot run by K, and then in time where it has stages in time; of one that merges subsets
-    by their size. Unlike tasks follow each by its own metric.
+    by their size. Unlike tasks follow each by its own metric. Below stands what they say.
     """
+    from cl_lora.reporting.answers import answers_of, as_text
     from cl_lora.reporting.budgets import leading_metrics
     from cl_lora.reporting.faces import merges_subsets
     from cl_lora.reporting.tables import main_tables, tables_by_task
@@ -215,3 +244,4 @@ def print_table(folder: Path) -> None:
     tables += by_task[:1] if merges_subsets(finished) else by_task
     for table in tables:
         print(table.text(shown.width, color=shown.is_terminal))
+    print(as_text(answers_of(finished)), end="\n\n")

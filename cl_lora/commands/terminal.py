@@ -6,13 +6,25 @@ import argparse
 import logging
 import sys
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cl_lora.support.errors import UserError
-from cl_lora.support.printing import Lines
+from cl_lora.support.printing import Lines, be_quiet
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+_EXAMPLES = "examples:\n"
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Wraps texts, but leaves the lines of examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,10 +33,16 @@ class Parser(argparse.ArgumentParser):
     Args:
         command: its name.
         description: what it does.
+        examples: command lines without ``cl-lora``, which the help shows.
     """
 
-    def __init__(self, command: str, description: str) -> None:
-        super().__init__(prog=f"cl-lora {command}", description=description)
+    def __init__(self, command: str, description: str, examples: Sequence[str]) -> None:
+        super().__init__(
+            prog=f"cl-lora {command}",
+            description=description,
+            epilog=_EXAMPLES + "\n".join(f"  cl-lora {example}" for example in examples),
+            formatter_class=_Formatter,
+        )
 
     def add_plugins(self) -> None:
         """Accept ``--plugin MODULE``, any number of times."""
@@ -56,14 +74,44 @@ def console(**options: Any) -> Console:
     return Printing(**options)
 
 
+@dataclass(frozen=True)
+class Verbosity:
+    """How much is printed on standard error.
+
+    Attributes:
+        quiet: only tables, warnings and errors.
+        verbose: every step with its time, those of each score too.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+
+    @property
+    def level(self) -> int:
+        """The least important messages of the log that are shown."""
+        return logging.WARNING if self.quiet else logging.DEBUG if self.verbose else logging.INFO
+
+
+def show_at(verbosity: Verbosity) -> None:
+    """Show as much from now on, of the log and beside it."""
+    quieten()
+    be_quiet(verbosity.quiet)
+    logger = logging.getLogger("cl_lora")
+    logger.setLevel(min(verbosity.level, logging.INFO))  # log.txt holds the same in any case
+    for handler in logger.handlers:
+        handler.setLevel(verbosity.level)
+        line = "%(asctime)s %(message)s" if verbosity.verbose else "%(message)s"
+        handler.setFormatter(Lines(line, datefmt="%H:%M:%S"))
+
+
 def quieten() -> None:
     """Show our own progress lines; keep the libraries' warnings about themselves away."""
     warnings.filterwarnings("ignore")
     # A full disk hits log.txt first, and logging would print tracebacks of its own.
     logging.raiseExceptions = False
     logger = logging.getLogger("cl_lora")
-    logger.setLevel(logging.INFO)
     if not logger.handlers:
+        logger.setLevel(logging.INFO)
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(Lines("%(message)s"))
         logger.addHandler(handler)

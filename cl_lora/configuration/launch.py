@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +20,7 @@ from hydra.types import TaskFunction
 
 from cl_lora.configuration.compose import CONFIG_NAME, CONFIG_PATH, Composer, require_assertions
 from cl_lora.support.errors import UserError, unknown_name
+from cl_lora.support.printing import narrate
 from cl_lora.sweeps.launchers import launcher_of
 from cl_lora.sweeps.sweep import JOB_FILES, Plan, conduct, labels_of
 
@@ -77,7 +82,8 @@ def launch(
     )
 
     def hand_over(task: TaskFunction) -> None:
-        composer.explaining(partial(run, task_function=task), overrides)
+        with _wrapped() if flags.help else contextlib.nullcontext():
+            composer.explaining(partial(run, task_function=task), overrides)
 
     sweep = Path(SWEEP_FOLDER).absolute()
     try:
@@ -114,10 +120,14 @@ def _plan(
     changes: Changes = {}
     if len(configs) > 1:
         changes = check(configs, kind.side_by_side)
-        print(f"{len(configs)} jobs, all checked", file=sys.stderr)
+        narrate(f"{len(configs)} jobs, all checked")
     at_once = kind.at_once(options, min(len(configs), most or len(configs)))
     folder = Path(SWEEP_FOLDER).absolute()
     return Plan(kind, labels_of(jobs), at_once, changes, folder, tuple(imports))
+
+
+_OWN_FLAGS = ("--dry-run", "--quiet", "--shard", "--verbose")
+"""What ``cl-lora run`` has taken out before Hydra's flags are read."""
 
 
 class _Arguments:
@@ -133,7 +143,7 @@ class _Arguments:
         self.values, unknown = parser.parse_known_intermixed_args(list(arguments))
         if unknown:
             flags = [s for a in parser._actions for s in a.option_strings if s.startswith("--")]
-            raise unknown_name("flag", unknown[0], flags)
+            raise unknown_name("flag", unknown[0], [*flags, *_OWN_FLAGS])
         values = self.values
         modes = {
             "--run": values.run,
@@ -184,6 +194,20 @@ def _check_completion(given: Sequence[str]) -> None:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see cl-lora run --hydra-help")
+
+
+@contextlib.contextmanager
+def _wrapped() -> Iterator[None]:
+    """Wrap the lines of choices that Hydra prints to the width of the terminal."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:  # Hydra exits when it has printed help
+        width = shutil.get_terminal_size().columns
+        for line in printed.getvalue().splitlines():
+            choices = len(line) > width and re.match(r"\w+: ", line)
+            print(textwrap.fill(line, width, subsequent_indent="  ") if choices else line)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -426,6 +427,7 @@ class Run:
                 if stage.few_shot and stage.evaluated != held:
                     held = stage.evaluated
                     bench.store.forget()  # another round: no feature of the last one comes again
+                began = time.monotonic()
                 try:
                     served = row.serve(bench, stage) if stage.index >= 0 else bench.untrained(stage)
                     results = evaluator.score(served, stage, advance)
@@ -448,6 +450,10 @@ class Run:
                 accounts = (*served.accounts, *counted, *spent)
                 self.results.add(scores, served.coefficients, accounts, times)
                 self.listener.scored(scores)
+                log.debug(
+                    "seed %d: scored %s at stage %s (%.1f s)",
+                    *(bench.seed, row.name, stage.name, time.monotonic() - began),
+                )
         log.info(
             "seed %d: evaluated %d arm%s and %d baseline%s",
             *(bench.seed, arms, "s" * (arms != 1), references, "s" * (references != 1)),
@@ -688,6 +694,7 @@ def logging_to(path: Path) -> Iterator[None]:
     with files.explain_write_errors(path):
         handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(Lines("%(asctime)s %(message)s"))
+    handler.setLevel(logging.INFO)
     logger = logging.getLogger("cl_lora")
     logger.addHandler(handler)
     try:

@@ -95,6 +95,11 @@ class Results:
         """What adapting cost, of every unit."""
         return tuple(self._accounts.rows())
 
+    @property
+    def times(self) -> tuple[Timing, ...]:
+        """What serving took, of every unit that was timed."""
+        return tuple(self._times.rows())
+
     def done(self, seed: int, row: str, stage: int) -> bool:
         """Return whether a unit is whole."""
         return self.scores.done(seed, row, stage)

@@ -35,6 +35,7 @@ _PLAIN = {
 """What stands for a character of ours where the locale cannot show it."""
 
 _ERRORS = "cl_lora.plain"
+_quiet = False
 
 
 class OutputError(UserError):
@@ -48,6 +49,23 @@ def tell(text: str) -> None:
     """
     with contextlib.suppress(OSError, ValueError):
         print(printable(text), file=sys.stderr, flush=True)
+
+
+def narrate(text: str) -> None:
+    """Print one line of what is going on on standard error, unless quiet was asked for."""
+    if not is_quiet():
+        tell(text)
+
+
+def be_quiet(quiet: bool = True) -> None:
+    """Keep what is going on from being printed; tables, warnings and errors still are."""
+    global _quiet  # noqa: PLW0603
+    _quiet = quiet
+
+
+def is_quiet() -> bool:
+    """Return whether only tables, warnings and errors are printed."""
+    return _quiet
 
 
 def say(text: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 from cl_lora.support.errors import printable
-from cl_lora.support.printing import tell
+from cl_lora.support.printing import is_quiet, tell
 
 T = TypeVar("T")
 
@@ -39,9 +39,16 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
 @contextlib.contextmanager
 def meter(description: str, total: int | None) -> Iterator[Callable[[], None]]:
     """Yield a function to call after each of ``total`` steps."""
-    show = _told if _listeners else _bar if sys.stderr.isatty() else _lines
-    with show(description, total) as advance:
+    with _shown()(description, total) as advance:
         yield advance
+
+
+def _shown() -> Callable[[str, int | None], contextlib.AbstractContextManager[Callable[[], None]]]:
+    if _listeners:
+        return _told
+    if is_quiet():
+        return _silent
+    return _bar if sys.stderr.isatty() else _lines
 
 
 @contextlib.contextmanager
@@ -65,6 +72,11 @@ def _told(description: str, total: int | None) -> Iterator[Callable[[], None]]:
 
     tell(description, 0, total)
     yield advance
+
+
+@contextlib.contextmanager
+def _silent(description: str, total: int | None) -> Iterator[Callable[[], None]]:
+    yield lambda: None
 
 
 @contextlib.contextmanager

