@@ -131,15 +131,15 @@ def test_the_loss_never_rises_and_is_that_of_the_coefficients(seed, name):
 
 
 @pytest.mark.parametrize(
-    ("config", "directions"),
+    ("config", "directions", "starts"),
     [
-        ({"name": "adaptive"}, 4),  # a bound of 1 does not move
-        ({"name": "adaptive", "b_max": 3}, 4),  # and no other has more directions than 4 numbers
-        ({"name": "softmax", "granularity": "adapter"}, 3),  # they sum to 1
-        ({"name": "unbounded", "granularity": "adapter"}, 4),
+        ({"name": "adaptive"}, 4, 2),  # a bound of 1 does not move
+        ({"name": "adaptive", "b_max": 3}, 4, 2),  # no other has more directions than 4 numbers
+        ({"name": "softmax", "granularity": "adapter"}, 3, 1),  # they sum to 1: no half of them
+        ({"name": "unbounded", "granularity": "adapter"}, 4, 2),
     ],
 )
-def test_an_iteration_takes_a_pass_for_each_direction(config, directions):
+def test_an_iteration_takes_a_pass_for_each_direction(config, directions, starts):
     plan = prepare(toy_adapters(4), "task_arithmetic")
     outputs, loss = problem()
     seen = []
@@ -151,7 +151,32 @@ def test_an_iteration_takes_a_pass_for_each_direction(config, directions):
 
     rule = make_rule({**config, "solver": "gauss_newton", "iterations": 1})
     found = minimise(rule, plan, counted, loss)
-    assert len(seen) == found.evaluations == 1 + directions + 1
+    assert len(seen) == found.evaluations == starts + directions + 1
+    if starts == 2:  # whether half of the start is far better
+        torch.testing.assert_close(seen[1], seen[0] / 2)
+
+
+def test_a_start_that_is_far_too_long_is_halved():
+    """The loss grows with the square of the length, so that each half has a quarter of it."""
+    plan = prepare(toy_adapters(2), "task_arithmetic")
+    target = 0.01 * flat(plan.combine(torch.tensor([1.0, 1.0])))
+    lengths = []
+
+    def counted(update):
+        lengths.append(float(update.alpha.max()))
+        return flat(update)
+
+    def distance(z):
+        return (z - target).square().mean()
+
+    rule = make_rule({"name": "unbounded", "granularity": "adapter", "init": 8.0, **TIGHT})
+    found = minimise(rule, plan, counted, distance)
+    assert lengths[:10] == [8 / 2**k for k in range(10)]
+    assert found.trace[0].alpha.tolist() == [8 / 2**10] * 2
+    # A start that was given is where learning starts.
+    lengths.clear()
+    minimise(rule, plan, counted, distance, previous=torch.tensor([8.0, 8.0]))
+    assert lengths[1] > 4
 
 
 def test_a_tolerance_ends_it_and_so_do_iterations():

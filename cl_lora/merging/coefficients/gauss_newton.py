@@ -10,7 +10,8 @@ is a step of Gauss-Newton; for the cross-entropy ``d2L/dz2 = (diag p - p p^T) / 
 (Levenberg, Marquardt) falls after a success and grows after a failure, so the loss never rises. As
 long as steps do what they promise the derivatives are not formed anew but corrected by what a step
 has shown (Broyden); where the loss falls no further they are formed once more before that is
-believed.
+believed. Before the first step the coefficients are halved for as long as that halves
+the loss too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor
 from cl_lora.merging.coefficients.learning import Learned, Step
 from cl_lora.merging.coefficients.registry import CoefficientRule
 from cl_lora.merging.coefficients.solvers import GAUSS_NEWTON
-from cl_lora.merging.coefficients.state import CoefficientState
+from cl_lora.merging.coefficients.state import CoefficientState, Following
 from cl_lora.merging.plan import Plan
 from cl_lora.merging.update import Update
 from cl_lora.support.errors import UserError
@@ -129,6 +130,8 @@ class _Descent:
                 f"The loss is {point.loss} where learning coefficients starts; give another init "
                 "or a smaller b_max, and check the samples for values that are not finite"
             )
+        if self.previous is None:
+            point = self._halved(point)
         trace = [Step(0, point.alpha, point.loss)]
         slopes: Tensor | None = None  # derivatives of the outputs by the coefficients
         damping: float | None = None
@@ -162,6 +165,24 @@ class _Descent:
         self._move(point.theta)
         final = {name: tensor.detach().clone() for name, tensor in parameters.items()}
         return Learned(point.alpha, tuple(trace), final, self.evaluations)
+
+    def _halved(self, start: _Point) -> _Point:
+        """Return the start, its coefficients halved for as long as that halves the loss too.
+
+        A sum of adapters that is too long gives outputs far from any the model was trained for.
+        What derivatives say there holds for short steps only; the way back along the sum is
+        cheaper.
+        """
+        point = start
+        while isinstance(self.state, Following):
+            half = self.rule.state(self.plan.n, self.plan.modules, point.alpha / 2)
+            if torch.allclose(half.alpha(), point.alpha):  # as where coefficients have a fixed sum
+                break
+            found = self._at(_vector(half.parameters))
+            if not found.loss < point.loss / 2:
+                break
+            point = found
+        return point
 
     def _tried(
         self, point: _Point, directions: Tensor, slope: Tensor, curvature: Tensor, damping: float
