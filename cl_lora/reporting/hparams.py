@@ -16,7 +16,7 @@ def hparams_of(run: RunFolder, arm: str) -> dict[str, str | float]:
     """Return the settings of an arm, as the HPARAMS tab shows them."""
     s = arm_settings(run, arm)
     given: dict[str, Any] = {
-        "method": s.method or ("reference" if not s.adapt else ""),
+        "method": s.method or ("baseline" if not s.adapt else ""),
         "space": s.space if s.method else "",
         "coefficients": s.rule,
         **{s.scale_title if k == s.scale else k: v for k, v in s.rule_options.items()},

@@ -16,6 +16,7 @@ from tensorboard.plugins.hparams import metadata
 
 from cl_lora.evaluation.continual import average_accuracy, forgetting
 from cl_lora.evaluation.scores import ScoreTable
+from cl_lora.reporting.answers import answers_of
 from cl_lora.reporting.tensorboard import arms as arms_module
 from cl_lora.reporting.tensorboard import write_tensorboard
 from cl_lora.run_folder.layout import FRESH
@@ -86,6 +87,9 @@ def text_of(events, title):
 
 def test_the_overview_has_the_words_and_what_to_draw_first(run):
     events = read(run, "overview")
+    answers = answers_of(run)
+    assert answers
+    assert all(f"**{a.question}** {a.sentence}" in text_of(events, "answers") for a in answers)
     assert all(f"**{arm}**" in text_of(events, "arms") for arm in (*ARMS, *REFERENCES))
     assert "seeds:" in text_of(events, "configuration")
     layout = layout_pb2.Layout()

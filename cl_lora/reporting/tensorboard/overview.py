@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cl_lora.reporting.answers import answers_of
 from cl_lora.reporting.describe import configuration_text
 from cl_lora.reporting.figures.interference import similarity_figure
 from cl_lora.reporting.figures.numbers import metric_of
@@ -53,7 +54,9 @@ def texts(shown: Shown, left_out: Sequence[str]) -> dict[str, str]:
     """Return the pages of the tab Text, in Markdown: title -> text."""
     run = shown.run
     arms = [f"- **{a}**: {run.description(a)}" for a in (*run.arms, *run.references)]
-    found = {"arms": "\n".join(arms)}
+    answers = [f"**{a.question}** {a.sentence}" for a in answers_of(run)]
+    # TensorBoard shows them in the order of their titles.
+    found = {"answers": "\n\n".join(answers), "arms": "\n".join(arms)}
     if left_out:
         found["arms left out"] = (
             f"There are more arms than TensorBoard opens at once. These {len(left_out)} have the "
