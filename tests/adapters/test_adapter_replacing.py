@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from torch import nn
 
 from cl_lora.adapters import Adapter, AdapterBank, LoRAFactors
@@ -76,7 +76,7 @@ def test_a_kill_while_an_adapter_is_replaced_loses_neither(tmp_path: Path) -> No
         bank.save(0, "task", _adapter(1.0))
     given = json.dumps([[str(bank.folder), before] for before, bank in banks.items()])
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, given], check=False, capture_output=True, text=True
+        [*warm.python(), "-c", KILLED, given], check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     # Two JSON files, three renames and four deletions: the tenth moment is after them.

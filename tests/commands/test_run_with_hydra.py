@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 import yaml
 from tiny_run import overrides
 
@@ -52,7 +53,7 @@ def run(environment: dict[str, str], tmp_path: Path):
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-P", "-m", "cl_lora", *arguments],
+            [*warm.python(), "-P", "-m", "cl_lora", *arguments],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

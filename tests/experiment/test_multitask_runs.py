@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 import yaml
 from task_bench import (
     dense_backbone,
@@ -38,6 +38,8 @@ from cl_lora.models.backbones import Backbone, ModelConfig
 from cl_lora.models.prepare import prepare_backbone
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support.errors import UserError
+
+pytestmark = pytest.mark.slow
 
 TASKS = ("object", "area", "orientation", "outline")
 SMALL = (
@@ -527,7 +529,7 @@ def test_inputs_of_one_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_on_the_command_line_one_sentence_and_exit_code_2(tmp_path: Path, more, said) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "cl_lora", "run", *given(tmp_path / "run", ARMS[0], *more)],
+        [*warm.python(), "-m", "cl_lora", "run", *given(tmp_path / "run", ARMS[0], *more)],
         env={**os.environ, "COLUMNS": "80"},
         capture_output=True,
         text=True,

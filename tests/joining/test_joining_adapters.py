@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import warm
 import yaml
 from joining_folders import Deltas, deltas, layer_deltas, relative, tiny_bert, tiny_gpt2, write
 
@@ -483,7 +483,7 @@ def test_the_story_of_a_user(folder, tmp_path):
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "cl_lora", "merge", *arguments],
+            [*warm.python(), "-m", "cl_lora", "merge", *arguments],
             capture_output=True,
             text=True,
             check=False,
