@@ -17,6 +17,15 @@ from cl_lora.benchmarks import Benchmark, make_benchmark
 from cl_lora.models.backbones import Backbone
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the modules that take long, so that no worker is left alone with one at the end.
+
+    Modules are handed out whole and in this order, since what they train is shared within each.
+    """
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture
 def backbone() -> Backbone:
     return tiny_backbone()

@@ -16,9 +16,10 @@ TRAINING = ("strategy.epochs=1", "strategy.batch_size=8", "strategy.rank=2")
 
 
 def overrides(folder: Path, *more: str) -> list[str]:
-    """Return the overrides of a run in ``folder``: 3 classes, 3 domains, one epoch."""
+    """Return the overrides of a run in ``folder``: 3 classes, 3 domains of 16 px, one epoch."""
     return [
         f"run_dir={folder}",
+        "model.img_size=16",
         "benchmark.classes=3",
         "benchmark.styles=[photo,cartoon,sketch]",
         "benchmark.samples_per_class=6",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 from attack.__main__ import GROUPS, sliced
 from attack.core import Case, Outcome, Verdict, is_sentence, judge
 
@@ -53,10 +53,11 @@ def test_a_slice_is_spread_over_all_cases() -> None:
     assert chosen == list(range(10))
 
 
+@pytest.mark.slow
 def test_a_slice_of_every_group_ends_well(tmp_path: Path) -> None:
     here, told = Path(__file__).parents[1], tmp_path / "told.json"
     found = subprocess.run(
-        [sys.executable, "-m", "attack", "--slice", "1", "--json", str(told)],
+        [*warm.python(), "-m", "attack", "--slice", "1", "--json", str(told)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])},
         capture_output=True,
         text=True,

@@ -35,6 +35,8 @@ from cl_lora.run_folder.config_file import read_config, write_config
 from cl_lora.run_folder.hits import read_hits
 from cl_lora.run_folder.reader import RunFolder
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     *("model.img_size=16", "precision=fp32", "device=cpu", "report=false"),
     *("strategy.epochs=1", "strategy.batch_size=8", "strategy.rank=2"),

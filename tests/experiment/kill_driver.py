@@ -24,10 +24,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_run import overrides
 
 STAGES = (
-    *((n, 0) for n in (1, 2, 3, 5, 6, 7)),
-    *((7, n) for n in (2, 20, 60, 110)),
+    *((n, 0) for n in (1, 3, 5, 6, 7)),
+    *((7, n) for n in (2, 60, 110)),
 )
-"""Adapters and lines of scores at which a run is killed."""
+"""Adapters and lines of scores at which a run is killed.
+
+After the first and the last adapter of the bank, within and after the sequential one, after the
+joint one (the same code goes from each to the next), and early, midway and late among the scores.
+"""
 
 
 def start(run: Path, cache: Path) -> int:
@@ -39,7 +43,7 @@ def start(run: Path, cache: Path) -> int:
     log = os.open(f"{run}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    os._exit(main(["run", *overrides(run, "model.img_size=16")]))
+    os._exit(main(["run", *overrides(run)]))
 
 
 def finish(run: Path, cache: Path) -> int:

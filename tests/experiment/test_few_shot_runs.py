@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 import yaml
 from whole_runs import content, rows, stamps
 
@@ -21,6 +22,8 @@ from cl_lora.experiment.pipeline import check, execute
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support import files
 from cl_lora.support.errors import UserError
+
+pytestmark = pytest.mark.slow
 
 SMALL = (
     *("model.img_size=16", "precision=fp32", "device=cpu", "report=false", "references=[]"),
@@ -54,6 +57,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One seed, K = 1, 2 and all, two draws."""
     folder = tmp_path_factory.mktemp("few_shot") / "run"
     return run(folder, "shots=[1,2,all]", "draws=2", "seeds=[0]")
+
+
+@pytest.fixture(scope="module")
+def with_one_shot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tmp_path_factory.mktemp("one_shot") / "run", "shots=[1]", "seeds=[0]")
+
+
+@pytest.fixture
+def one_shot(with_one_shot: Path, tmp_path: Path) -> Path:
+    """A finished run of K = 1 that the test may change."""
+    return shutil.copytree(with_one_shot, tmp_path / "run")
 
 
 def test_every_arm_is_scored_at_every_k_and_draw(finished: Path) -> None:
@@ -118,8 +132,8 @@ def test_two_runs_with_one_seed_are_the_same_bytes(tmp_path: Path, finished: Pat
     assert (again / "similarity.csv").read_bytes() == (finished / "similarity.csv").read_bytes()
 
 
-def test_what_is_lost_is_measured_again_alone(tmp_path: Path) -> None:
-    folder = run(tmp_path / "run", "shots=[1]", "seeds=[0]")
+def test_what_is_lost_is_measured_again_alone(one_shot: Path) -> None:
+    folder = one_shot
     whole = (folder / "scores.csv").read_text()
     kept = [line for line in whole.splitlines(keepends=True) if ",lora," not in line]
     (folder / "scores.csv").write_text("".join(kept))
@@ -280,9 +294,9 @@ def test_classes_that_are_not_shared(tmp_path: Path) -> None:
             execute(compose_config([*command, *more]))
 
 
-def test_adapters_of_another_backbone_or_of_other_modules_are_named(tmp_path: Path) -> None:
+def test_adapters_of_another_backbone_or_of_other_modules_are_named(one_shot: Path) -> None:
     """As when a folder of adapters was put into the bank by hand."""
-    folder = run(tmp_path / "run", "shots=[1]", "seeds=[0]")
+    folder = one_shot
     training = folder / "adapters" / "seed-0" / "01-cartoon" / "training.json"
     record = json.loads(training.read_text())
     training.write_text(json.dumps(files.sealed({**record, "backbone": "f00d"})))
@@ -298,9 +312,9 @@ def test_adapters_of_another_backbone_or_of_other_modules_are_named(tmp_path: Pa
         run(folder, "shots=[1]", "seeds=[0]", "strategy.targets=[q,fc1,fc2]")
 
 
-def test_unequal_ranks_where_a_method_needs_equal_ones(tmp_path: Path) -> None:
+def test_unequal_ranks_where_a_method_needs_equal_ones(one_shot: Path) -> None:
     """As when one adapter of the bank was replaced: said before anything is adapted."""
-    folder = run(tmp_path / "run", "shots=[1]", "seeds=[0]")
+    folder = one_shot
     path = folder / "adapters" / "seed-0" / "01-cartoon"
     adapter = Adapter.load(path)
     wider = {
@@ -319,7 +333,7 @@ def test_in_a_process_of_its_own(tmp_path: Path) -> None:
 
     def command(*more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "cl_lora", "run", *given(tmp_path / "run"), *more],
+            [*warm.python(), "-m", "cl_lora", "run", *given(tmp_path / "run"), *more],
             env={**os.environ, "COLUMNS": "80"},
             capture_output=True,
             text=True,

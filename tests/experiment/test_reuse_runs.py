@@ -6,7 +6,6 @@ import copy
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 import safetensors.torch
 import task_bench
 import torch
+import warm
 import yaml
 from bench import features as features_under
 from bench import samples_of_test, stage, support, workbench
@@ -42,6 +42,8 @@ from cl_lora.models.images import ImageBackbone
 from cl_lora.models.prepare import prepare_backbone
 from cl_lora.run_folder.hits import read_hits
 from cl_lora.support.errors import UserError
+
+pytestmark = pytest.mark.slow
 
 TASKS = ("photo", "painting", "style")
 LIMITS = ("model.img_size=16", "precision=fp32", "device=cpu", "report=false")
@@ -740,7 +742,7 @@ def test_a_run_that_is_killed_ends_as_if_it_had_not_been(only_full: Path, tmp_pa
     driver = Path(__file__).parent / "reuse_kill_driver.py"
     given = json.dumps([*SMALL, *ONLY_FULL, "embed=painting"])
     done = subprocess.run(
-        [sys.executable, str(driver), str(tmp_path), given],
+        [*warm.python(), str(driver), str(tmp_path), given],
         capture_output=True,
         text=True,
         check=False,

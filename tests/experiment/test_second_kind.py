@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from tiny_run import ARMS, TRAINING
 
 from cl_lora.evaluation.scores import ScoreTable
@@ -25,7 +25,7 @@ PLUGINS = Path(__file__).parent / "plugins"
 def command_line(*arguments: str) -> str:
     """Run the command line in a process of its own, beside the plugins, and return what it says."""
     done = subprocess.run(
-        [sys.executable, "-m", "cl_lora", *arguments],
+        [*warm.python(), "-m", "cl_lora", *arguments],
         cwd=PLUGINS,
         env={**os.environ, "COLUMNS": "100"},
         capture_output=True,
@@ -92,7 +92,7 @@ def test_reports_of_a_scalar_task(area_run: tuple[Path, str]) -> None:
     assert "RMSE" in page
     assert "ccuracy" not in page.split("<style", 1)[0] + page.split("</style>", 1)[1]
     assert ">Last RMSE in px</button>" in page
-    training = page.split('<section id="training">')[1].split("</section>")[0]
+    training = page.split('<details id="training">')[1].split("</details>")[0]
     for trained in folder.glob("adapters/seed-*/*/training.json"):
         record = json.loads(trained.read_text())
         assert record["metric"] == "area_rmse"
