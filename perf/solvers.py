@@ -188,22 +188,25 @@ def over_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _to_same_loss(rows: list[dict[str, Any]], rule: str) -> float | None:
-    """Return how much less CPU time Gauss-Newton takes to Adam's loss, the mean of the ratios.
+def _to_same_loss(rows: list[dict[str, Any]], rule: str) -> dict[str, Any]:
+    """Return how much less CPU time Gauss-Newton takes to Adam's loss, where it gets there.
 
-    Its time is shared out over its evaluations, which are all alike. None if it never gets there.
+    Its time is shared out over its evaluations, which are all alike.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if row["case"] == rule:
             found.setdefault(row["solver"], []).append(row)
-    ratios: list[float] = []
-    for adam, newton in zip(found["Adam"], found["Gauss-Newton"], strict=True):
-        until = newton["evaluations_until_as_low_as_adam"]
-        if until is None:
-            return None
-        ratios.append(adam["cpu_s"] / (newton["cpu_s"] * until / newton["evaluations"]))
-    return statistics.mean(ratios)
+    ratios = [
+        adam["cpu_s"] / (newton["cpu_s"] * until / newton["evaluations"])
+        for adam, newton in zip(found["Adam"], found["Gauss-Newton"], strict=True)
+        if (until := newton["evaluations_until_as_low_as_adam"]) is not None
+    ]
+    return {
+        "seeds": len(found["Adam"]),
+        "reached": len(ratios),
+        "mean": statistics.mean(ratios) if ratios else None,
+    }
 
 
 def main() -> None:

@@ -190,8 +190,9 @@ def test_a_tolerance_ends_it_and_so_do_iterations():
     assert len(steps(iterations=1)) == 2
     usual, tight = steps(), steps(tolerance=1e-9)
     assert len(usual) < len(tight)
-    falls = [a.loss - b.loss for a, b in pairwise(usual)]
-    assert falls[-1] < 1e-3 < falls[0]
+    # What a tight tolerance finds below is in the order of the usual one of 1e-3.
+    assert usual[0].loss - usual[-1].loss > 1e-2
+    assert usual[-1].loss - tight[-1].loss < 2e-3
     assert len(steps(tolerance=1e5)) == 1  # no step is worth its pass
 
 

@@ -196,7 +196,7 @@ class _Descent:
                 move = -torch.cholesky_solve(slope[:, None], factor)[:, 0]
                 move *= min(1.0, _LONGEST / max(float((directions @ move).abs().max()), 1e-300))
                 promised = -float(slope @ move + move @ curvature @ move / 2)
-                if promised <= max(0.0, self.rule.options["tolerance"] / 10):
+                if promised <= max(0.0, self.rule.options["tolerance"]):
                     break
                 found = self._at(point.theta + directions @ move)
                 if found.loss < point.loss:

@@ -109,7 +109,7 @@ GAUSS_NEWTON = register_solver(
                 1e-3,
                 lambda v: is_number(v) and v >= 0,
                 "a finite number of at least 0",
-                "Gauss-Newton stops when the loss falls by less",
+                "Gauss-Newton stops when the loss falls by less, or would by its derivatives",
                 most=1e6,
             ),
             "iterations": OptionSpec(
