@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Two OpenMP threads that wait for each other collapse on a busy machine: tests use one.
 TEST_ENV := OMP_NUM_THREADS=1 CL_LORA_CACHE=$(CURDIR)/.cache
 
-.PHONY: demo test lint attack mutate install clean
+.PHONY: demo test lint docs attack mutate install clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cl-lora demo
@@ -18,6 +18,11 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages of docs/ and the Python API as a web site. A warning is an error; a test builds it too.
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build -q
+	@echo "Open build/site/index.html"
 
 # Hundreds of damaged files, hostile inputs, wrong settings and full disks; over an hour on one core.
 attack: $(VENV)/.test
@@ -40,6 +45,11 @@ $(VENV)/.demo: setup.cfg pyproject.toml constraints.txt
 $(VENV)/.test: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+$(VENV)/.docs: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
 
 $(VENV)/.mutate: $(VENV)/.test

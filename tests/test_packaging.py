@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import ast
 import configparser
+import os
 import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -133,3 +140,81 @@ def test_the_changelog_has_the_version() -> None:
     assert cl_lora.__version__ in versions
     kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
     assert set(re.findall(r"^### (.+)$", text, re.M)) <= kinds
+
+
+# The wheel ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout, built from a copy: the build leaves files behind."""
+    place = tmp_path_factory.mktemp("wheel")
+    source = place / "source"
+    leave = shutil.ignore_patterns("__pycache__")
+    for name in ("cl_lora", *TOP_LEVEL):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=leave)
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+        shutil.copy(ROOT / name, source)
+    options = ("--no-deps", "--no-build-isolation", "--disable-pip-version-check", "-q")
+    run([sys.executable, "-m", "pip", "wheel", *options, "-w", str(place), str(source)], place)
+    (built,) = place.glob("*.whl")
+    return built
+
+
+def run(command: Sequence[str], folder: Path) -> str:
+    """Run a command away from the checkout, and return what it prints."""
+    hidden = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_everything_that_is_not_python(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {f"cl_lora/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
+    for folder in ("cl_lora/models/embedded", "cl_lora/reporting/templates"):
+        wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / folder).iterdir()}
+    assert len(wanted) > 50
+    assert wanted | {"cl_lora/py.typed"} <= names
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+_USES = """
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import cl_lora
+from cl_lora.cli import main
+
+assert Path(cl_lora.__file__).is_relative_to(sys.prefix), cl_lora.__file__
+assert main(["list", "methods"]) == 0
+assert main(["run", "--cfg", "job", "arms=coleman2024_adaptive"]) == 0
+from cl_lora.models.backbones import ModelConfig, load_backbone
+
+assert load_backbone(ModelConfig("embedded")).network is not None
+assert (files("cl_lora.reporting") / "templates").is_dir()
+"""
+
+
+@pytest.mark.slow
+def test_the_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    """In a new environment that sees the other packages of this one, but no checkout."""
+    home = tmp_path / "venv"
+    run([sys.executable, "-m", "venv", "--without-pip", str(home)], tmp_path)
+    python = str(home / "bin" / "python")
+    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
+    run([*pip, "install", "-q", "--no-deps", str(wheel)], tmp_path)
+    (packages,) = home.glob("lib/python*/site-packages")
+    # A line of a .pth file is a plain path: what makes the checkout importable is not read there.
+    (packages / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    assert run([str(home / "bin" / "cl-lora"), "--version"], tmp_path).split() == [
+        cl_lora.__version__
+    ]
+    printed = run([python, "-c", _USES], tmp_path)
+    for part in ("dare_ties", "ta_adaptive_b1", "benchmark:"):
+        assert part in printed
