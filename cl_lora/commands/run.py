@@ -244,4 +244,4 @@ def print_table(folder: Path) -> None:
     tables += by_task[:1] if merges_subsets(finished) else by_task
     for table in tables:
         print(table.text(shown.width, color=shown.is_terminal))
-    print(as_text(answers_of(finished)), end="\n\n")
+    print(as_text(answers_of(finished), shown.width), end="\n\n")

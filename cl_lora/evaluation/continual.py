@@ -345,7 +345,7 @@ MEASURES: dict[str, Measure] = {
         ),
         Measure(
             "backward_transfer",
-            "BWT",
+            "Backward transfer",
             "BWT",
             lambda m: backward_transfer(m.values, m.higher_is_better),
             True,
@@ -354,7 +354,7 @@ MEASURES: dict[str, Measure] = {
         ),
         Measure(
             "forward_transfer",
-            "FWT",
+            "Forward transfer",
             "FWT",
             lambda m: forward_transfer(m.values, m.baseline, m.higher_is_better),
             True,
@@ -363,7 +363,7 @@ MEASURES: dict[str, Measure] = {
         ),
         Measure(
             "average_incremental",
-            "Incremental",
+            "Average incremental",
             "Incr",
             lambda m: average_incremental_accuracy(m.values),
             None,

@@ -7,6 +7,7 @@ answer; a sentence may say how far they are.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -94,9 +95,12 @@ def answers_of(run: RunFolder, metric: Metric | None = None) -> tuple[Answer, ..
     return (*(answer for answer in found if answer is not None), sure)
 
 
-def as_text(answers: Sequence[Answer]) -> str:
-    """Return answers one below another, as a terminal shows them."""
-    return "\n".join(answer.sentence for answer in answers)
+def as_text(answers: Sequence[Answer], width: int) -> str:
+    """Return answers one below another, as a terminal of ``width`` columns shows them."""
+    return "\n".join(
+        textwrap.fill(a.sentence, width, break_long_words=False, break_on_hyphens=False)
+        for a in answers
+    )
 
 
 def use(ranking: Ranking, bounds: Mapping[str, str] | None = None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -180,6 +180,31 @@ def in_unit(metric: Metric) -> str:
         'RMSE in px'
     """
     return f"{metric.title} in {metric.unit}" if metric.unit else metric.title
+
+
+def heading(title: str, unit: str = "", higher_is_better: bool | None = True) -> str:
+    """Return the head of a column that explains itself: its unit, and where less is better.
+
+    Example:
+        >>> heading("Forgetting", "pp", False), heading("Average accuracy", "%"), heading("n")
+        ('Forgetting (pp, lower is better)', 'Average accuracy (%)', 'n')
+    """
+    notes = [unit] * bool(unit) + ["lower is better"] * (higher_is_better is False)
+    return f"{title} ({', '.join(notes)})" if notes else title
+
+
+def unit_of_difference(metric: Metric) -> str:
+    """Return the unit of a difference of two values in the head of a column: pp for percent."""
+    return "pp" if metric.percent else metric.unit
+
+
+def over_seeds(seeds: Sequence[int]) -> str:
+    """Return what the numbers of a table are over."""
+    return (
+        f"mean ± standard deviation over {len(seeds)} seeds"
+        if len(seeds) > 1
+        else f"seed {seeds[0]}"
+    )
 
 
 def _parts(variant: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 from cl_lora.evaluation.continual import MEASURES
 from cl_lora.evaluation.metrics import Metric
+from cl_lora.reporting.answers import answers_of
 from cl_lora.reporting.budgets import headline
-from cl_lora.reporting.faces import faces, is_few_shot, merges_subsets
-from cl_lora.reporting.figures import FIGURES, draw_figures, render
+from cl_lora.reporting.describe import configuration_text
+from cl_lora.reporting.faces import Face, downstream, faces, is_few_shot
+from cl_lora.reporting.figures import draw_figures
 from cl_lora.reporting.multitask import is_multitask
-from cl_lora.reporting.page.budgets import budgets
-from cl_lora.reporting.page.cells import Cell, sortable
 from cl_lora.reporting.page.costs import costs
 from cl_lora.reporting.page.differences import differences
+from cl_lora.reporting.page.facts import commands, facts, links, summary
+from cl_lora.reporting.page.grid import Grid, grid
 from cl_lora.reporting.page.interference import interference
-from cl_lora.reporting.page.lead import facts, lead
 from cl_lora.reporting.page.numbers import coefficients, scores
+from cl_lora.reporting.page.pictures import Picture, pictures
 from cl_lora.reporting.page.training import training
 from cl_lora.reporting.tables import (
-    ResultTable,
     costs_table,
     main_tables,
     partner_tables,
+    sizes_table,
     tables_by_experience,
     tables_by_task,
 )
@@ -38,15 +38,12 @@ from cl_lora.run_folder.layout import REPORT_FILE
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support import files
 
-_LARGEST_SVG = 400_000
-"""Bytes over which a figure is embedded as PNG: a browser draws many outlines slowly."""
-
 
 def write_html(run: RunFolder) -> Path:
     """Write ``report.html`` into the run's folder and return its path.
 
-    One file: style, script and figures are inline. The primary metric leads; the others have a
-    table each.
+    One file: style, script and figures are inline. The answers lead, with every arm's distance from
+    the best; the table of the primary metric follows, the others a tab away.
 
     Raises:
         UserError: if there are no scores, or the folder cannot be written.
@@ -59,41 +56,35 @@ def write_html(run: RunFolder) -> Path:
 def render_html(run: RunFolder) -> str:
     """Return the report of ``run`` as HTML; the same run gives the same text."""
     run.check_finished()
-    metrics = [m for name, m in run.stream.metrics.items() if name in run.scores.metrics]
     metric = headline(run)
-    tables, folded = _results(run, metrics)
-    figures = list(_figures(run, metric))
-    environment = Environment(
-        loader=PackageLoader("cl_lora.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=False,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    drawn = pictures(draw_figures(run, metric.name))
+    found = interference(run)
+    return page(
+        "report.html.j2",
         run=run,
+        summary=summary(run),
         few_shot=is_few_shot(run),
-        lead=lead(run, metric),
-        facts=facts(run),
         multitask=is_multitask(run),
-        subsets=merges_subsets(run),
-        tables=[_table(t) for t in tables],
-        folded=[(title, [_table(t) for t in parts]) for title, parts in folded],
-        figures=[f for f in figures if not f["section"]],
-        interference=_interference(run, figures),
-        budgets=_budgets(run, metric, figures),
+        answers=answers_of(run, metric),
+        tabs=list(_tabs(run, metric)),
+        others=list(_others(run, metric)),
+        **_figures(drawn),
+        interference=found,
+        sizes=_grid_or_none(sizes_table(run, metric)),
         differences=list(differences(run, metric)),
-        costs=_costs(run, metric, figures),
-        adapting=[_table(t) for t in costs(run)],
+        costs=_costs(run, metric),
+        adapting=[grid(t) for t in costs(run)],
         arms=[
             {"name": a, "words": run.description(a), "settings": _one_line(run.settings(a))}
             for a in (*run.arms, *run.references)
         ],
         training=training(run),
-        score_count=len(run.scores),
-        scores=list(scores(run)),
-        coefficients=list(coefficients(run)),
-        configuration=_configuration(run),
+        scores=scores(run),
+        coefficients=coefficients(run),
+        facts=facts(run),
+        commands=commands(run),
+        links=list(links(run)),
+        configuration=configuration_text(run),
         environment=yaml.safe_dump(
             json.loads(json.dumps(dict(run.environment))), sort_keys=True, allow_unicode=True
         ).strip(),
@@ -101,99 +92,92 @@ def render_html(run: RunFolder) -> str:
     )
 
 
-def _results(
-    run: RunFolder, metrics: Sequence[Metric]
-) -> tuple[list[ResultTable], list[tuple[str, list[ResultTable]]]]:
-    """Return the tables that are open, and those that are folded under a title.
+def page(template: str, **parts: Any) -> str:
+    """Return a page made from a template of this package; every part must be given.
 
-    Of unlike tasks the metric that leads, such as the share of single task, is open, and each task
-    by its own metric; every other metric is folded, and so is every task with its partners.
+    Templates extend ``base.html.j2``, which has style, script and the frame of all pages.
     """
-    if not is_multitask(run):
-        tables = [table for m in metrics for table in main_tables(run, m)]
-        return [*tables, *tables_by_experience(run, metrics[0])], []
-    first = headline(run)
-    tables = [*main_tables(run, first), *tables_by_task(run)]
-    folded = [(f"{name}: merged with each partner", t) for name, t in partner_tables(run)]
-    others = [table for m in metrics if m != first for table in main_tables(run, m)]
-    if others:
-        folded.append(("Every metric, over the tasks that have it", others))
-    return tables, folded
+    environment = Environment(
+        loader=PackageLoader("cl_lora.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(**parts)
 
 
-def _interference(run: RunFolder, figures: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    found = interference(run)
-    if found is None:
-        return None
-    drawn = [f for f in figures if f["section"] == "interference"]
-    return {**found, "tables": [_table(t) for t in found["tables"]], "figures": drawn}
+def _tabs(run: RunFolder, first: Metric) -> Iterator[Grid]:
+    """Yield the tables of results, the primary metric's first, each with its short name.
+
+    Of unlike tasks other metrics are folded: :func:`_others` has them.
+    """
+    metrics = [first] if is_multitask(run) else _metrics(run, first)
+    for metric in metrics:
+        yield from _of_faces(run, metric)
+    for j, table in zip(downstream(run), tables_by_experience(run, first), strict=False):
+        yield grid(table, run.experiences[j])
+    each = faces(run)
+    for k, table in enumerate(tables_by_task(run)):
+        what = table.title.partition(" by its own metric")[0]
+        face = each[k] if len(each) > 1 and k < len(each) else None
+        yield grid(table, f"{what}{_behind(face)}")
 
 
-def _budgets(
-    run: RunFolder, metric: Metric, figures: Sequence[Mapping[str, Any]]
-) -> dict[str, Any] | None:
-    table = budgets(run, metric)
-    if table is None:
-        return None
-    return {"table": _table(table), "figures": [f for f in figures if f["section"] == "budgets"]}
+def _others(run: RunFolder, first: Metric) -> Iterator[tuple[str, list[Grid]]]:
+    """Yield tables of unlike tasks that are folded, under a title."""
+    for name, tables in partner_tables(run):
+        yield f"{name}: merged with each partner", [grid(t) for t in tables]
+    more = _metrics(run, first)[1:] if is_multitask(run) else []
+    every = [table for metric in more for table in _of_faces(run, metric)]
+    if every:
+        yield "Every metric, over the tasks that have it", every
 
 
-def _costs(
-    run: RunFolder, metric: Metric, figures: Sequence[Mapping[str, Any]]
-) -> dict[str, Any] | None:
-    timely = faces(run)[-1].run  # in time, where there is time
-    told = metric.name in timely.scores.metrics
-    table = costs_table(timely, metric) if told else None
-    if table is None:
-        return None
-    return {"table": _table(table), "figures": [f for f in figures if f["section"] == "costs"]}
+def _metrics(run: RunFolder, first: Metric) -> list[Metric]:
+    """Return the metrics that were scored, the primary one first."""
+    scored = [m for name, m in run.stream.metrics.items() if name in run.scores.metrics]
+    return sorted(scored, key=lambda m: m != first)
 
 
-def _table(table: ResultTable) -> dict[str, Any]:
-    first = len(table.rows) - table.references
-    rows = []
-    for i, name in enumerate(table.rows):
-        kind = "reference" if i >= first else ""
-        kind += " first-reference" if i == first and i else ""
-        cells = []
-        for j in range(len(table.columns)):
-            text, around = table.cell(i, j)
-            value = sortable(float(table.mean[i, j]))
-            cells.append(Cell(value, text, around.replace("± ", "±"), table.is_best(i, j)))
-        rows.append({"name": name, "kind": kind, "cells": cells})
+def _of_faces(run: RunFolder, metric: Metric) -> Iterator[Grid]:
+    each = [face for face in faces(run) if metric.name in face.run.scores.metrics]
+    for face, table in zip(each, main_tables(run, metric), strict=True):
+        yield grid(table, f"{metric.title}{_behind(face if len(faces(run)) > 1 else None)}")
+
+
+def _behind(face: Face | None) -> str:
+    """Return what tells one face of a run from its others."""
+    if face is None:
+        return ""
+    if face.kind == "group":
+        return f", {face.run.stream.trained_stages[0].name}"
+    return ", by K" if face.kind == "shots" else ", in time"
+
+
+def _figures(drawn: list[Picture]) -> dict[str, Any]:
+    """Return the figures by where they stand: first, open, in a section, or folded."""
+    first = [p for p in drawn if p.section == "first"]
+    shown = [p for p in drawn if p.open and p not in first]
+    rest = [p for p in drawn if p not in first and p not in shown]
+    sections = {p.section for p in rest if p.section}
     return {
-        "title": table.title,
-        "row_title": table.row_title,
-        "columns": table.columns,
-        "rows": rows,
-        "notes": table.notes,
+        "first": first[0] if first else None,
+        "shown": shown,
+        "folded": [p for p in rest if not p.section],
+        "of_section": {name: [p for p in rest if p.section == name] for name in sections},
     }
 
 
-def _figures(run: RunFolder, metric: Metric) -> Iterator[dict[str, Any]]:
-    for name, figure in draw_figures(run, metric.name).items():
-        yield {
-            "section": FIGURES[name].section,
-            "title": FIGURES[name].title,
-            "caption": FIGURES[name].caption,
-            "source": _source(figure),
-            "width": round(96 * figure.get_figwidth()),
-        }
+def _costs(run: RunFolder, metric: Metric) -> Grid | None:
+    timely = faces(run)[-1].run  # in time, where there is time
+    told = metric.name in timely.scores.metrics
+    return _grid_or_none(costs_table(timely, metric) if told else None)
 
 
-def _source(figure: Figure) -> str:
-    data, kind = render(figure, "svg"), "svg+xml"
-    if len(data) > _LARGEST_SVG:
-        data, kind = render(figure, "png"), "png"
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _configuration(run: RunFolder) -> str:
-    # Copied through JSON, as YAML would write shared parts as anchors and aliases.
-    told = ("arms", "variants", "descriptions", "identity")  # in sections of their own
-    kept = {k: v for k, v in run.config.items() if k not in told and v is not None}
-    plain = json.loads(json.dumps(kept))
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).strip()
+def _grid_or_none(table: Any) -> Grid | None:
+    return None if table is None else grid(table)
 
 
 def _one_line(settings: Mapping[str, Any]) -> str:

@@ -84,22 +84,19 @@ class Ranking:
 
     @property
     def note(self) -> str:
-        """What a marked row of a table means."""
+        """What a marked row of a table means, after the mark; empty where nothing is marked."""
         if self.best is None or len(self.arms) < 2:
             return ""
         if not self.formed:
-            told = "With one seed" if self.seeds == 1 else "Without a second seed of two arms"
-            return f"Marked: the best mean. {told} no arm can be told from another."
-        if self.over_images:
-            return (
-                f"Marked: {self.best}, the best mean, and every arm that cannot be told from it "
-                "over test samples (95 % interval of the difference includes 0). Training noise "
-                "is unknown with one seed."
-            )
-        return (
-            f"Marked: {self.best}, the best mean, and every arm that cannot be told from it (95 % "
-            f"interval of the difference over {self.seeds} seeds includes 0)."
+            only = "with one seed" if self.seeds == 1 else "without two seeds of another"
+            return f"the best mean; {only} no arm can be told from it."
+        over = "over test samples" if self.over_images else f"over {self.seeds} seeds"
+        told = (
+            f"best, or cannot be told from it: the 95 % interval of the difference to {self.best} "
+            f"{over} includes 0."
         )
+        noise = " Training noise is unknown with one seed."
+        return told + noise if self.over_images else told
 
 
 def rank(

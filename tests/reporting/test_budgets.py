@@ -22,6 +22,7 @@ from test_html import Checker
 
 from cl_lora.commands.run import print_table
 from cl_lora.evaluation.metrics import ACCURACY, METRICS, RELATIVE
+from cl_lora.reporting.answers import answers_of
 from cl_lora.reporting.budgets import (
     Point,
     best_within,
@@ -44,7 +45,7 @@ from cl_lora.reporting.figures import (
     render,
 )
 from cl_lora.reporting.html import render_html
-from cl_lora.reporting.page.lead import facts, lead
+from cl_lora.reporting.page.facts import facts
 from cl_lora.reporting.tables import main_tables, sizes_table, tables_by_task
 from cl_lora.reporting.tables.column import Column
 from cl_lora.reporting.tensorboard import write_tensorboard
@@ -150,7 +151,7 @@ def test_rows_with_fewer_seeds_and_controls_are_never_on_the_front(tmp_path):
     assert points["peru_lora_q8"].seeds == 2
     rest = {r: p for r, p in points.items() if r not in ("peru_lora_q8", "peru_lora_q16")}
     assert set(found) == brute_force(rest, True)
-    told = lead(run, ACCURACY)
+    told = answers_of(run)[0].sentence
     assert "peru_lora_q8" not in told
     assert "peru_lora_q16" not in told
 
@@ -167,10 +168,10 @@ def test_the_metric_that_leads_is_the_one_that_all_tasks_share(run, unlike, tmp_
     bare = RunFolder.read(path)
     assert headline(bare) == RELATIVE
     assert (has_budgets(bare), parameters_of(bare)) == (False, {})
-    assert list(draw_figures(bare)) == ["final", "matrices"]
+    assert list(draw_figures(bare)) == ["ranking", "final", "matrices"]
     assert sizes_table(bare, RELATIVE) is None
     page = render_html(bare)
-    assert "What each way costs" not in page
+    assert "What each way needs" not in page
     assert at_the_end(bare) == "at stage all"
 
 
@@ -217,8 +218,8 @@ def test_families_that_share_a_title_are_told_apart(tmp_path):
 
 
 def test_every_figure_is_drawn_and_no_two_texts_overlap(drawn, monkeypatch):
-    assert list(drawn) == ["pareto", "by_q_and_m", "final", "spectra", "embedding"]
-    for name in ("pareto", "by_q_and_m", "spectra", "embedding"):
+    assert list(drawn) == ["ranking", "pareto", "by_q_and_m", "final", "spectra", "embedding"]
+    for name in ("ranking", "pareto", "by_q_and_m", "spectra", "embedding"):
         assert texts_apart(drawn[name], monkeypatch) > 14, name
 
 
@@ -267,9 +268,9 @@ def test_pareto_names_multiples_of_the_backbone_where_it_is_known(drawn, tmp_pat
     assert ax.child_axes == []
     table = main_tables(unknown, ACCURACY)[0]
     assert [c.key for c in table.columns[:2]] == ["parameters", f"final {TASKS[0]}"]
-    told = lead(unknown, ACCURACY)
+    told = answers_of(unknown)[0].sentence
     assert "×" not in told
-    assert "of any size: peru_lora_q8, " in told
+    assert "Use peru_lora_q8 of any size (" in told
 
 
 def test_pareto_where_less_is_better(tmp_path):
@@ -280,9 +281,9 @@ def test_pareto_where_less_is_better(tmp_path):
     as_errors(path, rmse)
     run = RunFolder.read(path)
     assert on_front(run, rmse) == ["regmean", "peru_lora_q8", "single"]
-    assert "with nothing beside the backbone: regmean" in lead(run, rmse)
+    assert "regmean with nothing beside the backbone" in answers_of(run, rmse)[0].sentence
     drawn = draw_figures(run)
-    assert "less is better" in drawn["pareto"].axes[0].get_ylabel()
+    assert "lower is better" in drawn["pareto"].axes[0].get_ylabel()
     assert sizes_table(run, rmse).is_best(2, 3)  # peru_lora_q8
 
 
@@ -308,7 +309,7 @@ def test_by_q_and_m_has_a_panel_for_each(run, drawn):
 def test_one_size_of_a_residual_is_no_line(tmp_path):
     arms = {k: ARMS[k] for k in ("ties", "peru_lora_q8")}
     run = RunFolder.read(fabricate_reuse(tmp_path / "run", arms=arms, extras=False, seeds=(4,)))
-    assert list(draw_figures(run)) == ["pareto", "final"]
+    assert list(draw_figures(run)) == ["ranking", "pareto", "final"]
 
 
 def test_spectra_are_the_means_over_seeds_with_the_ranks_that_arms_keep(run, drawn):
@@ -373,9 +374,10 @@ def test_the_table_has_sizes_then_tasks_then_the_average(run):
     assert [c.title for c in table.columns] == [
         *("Parameters, M", "× backbone"),
         *TASKS,
-        *("Average", "n"),
+        *("Average accuracy (%)", "n"),
     ]
-    assert table.rows == (*ARMS, *ROWS)
+    assert {*table.rows} == {*ARMS, *ROWS}
+    assert {*table.rows[-len(ROWS) :]} == {*ROWS}
     i = table.rows.index("peru_lora_q8")
     size = ARMS["peru_lora_q8"][1]
     assert table.cell(i, 0) == (f"{size / 1e6:.2f}", "")
@@ -393,7 +395,7 @@ def test_unlike_tasks_show_their_share_and_then_each_its_own(unlike):
     (table,) = main_tables(unlike, RELATIVE)
     assert table.columns[1].title == "× backbone"
     (own,) = tables_by_task(unlike)
-    assert own.columns[1].title == "gtsrb (RMSE) ↓"
+    assert own.columns[1].title == "gtsrb (RMSE, lower is better)"
 
 
 @pytest.mark.parametrize("which", ["run", "unlike"])
@@ -403,9 +405,10 @@ def test_terminal_tables_fit_80_columns(which, request, capsys, monkeypatch):
     print_table(one.path)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    head = next(line for line in lines if line.startswith("Arm"))
+    rule = next(i for i, line in enumerate(lines) if set(line) == {"─"})
+    head = " ".join(lines[1:rule])
     assert "×" in head
-    assert "Avg" in head
+    assert "Avg" in head or "Average" in head
     assert "mnist" in head
     title = "Share of single task in %" if which == "unlike" else "Accuracy in %"
     assert lines[0].startswith(title)
@@ -448,30 +451,12 @@ def test_sizes_are_short(form, value, text):
 # Page, TensorBoard, comparison ---------------------------------------------------------------
 
 
-def test_the_lead_names_the_best_arm_of_each_budget_and_no_reference_as_a_choice(run):
-    told = lead(run, ACCURACY).replace("\N{NO-BREAK SPACE}", " ")
-    p = points_of(run, ACCURACY)
-    said = {
-        a: f"{100 * x.mean:.1f} [{100 * x.low:.1f}, {100 * x.high:.1f}] %" for a, x in p.items()
-    }
-    assert told.startswith(
-        "Accuracy, average over 6 tasks, best of 17 arms, with nothing beside the backbone: "
-        f"regmean, {said['regmean']} (5.53 M); within 1.1× of the backbone: peru_lora_q4, "
-        f"{said['peru_lora_q4']} (1.06×, 5.86 M); within 1.5× of the backbone: peru_lora_q16, "
-    )
-    assert f"of any size: peru_fft_10, {said['peru_fft_10']} (2.20×, 12.2 M)." in told
-    choice, rest = told.split("For reference, every task by itself: ")
-    assert "single" not in choice
-    assert rest.startswith(f"single {said['single']} (1.48×, 8.18 M), single_full ")
-    assert "single needs no more numbers than peru_fft_10 and scores better." in rest
-    assert "95 % interval over 3 seeds, which are its unit" in rest
-
-
 def test_one_seed_has_no_interval(tmp_path):
     one = RunFolder.read(fabricate_reuse(tmp_path / "run", arms=FEW, seeds=(5,), extras=False))
-    told = lead(one, ACCURACY)
+    told = answers_of(one)[0].sentence
     assert "[" not in told
-    assert "There is one seed" in told
+    assert "cannot be told" not in told
+    assert "training noise is unknown" in answers_of(one)[-1].sentence
     assert "One seed: no interval." in sizes_table(one, ACCURACY).notes
     assert math.isnan(points_of(one, ACCURACY)["regmean"].low)
     assert "pareto" in draw_figures(one)
@@ -484,15 +469,16 @@ def test_the_page_has_a_section_on_what_each_way_costs(small):
     assert checker.open == []
     assert {a[1:] for a in checker.addresses if a.startswith("#")} <= checker.ids
     assert "budgets" in checker.ids
-    section = page.split('<section id="budgets">')[1].split("</section>")[0]
-    assert "<h2>What each way costs</h2>" in section
-    for name in ("pareto", "by_q_and_m"):
-        assert f"<b>{FIGURES[name].title}.</b>" in section
-    figures = page.split('<section id="figures">')[1].split("</section>")[0]
-    assert "<b>Singular values of the adapters.</b>" in figures
-    assert "<b>Features of one task under each arm.</b>" in figures
+    section = page.split('<details id="budgets">')[1].split("</details>")[0]
+    assert "What each way needs" in section
+    assert f">{FIGURES['by_q_and_m'].title}</p>" in section
+    figures = page.split('<section id="figures"')[1].split("</section>")[0]
+    assert f">{FIGURES['pareto'].title}</p>" in figures
+    folded = page.split('<details id="more">')[1].split("</details>")[0]
+    assert ">Singular values of the adapters</p>" in folded
+    assert ">Features of one task under each arm</p>" in folded
     assert checker.tables[0][0][1:4] == ["Parameters, M", "× backbone", "mnist"]
-    assert "for these tasks" in unescape(page.split('<section id="differences">')[1])
+    assert "for these tasks" in unescape(page.split('<details id="differences">')[1])
     titles = [row[0] for row in facts(small)]
     assert "Samples" in titles
     assert "Tasks in order" not in titles

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fabricate import ARMS, DOMAINS, REFERENCES, fabricate_run, many_arms
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from other_runs import RMSE, as_errors, as_stages
@@ -70,6 +71,7 @@ def test_every_figure_is_drawn_as_png_and_svg_with_the_same_bytes_again(run_path
     # alone.
     everywhere = [f for f in in_order() if f.few_shot != "only" and not f.whole]
     names = [f.name for f in everywhere if f.name not in ("robustness", "routing", "costs")]
+    names = ["ranking", *names]
     assert [p.name for p in paths] == [f"{n}.{kind}" for n in names for kind in ("png", "svg")]
     first = {p: p.read_bytes() for p in paths}
     for path, data in first.items():
@@ -94,6 +96,18 @@ def test_the_style_of_others_is_left_alone(run_path):
 )
 def test_no_two_texts_overlap_with_30_rows(drawn, name, monkeypatch):
     assert texts_apart(drawn[name], monkeypatch) > 20
+
+
+def luminance(color):
+    """Return the relative luminance of a colour, as WCAG 2 defines it."""
+    channels = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+    return float(np.dot(channels, [0.2126, 0.7152, 0.0722]))
+
+
+def contrast(a, b):
+    """Return the contrast of two colours, from 1 to 21."""
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
 
 
 def texts_apart(figure, monkeypatch):
@@ -213,7 +227,7 @@ def test_figures_without_data_are_left_out(tmp_path):
     path = fabricate_run(tmp_path / "run", arms=arms, references=(), domains=("photo",))
     run = RunFolder.read(path)
     # One experience: nothing to forget. One arm, fixed: no robustness, nothing learned.
-    assert set(draw_figures(run)) == {"final", "over_time", "matrices"}
+    assert set(draw_figures(run)) == {"ranking", "final", "over_time", "matrices"}
 
 
 def test_many_domains(tmp_path):
@@ -231,12 +245,12 @@ def test_an_error_puts_the_smallest_first_and_says_so_on_its_axis(tmp_path):
     matrix = run.scores.matrix
     means = [np.mean([matrix(s, a, "rmse").values[-1].mean() for s in run.seeds]) for a in run.arms]
     assert widths == pytest.approx(sorted(means))  # in px, not in percent
-    assert final.axes[0].get_xlabel() == "RMSE after the last domain (px, less is better)"
+    assert final.axes[0].get_xlabel() == "RMSE after the last domain (px, lower is better)"
     against = figures.forgetting_against_score(run, RMSE)
     assert against is not None
-    assert against.axes[0].get_ylabel() == "forgetting, px (less is better)"
+    assert against.axes[0].get_ylabel() == "forgetting, px (lower is better)"
     # What the run scores first leads, without being told its name.
-    assert draw_figures(run)["matrices"].axes[-1].get_ylabel() == "RMSE (px, less is better)"
+    assert draw_figures(run)["matrices"].axes[-1].get_ylabel() == "RMSE (px, lower is better)"
 
 
 def test_all_score_matrices_share_the_scale_of_their_colour_bar(tmp_path):
@@ -259,8 +273,8 @@ def test_numbers_in_a_matrix_are_told_from_their_cells_and_bright_is_good(tmp_pa
     assert best > 0.5 > worst
     for text in ax.texts:
         j, s = (round(v) for v in text.get_position())
-        cell = image.to_rgba(np.array([[matrix[s, j]]]))[0, 0, :3].mean()
-        assert (text.get_color() == "white") == (cell < 0.52), (s, j)
+        cell = to_hex(image.to_rgba(np.array([[matrix[s, j]]]))[0, 0])
+        assert contrast(str(text.get_color()), cell) > 4, (s, j)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +282,7 @@ def test_numbers_in_a_matrix_are_told_from_their_cells_and_bright_is_good(tmp_pa
     [
         (ACCURACY, "Accuracy (%)"),
         (Metric("r2", "R squared"), "R squared"),
-        (Metric("nme", "NME", higher_is_better=False), "NME (less is better)"),
+        (Metric("nme", "NME", higher_is_better=False), "NME (lower is better)"),
     ],
 )
 def test_the_title_of_an_axis(metric, title):
@@ -298,7 +312,7 @@ def unordered(request, tmp_path_factory):
 
 
 def test_without_order_no_figure_shows_time(unordered):
-    assert set(draw_figures(unordered)) == {"final", "matrices"}
+    assert set(draw_figures(unordered)) == {"ranking", "final", "matrices"}
 
 
 def test_without_order_final_scores_are_those_of_the_last_stage(unordered):
@@ -394,7 +408,7 @@ def test_a_figure_is_one_function(run_path, registry):
 
     paths = write_figures(RunFolder.read(run_path))
     names = list(dict.fromkeys(p.stem for p in paths))
-    assert names[:3] == ["final", "seeds", "over_time"]
+    assert names[:4] == ["ranking", "final", "seeds", "over_time"]
     assert "nothing" not in names
     assert (run_path / "figures" / "seeds.svg").is_file()
 

@@ -1,5 +1,6 @@
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -9,6 +10,7 @@ from other_runs import as_errors, as_stages
 from scipy import stats
 
 from cl_lora.evaluation.scores import ScoreTable
+from cl_lora.reporting.answers import answers_of
 from cl_lora.reporting.html import render_html, write_html
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support.errors import UserError
@@ -65,17 +67,22 @@ def parsed(page):
 
 
 def test_one_file_without_network(parsed, page):
-    assert all(a.startswith(("data:", "#")) for a in parsed.addresses)
+    # What lies beside the page is linked to, and never loaded.
+    beside = {"scores.csv", "figures/"}
+    assert all(a.startswith(("data:", "#")) or a in beside for a in parsed.addresses)
     assert {a[1:] for a in parsed.addresses if a.startswith("#")} <= parsed.ids
-    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest", page)
+    assert not re.search(r"@import|url\((?!#)|fetch\(|XMLHttpRequest", page)
     # Namespaces inside figures are base64; no other address may be there.
     assert "http" not in page
 
 
 def test_every_arm_is_in_the_results_and_in_words(parsed, page):
     rows = [row[0] for row in parsed.tables[0]]
-    assert rows == ["Arm", *ARMS, *REFERENCES]
-    assert parsed.tables[0][0][1:6] == [*DOMAINS, "Average"]
+    assert rows[0] == "Arm"
+    assert {*rows[1:4]} == {*ARMS}
+    assert rows[4] == "Baselines"
+    assert {*rows[5:]} == {*REFERENCES}
+    assert parsed.tables[0][0][1:6] == [*DOMAINS, "Average accuracy (%)"]
     for arm in (*ARMS, *REFERENCES):
         assert f"<dt>{arm}</dt><dd>" in page
     assert "The method ties. Coefficients: {" in page
@@ -108,11 +115,13 @@ def test_every_score_and_coefficient_is_there(run, parsed):
 
 def test_differences_are_to_the_first_reference_row(run, parsed, page):
     assert run.references[0] == "base"
-    assert "<h2>Differences to base</h2>" in page
-    assert "Compared with base. Differences to base: " in page
+    captions = re.findall(r"<caption>Differences to (.*?)</caption>", page)
+    assert captions == ["ties_w1", "base"]  # the best arm first
+    assert "Differences to base: " in page
     assert "Student&#39;s t over seeds, for these domains" in page
     assert "Holm-corrected for 7 comparisons" in page
-    (table,) = (t for t in parsed.tables if t[0][:2] == ["Arm", "Difference, points"])
+    tables = [t for t in parsed.tables if t[0][:2] == ["Arm", "Difference, points"]]
+    table = [row for row in tables[1] if row != ["Baselines"]]
     assert table[0][2:] == ["Low", "High", "n (seeds)", "p", "p, Holm"]
     assert {row[0] for row in table[1:]} == {*ARMS, *REFERENCES} - {"base"}
     assert {row[4] for row in table[1:]} == {"2"}
@@ -135,7 +144,7 @@ def test_one_seed_has_an_interval_over_test_images(tmp_path):
     checker.feed(page)
     assert "paired bootstrap of 1200 images" in page
     assert "it says nothing about another seed" in page
-    (table,) = (t for t in checker.tables if t[0][:2] == ["Arm", "Difference, points"])
+    *_, table = (t for t in checker.tables if t[0][:2] == ["Arm", "Difference, points"])
     assert table[0][2:] == ["Low", "High", "n (test images)"]
     rows = {row[0]: row for row in table[1:]}
     assert rows["ties_w1"][4] == "1200"
@@ -147,15 +156,14 @@ def test_one_seed_has_an_interval_over_test_images(tmp_path):
 def test_the_recorded_order_of_references_decides_not_their_names(tmp_path):
     rows = ("one_of_tomorrow", "sequential", "base")
     page = render_html(RunFolder.read(fabricate_run(tmp_path / "run", references=rows)))
-    assert "<h2>Differences to one_of_tomorrow</h2>" in page
-    assert "Compared with one_of_tomorrow." in page
+    assert "<caption>Differences to one_of_tomorrow</caption>" in page
 
 
 def test_one_comparison_and_one_arm_are_not_plurals(tmp_path):
     path = fabricate_run(tmp_path / "run", arms={"only": ARMS["ties_w1"]}, references=("base",))
     page = render_html(RunFolder.read(path))
     assert "Holm-corrected for 1 comparison." in page
-    assert '<p class="lead">Accuracy, average: only, ' in page
+    assert "<dd>The only arm, only, reaches " in page
 
 
 def test_one_seed_without_hits_has_no_interval(tmp_path):
@@ -169,15 +177,18 @@ def test_a_scalar_is_shown_in_its_unit(tmp_path):
     page = render_html(run)
     checker = Checker()
     checker.feed(page)
-    assert "<h3>RMSE in px after the last domain, mean ± deviation over 2 seeds</h3>" in page
+    title = "RMSE in px after the last domain, mean ± standard deviation over 2 seeds"
+    assert f"<caption>{title}</caption>" in page
     assert "Difference, px" in checker.tables[1][0]
-    assert "Average ↓" in checker.tables[0][0]
+    assert "Average RMSE (px, lower is better)" in checker.tables[0][0]
     means = {a: np.mean([run.scores.matrix(s, a, "rmse").values[-1] for s in (0, 1)]) for a in ARMS}
     best = min(means, key=means.get)
-    lead = re.search(r'<p class="lead">(.*?)</p>', page)[1]
-    assert lead.startswith(f"RMSE, average: best of 3 arms {best}, {means[best]:.3f} ± ")
-    assert "\N{NO-BREAK SPACE}px" in lead
-    assert "%" not in lead
+    said = re.search(r"<dd>(.*?)</dd>", page)[1].replace("\N{NO-BREAK SPACE}", " ")
+    assert said.startswith(f"Use {best} ({means[best]:.3f} px).")
+    assert "%" not in said
+    # The least error is the first row, and a first click leads there again.
+    assert checker.tables[0][1][0] == best
+    assert 'data-first="ascending" aria-sort="ascending"' in page
 
 
 def test_the_training_score_is_that_of_the_recorded_metric(tmp_path, parsed):
@@ -205,17 +216,29 @@ def test_without_order_there_is_no_forgetting(tmp_path):
     page = render_html(RunFolder.read(path))
     checker = Checker()
     checker.feed(page)
-    assert "<h3>Accuracy in % at stage all, mean ± deviation over 2 seeds</h3>" in page
-    assert checker.tables[0][0] == ["Arm", *DOMAINS, "Average", "n"]
+    title = "Accuracy in % at stage all, mean ± standard deviation over 2 seeds"
+    assert f"<caption>{title}</caption>" in page
+    assert checker.tables[0][0] == ["Arm", *DOMAINS, "Average accuracy (%)", "n"]
 
 
-def test_the_lead_names_the_best_arm(run, page):
-    lead = re.search(r'<p class="lead">(.*?)</p>', page)[1]
+def test_the_answers_lead_and_name_the_best_arm(run, page):
+    said = [unescape(a) for a in re.findall(r"<div><dt>.*?</dt><dd>(.*?)</dd></div>", page)]
+    assert said == [answer.sentence for answer in answers_of(run)]
     means = {a: sum(run.scores.matrix(s, a).values[-1].mean() for s in run.seeds) / 2 for a in ARMS}
-    best = max(means, key=means.get)
-    assert lead.startswith(f"Accuracy, average: best of 3 arms {best}, {100 * means[best]:.1f} ± ")
-    assert "For reference: base" in lead
-    assert lead.endswith("Mean ± deviation over 2 seeds.")
+    assert said[0].startswith(f"Use {max(means, key=means.get)} (")
+    assert page.index(said[0].split(".")[0]) < page.index("<table")
+
+
+def test_the_command_that_made_the_run_can_be_copied(tmp_path):
+    path = fabricate_run(tmp_path / "run")
+    assert 'id="command"' not in render_html(RunFolder.read(path))  # none was recorded
+    environment = json.loads((path / "environment.json").read_text())
+    first = {"command": ["/usr/bin/cl-lora", "run", "seeds=[0]"]}
+    environment |= {"command": ["cl-lora", "run", "seeds=[0, 1]"], "earlier": [first]}
+    (path / "environment.json").write_text(json.dumps(environment))
+    page = unescape(render_html(RunFolder.read(path)))
+    assert "cl-lora run 'seeds=[0]'\ncl-lora run 'seeds=[0, 1]'</pre>" in page
+    assert 'class="copy" data-of="command"' in page
 
 
 def test_configuration_environment_and_definitions(page):
@@ -251,7 +274,8 @@ def test_what_a_run_may_lack(tmp_path):
         curve.unlink()
     page = render_html(RunFolder.read(path))
     assert "No training curves were recorded" in page
-    assert "Differences to" not in page
+    # Nothing but the arm itself, from which nothing differs.
+    assert "<caption>Differences to" not in page or "<tbody>\n</tbody>" in page
     assert "All coefficients" not in page
 
 

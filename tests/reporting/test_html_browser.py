@@ -7,7 +7,7 @@ from html import unescape
 
 import pytest
 from chromium import CHROMIUM
-from fabricate import ARMS, fabricate_run, many_arms
+from fabricate import ARMS, REFERENCES, fabricate_run, many_arms
 
 from cl_lora.reporting.html import write_html
 from cl_lora.run_folder.reader import RunFolder
@@ -30,18 +30,41 @@ PROBE = """
 addEventListener("load", () => {
   const table = document.querySelector("#results table");
   const column = (i) => [...table.tBodies[0].rows].map((row) => row.cells[i].textContent);
+  const baselines = () => [...table.tBodies[1].rows].map((row) => row.cells[0].textContent);
   const click = (i) => table.tHead.rows[0].cells[i].querySelector("button").click();
-  const average = [...table.tHead.rows[0].cells].findIndex((c) => c.textContent === "Average");
-  const last = [...table.tHead.rows[0].cells].findIndex((c) => c.textContent === "Incremental");
-  const seen = { average: average, before: column(0) };
-  click(average); seen.down = column(average); seen.names = column(0);
-  seen.sort = table.tHead.rows[0].cells[average].getAttribute("aria-sort");
-  click(average); seen.up = column(average);
+  const head = (start) =>
+    [...table.tHead.rows[0].cells].findIndex((c) => c.textContent.startsWith(start));
+  const average = head("Average accuracy (%)"), last = head("Average incremental");
+  const sort = () => table.tHead.rows[0].cells[average].getAttribute("aria-sort");
+  const seen = { average: average, before: column(0), opened: column(average), first: sort() };
+  click(average); seen.up = column(average); seen.names = column(0);
+  click(average); seen.down = column(average); seen.sort = sort();
+  seen.baselines = baselines();
   click(last); seen.last = column(last);
   click(0); seen.alphabet = column(0);
   seen.marked = table.tHead.querySelectorAll("[aria-sort]").length;
   seen.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-  seen.images = [...document.images].map((image) => image.naturalWidth);
+  seen.images = [...document.querySelectorAll(".plot svg, .plot img")].map(
+    (image) => image.closest("details") ? 1 : image.getBoundingClientRect().width);
+  const tabs = [...document.querySelectorAll("[role=tab]")];
+  const panels = () => [...document.querySelectorAll("[role=tabpanel]")].map((p) => p.hidden);
+  seen.panels = [panels()];
+  tabs[0].focus();
+  tabs[0].dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
+  seen.panels.push(panels());
+  seen.focus = document.activeElement.textContent;
+  const plot = document.querySelector(".plot"), tip = document.getElementById("tip");
+  plot.dispatchEvent(new KeyboardEvent("keydown", { key: "Home", bubbles: true }));
+  seen.tip = tip.textContent;
+  const box = plot.querySelectorAll("[data-tip]")[2].getBoundingClientRect();
+  const at = { clientX: box.left + 2, clientY: box.top + 2, bubbles: true };
+  plot.dispatchEvent(new PointerEvent("pointermove", at));
+  seen.hovered = tip.textContent;
+  plot.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+  seen.hidden = tip.textContent;
+  location.hash = "#numbers";
+  unfold();
+  seen.unfolded = document.getElementById("numbers").open;
   document.body.innerHTML = "";
   document.body.dataset.seen = JSON.stringify(seen);
 });
@@ -86,19 +109,40 @@ def test_the_report_opens_without_a_console_message(report, tmp_path):
     assert "Every number" in dom
 
 
-def test_a_click_sorts_by_number_largest_first_and_again_smallest_first(seen):
+def test_a_click_sorts_by_number_and_again_the_other_way(seen):
     down = [number(x) for x in seen["down"]]
     assert down == sorted(down, reverse=True)
-    assert seen["sort"] == "descending"
+    # As the page is opened it is sorted already, the best first.
+    assert seen["opened"] == seen["down"]
+    assert seen["first"] == seen["sort"] == "descending"
     assert [number(x) for x in seen["up"]] == sorted(down)
-    # Rows move as a whole, and none is lost.
+    # Rows move as a whole, none is lost, and baselines keep to their block.
     assert sorted(seen["names"]) == sorted(seen["before"])
     assert seen["names"] != seen["before"]
+    assert seen["baselines"][0] == "Baselines"
+    assert {*seen["baselines"][1:]} == {*REFERENCES}
+
+
+def test_a_tab_is_chosen_by_an_arrow_key(seen):
+    assert seen["panels"] == [[False, True], [True, False]]
+    assert seen["focus"] == "Macro F1"
+
+
+def test_marks_say_their_name_and_numbers_by_key_and_by_pointer(seen):
+    assert re.search(r"^\w+: [\d.]+ ± [\d.]+ %, the best arm$", seen["tip"])
+    assert re.search(
+        r"^\w+: [\d.]+ ± [\d.]+ %; −[\d.]+ \[.*\] points from the best", seen["hovered"]
+    )
+    assert seen["hidden"] == ""
+
+
+def test_a_link_opens_what_is_folded(seen):
+    assert seen["unfolded"] is True
 
 
 def test_undefined_values_stay_last(seen):
-    assert seen["last"][-1] == "–"
-    defined = [number(x) for x in seen["last"][:-1]]
+    defined = [number(x) for x in seen["last"] if x != "–"]
+    assert seen["last"][: len(defined)] == [x for x in seen["last"] if x != "–"]
     assert defined == sorted(defined, reverse=True)
 
 
@@ -108,7 +152,7 @@ def test_names_sort_by_alphabet_and_one_heading_is_marked(seen):
 
 
 def test_figures_are_shown_and_nothing_sticks_out(seen):
-    assert len(seen["images"]) == 6
+    assert len(seen["images"]) == 7
     assert all(width > 0 for width in seen["images"])
     assert seen["overflow"] <= 0
 
@@ -124,7 +168,7 @@ def test_nothing_sticks_out_on_a_phone(report, tmp_path):
         frame.addEventListener("load", () => {{
           const root = frame.contentDocument.documentElement;
           document.body.dataset.widths = root.scrollWidth + " " + root.clientWidth;
-          const names = [...root.querySelectorAll("#results td:first-child")];
+          const names = [...root.querySelectorAll("#results tbody:first-of-type th")];
           document.body.dataset.cut = names.filter((x) => x.scrollWidth > x.clientWidth).length;
           document.body.dataset.highest = Math.max(...names.map((x) => x.clientHeight));
         }});</script></body>"""
@@ -135,4 +179,6 @@ def test_nothing_sticks_out_on_a_phone(report, tmp_path):
     assert client == pytest.approx(390, abs=20)
     assert scroll <= client
     assert 'data-cut="0"' in dom  # names that differ at their end only can be told apart
-    assert int(re.search(r'data-highest="(\d+)"', dom)[1]) < 60  # two lines, not a letter a line
+    assert (
+        int(re.search(r'data-highest="(\d+)"', dom)[1]) < 80
+    )  # two lines or three, not a letter a line

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from other_runs import RMSE, as_errors, as_stages
 from rich.console import Console
 
-from cl_lora.evaluation.metrics import Metric
+from cl_lora.evaluation.metrics import ACCURACY, Metric
 from cl_lora.evaluation.scores import Score, ScoreTable
 from cl_lora.evaluation.shape import Shape
+from cl_lora.reporting.ranking import ranking_of
 from cl_lora.reporting.tables import (
     RENDERERS,
     Column,
@@ -39,16 +40,23 @@ def by_hand():
     )
 
 
+def parts(text):
+    """Return the title, the words of the heads, and the lines below the rule."""
+    lines = text.splitlines()
+    rule = next(i for i, line in enumerate(lines) if set(line) == {"─"})
+    return lines[0], " ".join(lines[1:rule]).split(), lines[rule + 1 :]
+
+
 @pytest.fixture
 def table():
     return result_table(by_hand(), experiences=("art_painting", "photo"), references=("oracle",))
 
 
 def test_numbers_are_mean_and_deviation_over_seeds(table):
-    lines = table.text(120).splitlines()
-    assert lines[0] == "Accuracy in % after the last domain, mean ± deviation over 2 seeds"
-    assert re.split(r"\s{2,}", lines[1])[:4] == ["Arm", "art_painting", "photo", "Average"]
-    assert re.split(r"\s{2,}", lines[3]) == [
+    title, heads, lines = parts(table.text(120))
+    assert title == "Accuracy in % after the last domain, mean ± standard deviation over 2 seeds"
+    assert {"art_painting", "photo", "Average", "accuracy", "(pp,", "lower", "better)"} <= {*heads}
+    assert re.split(r"\s{2,}", lines[0]) == [
         "low",
         "51.0 ±1.4",
         "71.0 ±1.4",
@@ -61,10 +69,10 @@ def test_numbers_are_mean_and_deviation_over_seeds(table):
 
 
 def test_references_are_apart_and_not_ranked(table):
-    lines = table.text(120).splitlines()
-    assert lines[5] == ""
-    assert lines[6].startswith("oracle")
-    bold = [line for line in table.text(120, color=True).splitlines()[3:] if "\x1b[1m" in line]
+    lines = parts(table.text(120))[2]
+    assert lines[2] == ""
+    assert lines[3].startswith("oracle")
+    bold = [line for line in table.text(120, color=True).splitlines()[6:] if "\x1b[1m" in line]
     assert {line.split()[0] for line in bold} == {"low", "high_up"}
 
 
@@ -85,7 +93,8 @@ def test_lower_is_better_leads_downwards():
     text = table.text(80)
     assert text.startswith("RMSE in px after the last domain, seed 0\n")
     assert "1.000" in text
-    assert "Average ↓" in text
+    assert "better)" in parts(text)[1]
+    assert "↓" not in text
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -94,7 +103,7 @@ def test_n_stays_in_a_table_of_two_seeds(width):
     text = result_table(scores, experiences=DOMAINS, references=REFERENCES).text(width)
     lines = text.splitlines()
     assert max(map(len, lines)) <= width
-    assert lines[1].split()[-1] == "n"
+    assert parts(text)[1][-1] == "n"
     assert {line.split()[-1] for line in lines if line.startswith("ta_")} == {"2"}
 
 
@@ -105,12 +114,12 @@ def test_25_arms_and_4_domains_fit(width):
         width
     )
     assert max(map(len, text.splitlines())) <= width
-    header = text.splitlines()[1]
-    for heading in ("photo", "art", "cartoon", "sketch", "Avg", "Forget"):
+    header = " ".join(parts(text)[1])
+    for heading in ("photo", "art", "cartoon", "sketch", "Average", "accuracy", "Forget"):
         assert heading in header
     for name in (*arms, *REFERENCES):
         assert re.search(rf"^{name} ", text, re.MULTILINE), name
-    assert ("BWT" in header) == (width == 120)
+    assert ("Backward" in header or "BWT" in header) == (width == 120)
     assert "Not shown at this width: " in text
     assert "R[l,j] - R[T,j]" in text  # not taken for markup
 
@@ -198,26 +207,12 @@ def test_csv_holds_the_unrounded_numbers(table):
 
 def test_markdown(table):
     lines = table.markdown().splitlines()
-    assert lines[2].startswith("| Arm | art\\_painting | photo | Average |")
+    assert lines[2].startswith("| Arm | art\\_painting | photo | Average accuracy (%) | Forgetting")
     assert lines[3] == "|:--|--:|--:|--:|--:|--:|--:|--:|"
     assert lines[4].startswith("| low | 51.0 ± 1.4 | **71.0 ± 1.4** | 61.0 ± 1.4 |")
     assert lines[5].startswith("| high\\_up | **61.0 ± 1.4** |")
     assert lines[6].startswith("| *oracle* | 91.0 ± 1.4 |")
     assert {line.count("|") for line in lines[2:7]} == {9}
-
-
-def test_latex_escapes_and_is_balanced(table):
-    text = table.latex()
-    assert r"high\_up & \textbf{61.0} {\tiny $\pm$ 1.4} & " in text
-    assert r"Accuracy in \% after" in text
-    assert text.count(r"\begin{tabular}{lrrrrrrr}") == text.count(r"\end{tabular}") == 1
-    assert text.count(r"\hline") == 4
-    bare = re.sub(r"\\[&%$#_{}]", "", text)
-    assert bare.count("{") == bare.count("}")
-    assert bare.count("$") % 2 == 0
-    assert not re.search(r"[%#−±↓…–]|(?<!\\)_", bare)
-    body = [line for line in text.splitlines() if line.endswith(r" \\")]
-    assert {re.sub(r"\\&", "", line).count("&") for line in body} == {7}
 
 
 @given(st.text(st.characters(categories=["L", "N", "P", "S"], max_codepoint=255), min_size=1))
@@ -330,20 +325,53 @@ def test_intervals_have_two_ends():
 def test_a_scalar_metric_of_a_run(tmp_path):
     run = RunFolder.read(as_errors(fabricate_run(tmp_path / "run")))
     table = run_table(run)
-    assert table.title == "RMSE in px after the last domain, mean ± deviation over 2 seeds"
+    assert table.title == "RMSE in px after the last domain, mean ± standard deviation over 2 seeds"
     j = [c.key for c in table.columns].index("average")
-    means = [np.mean([run.scores.matrix(s, a, "rmse").values[-1] for s in (0, 1)]) for a in ARMS]
+    of = {a: np.mean([run.scores.matrix(s, a, "rmse").values[-1] for s in (0, 1)]) for a in ARMS}
+    assert table.rows[: len(ARMS)] == tuple(sorted(of, key=of.get))  # the smallest error first
+    means = sorted(of.values())
     np.testing.assert_allclose(table.mean[: len(ARMS), j], means)
-    assert table.is_best(int(np.argmin(means)), j)
+    assert table.is_best(0, j)
     assert table.cell(0, j)[0] == f"{means[0]:.3f}"  # not times 100
     np.testing.assert_array_equal(run_table(run, RMSE).mean, table.mean)
+
+
+def test_a_run_s_table_is_sorted_and_the_best_group_marked(tmp_path):
+    run = RunFolder.read(fabricate_run(tmp_path / "run", arms=many_arms(), seeds=(0, 1, 2)))
+    table, ranking = run_table(run), ranking_of(run, ACCURACY)
+    assert table.rows == (*ranking.arms, *ranking.baselines)
+    assert {*table.rows[-table.references :]} == {*run.references}
+    j = [c.key for c in table.columns].index("average")
+    of_arms = table.mean[: len(ranking.arms), j]
+    assert list(of_arms) == sorted(of_arms, reverse=True)
+    marked = {table.rows[i] for i in range(len(table.rows)) if table.is_best(i, j)}
+    assert marked == {*ranking.group}
+    assert not any(table.is_best(i, k) for i in range(3) for k in range(j))
+    # Every number went along with its row.
+    plain = result_table(run.scores, references=run.references, experiences=run.experiences)
+    for row in ("joint", "ties_w3"):
+        np.testing.assert_array_equal(
+            table.mean[table.rows.index(row)], plain.mean[plain.rows.index(row)]
+        )
+    text = table.text(80)
+    stars = {line.split()[0] for line in text.splitlines() if re.search(r"\d\*", line)}
+    assert stars == {*ranking.group}
+    assert "* best, or cannot be told from it: the 95 % interval" in text
+    assert "Bold: best, or cannot be told from it" in table.markdown()
+    assert "Bold: best, or cannot be told from it" in table.latex()
+
+
+def test_with_one_seed_the_best_mean_alone_is_marked(tmp_path):
+    table = run_table(RunFolder.read(fabricate_run(tmp_path / "run", seeds=(3,))))
+    assert len(table.marked) == 1
+    assert "* the best mean; with one seed no arm can be told from it." in table.text(80)
 
 
 def test_stages_without_order(tmp_path):
     run = RunFolder.read(as_stages(fabricate_run(tmp_path / "run"), {"pair": 2, "all": 4}))
     table = run_table(run)
     assert table.title.startswith("Accuracy in % at stage all, ")
-    assert [c.title for c in table.columns] == [*DOMAINS, "Average", "n"]
+    assert [c.title for c in table.columns] == [*DOMAINS, "Average accuracy (%)", "n"]
 
 
 def test_only_what_the_last_stage_evaluates_has_a_column():
@@ -355,5 +383,5 @@ def test_only_what_the_last_stage_evaluates_has_a_column():
     )
     shape = Shape(2, 3, ordered=False, evaluated=((0, 1), (0, 2)))
     table = result_table(scores, shape=shape, experiences=("x", "y", "z"), when="at stage xz")
-    assert [c.title for c in table.columns] == ["x", "z", "Average", "n"]
+    assert [c.title for c in table.columns] == ["x", "z", "Average accuracy (%)", "n"]
     np.testing.assert_allclose(table.mean[0], [0.1, 0.3, 0.2, 1])

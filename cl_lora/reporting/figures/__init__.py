@@ -22,9 +22,11 @@ from cl_lora.reporting.figures.interference import (
     interference,
     similarity_figure,
 )
+from cl_lora.reporting.figures.marks import marks_of, see, seen_in, tell
 from cl_lora.reporting.figures.matrices import draw_matrix, matrix_figure, score_matrices
 from cl_lora.reporting.figures.numbers import mean_matrix
 from cl_lora.reporting.figures.over_time import score_over_time
+from cl_lora.reporting.figures.ranking import distance_from_the_best, draw_ranking
 from cl_lora.reporting.figures.registry import FIGURES, FigureInfo, figure
 from cl_lora.reporting.figures.robustness import robustness_curves, robustness_to_scale
 from cl_lora.reporting.figures.routing import routing
@@ -42,8 +44,10 @@ __all__ = [
     "FigureInfo",
     "coefficients_by_shots",
     "coefficients_over_time",
+    "distance_from_the_best",
     "draw_figures",
     "draw_matrix",
+    "draw_ranking",
     "embedding_figure",
     "families",
     "features_in_the_plane",
@@ -54,6 +58,7 @@ __all__ = [
     "harm_and_similarity",
     "harm_figure",
     "interference",
+    "marks_of",
     "matrix_figure",
     "mean_matrix",
     "render",
@@ -67,8 +72,11 @@ __all__ = [
     "score_by_shots_and_data",
     "score_matrices",
     "score_over_time",
+    "see",
+    "seen_in",
     "similarity_figure",
     "singular_values",
+    "tell",
     "transfer_over_tasks",
     "weights_and_similarity",
     "weights_figure",

@@ -1,4 +1,4 @@
-"""Parts of axes that several figures draw: titles, ticks, deviations."""
+"""Parts of axes that several figures draw: titles, ticks, spreads."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from cl_lora.reporting.tables import shorten
 
 
 def axis_title(metric: Metric, what: str = "") -> str:
-    """Return the title of an axis that shows ``metric``: its unit, and whether less is better.
+    """Return the title of an axis that shows ``metric``: its unit, and whether lower is better.
 
     Example:
         >>> axis_title(Metric("rmse", "RMSE", "px", higher_is_better=False), "at the end")
-        'RMSE at the end (px, less is better)'
+        'RMSE at the end (px, lower is better)'
     """
     notes = [metric.unit] if metric.unit else []
     if not metric.higher_is_better:
-        notes.append("less is better")
+        notes.append("lower is better")
     words = [metric.title, what, f"({', '.join(notes)})" if notes else ""]
     return " ".join(word for word in words if word)
 
 
 def draw_spread(ax: Axes, x: FloatArray, mean: FloatArray, spread: FloatArray, color: str) -> None:
-    """Draw one deviation to each side: a band, or a whisker where there is a single point."""
+    """Draw one standard deviation to each side: a band, or a whisker of a single point."""
     if len(x) == 1:
         ax.errorbar(x, mean, yerr=np.nan_to_num(spread), color=color, capsize=2, lw=1, zorder=2)
     elif np.isfinite(spread).any():

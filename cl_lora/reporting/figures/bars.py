@@ -9,10 +9,11 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from cl_lora.reporting.figures.style import OKABE_ITO, color_of, marker_of
+from cl_lora.reporting.figures.marks import tell
+from cl_lora.reporting.figures.style import OKABE_ITO, PALE, color_of, marker_of
 
 BAR = OKABE_ITO[4]
-REFERENCE_BAR = "#c4c4c4"
+BASELINE_BAR = PALE
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class Bar:
         value: as shown.
         deviation: half the whisker; none where NaN.
         markers: index of an experience -> its value, as shown.
+        text: what is read of it.
     """
 
     name: str
     value: float
     deviation: float
     markers: Mapping[int, float]
+    text: str = ""
 
 
 def draw_bars(ax: Axes, groups: Sequence[Sequence[Bar]], colors: Sequence[str]) -> None:
@@ -39,7 +42,8 @@ def draw_bars(ax: Axes, groups: Sequence[Sequence[Bar]], colors: Sequence[str]) 
     for group, color in zip(groups, colors, strict=True):
         for bar in group:
             ticks.append(y)
-            ax.barh(y, bar.value, height=0.72, color=color, zorder=2)
+            (patch,) = ax.barh(y, bar.value, height=0.72, color=color, zorder=2)
+            tell(patch, bar.text or bar.name)
             if not math.isnan(bar.deviation):
                 ax.errorbar(
                     bar.value, y, xerr=bar.deviation, color="black", capsize=2, lw=1, zorder=4

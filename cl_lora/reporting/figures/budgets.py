@@ -27,8 +27,10 @@ from cl_lora.reporting.budgets import (
 from cl_lora.reporting.describe import ArmSettings, arm_settings
 from cl_lora.reporting.figures.axes import axis_title
 from cl_lora.reporting.figures.labels import label_column, label_points
+from cl_lora.reporting.figures.marks import number, tell
 from cl_lora.reporting.figures.registry import figure
 from cl_lora.reporting.figures.style import GREY, color_of, line_of, marker_of
+from cl_lora.reporting.tables.column import Column
 from cl_lora.run_folder.layout import FRESH
 from cl_lora.run_folder.reader import RunFolder
 
@@ -93,8 +95,9 @@ def families(run: RunFolder) -> tuple[Family, ...]:
     "Numbers that serve all tasks, the backbone once among them and heads left out, on a log axis; "
     "mean over tasks, then over seeds. Dashed: the Pareto front; nothing left of it scores as "
     "much. Thin lines join arms that keep more or less of the same difference. Hollow and grey: "
-    f"reference rows, which are no choice. {_INTERVAL}",
+    f"baselines, which are no choice. {_INTERVAL}",
     position=2,
+    open=True,
     whole=True,
     section=SECTION,
 )
@@ -127,7 +130,7 @@ def score_against_parameters(run: RunFolder, metric: Metric) -> Figure | None:
         x, y = p.parameters / _MILLION, metric.scale * p.mean
         if not math.isnan(p.low):
             _whisker(ax, x, p, metric, color)
-        ax.plot(
+        (mark,) = ax.plot(
             x,
             y,
             markers[banks[row]],
@@ -136,6 +139,7 @@ def score_against_parameters(run: RunFolder, metric: Metric) -> Figure | None:
             ms=5.5,
             zorder=4,
         )
+        tell(mark, f"{row}: {_number(p, metric)}, {x:,.3g} M numbers")
     _draw_front(ax, [points[row] for row in on_front(run, metric)], metric)
     ax.margins(0.1, 0.08)
     above = _size_axis(ax, backbone_of(run))
@@ -145,7 +149,7 @@ def score_against_parameters(run: RunFolder, metric: Metric) -> Figure | None:
     handles: list[Any] = [Patch(color=color_of(0), label="no residual")] if merged else []
     handles += [Patch(color=color_of(k + 1), label=f.title) for k, f in enumerate(groups)]
     if any(row in points for row in run.references):
-        handles.append(Patch(facecolor="white", edgecolor=GREY, label="reference row"))
+        handles.append(Patch(facecolor="white", edgecolor=GREY, label="baseline"))
     if len(markers) > 1:
         handles += [
             Line2D([], [], color="black", marker=m, ls="", label=f"made of the {bank} bank")
@@ -224,7 +228,7 @@ def _line(ax: Axes, there: Mapping[float, Point], metric: Metric, k: int, title:
     x, points = list(there), list(there.values())
     mean = metric.scale * np.array([p.mean for p in points])
     ends = metric.scale * np.array([[p.mean - p.low, p.high - p.mean] for p in points]).T
-    ax.errorbar(
+    line, *_ = ax.errorbar(
         x,
         mean,
         yerr=None if np.isnan(ends).all() else np.nan_to_num(ends),
@@ -235,6 +239,15 @@ def _line(ax: Axes, there: Mapping[float, Point], metric: Metric, k: int, title:
         lw=1.3,
         label=title,
     )
+    numbers = zip(x, points, strict=True)
+    tell(line, *(f"{title}, {v:g}: {_number(p, metric)}" for v, p in numbers))
+
+
+def _number(p: Point, metric: Metric) -> str:
+    """Return what a point reaches, with its interval."""
+    column = Column("", "", "", percent=metric.percent)
+    ends = "" if math.isnan(p.low) else f" [{column.number(p.low)}, {column.number(p.high)}]"
+    return f"{number(metric, p.mean)}{ends}"
 
 
 def _whisker(ax: Axes, x: float, p: Point, metric: Metric, color: str) -> None:

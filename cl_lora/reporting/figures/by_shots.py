@@ -15,6 +15,7 @@ from cl_lora.evaluation.continual import FloatArray
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.faces import by_shots, downstream
 from cl_lora.reporting.figures.axes import axis_title, draw_spread
+from cl_lora.reporting.figures.marks import points, tell
 from cl_lora.reporting.figures.registry import figure
 from cl_lora.reporting.figures.shots_axis import K_TITLE, places, ticks
 from cl_lora.reporting.figures.style import GREY, LINES, color_of, line_of, marker_of
@@ -38,6 +39,7 @@ _BANDS = "Bands: one standard deviation over seeds, of means over support draws 
     f"in every panel. {_BANDS}",
     few_shot="only",
     position=4,
+    open=True,
 )
 def score_by_shots(run: RunFolder, metric: Metric) -> Figure | None:
     """Draw the score of every arm against K, mean over draws, data sets and seeds.
@@ -58,17 +60,18 @@ def score_by_shots(run: RunFolder, metric: Metric) -> Figure | None:
     panels = {title: arms for title, arms in panels.items() if arms}
     grey = [a for a in (classifier_arm(face), lora_from_scratch(face)) if a in shots.values]
     lines = max(map(len, panels.values()))
-    fig = Figure(figsize=(3.1 * len(panels) + 0.7, 3.0 + 0.15 * lines), layout="constrained")
+    fig = Figure(figsize=(3.1 * len(panels) + 0.7, 3.1 + 0.19 * lines), layout="constrained")
     axes = fig.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for ax, (title, arms) in zip(axes, panels.items(), strict=True):
         for k, arm in enumerate(a for a in grey if a not in arms and a is not None):
             x, mean, _ = _line(shots, str(arm), metric)
-            ax.plot(x, mean, color=GREY, lw=1, ls=LINES[1 + k], zorder=1)
+            (line,) = ax.plot(x, mean, color=GREY, lw=1, ls=LINES[1 + k], zorder=1)
+            tell(line, str(arm))
         _draw(ax, shots, arms, metric)
         ax.set_title(title)
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=1, handlelength=2.6)
-    fig.supylabel(axis_title(metric), fontsize=8.5)
-    fig.supxlabel(K_TITLE, fontsize=8.5)
+    fig.supylabel(axis_title(metric), fontsize=9)
+    fig.supxlabel(K_TITLE, fontsize=9)
     handles = [
         Line2D([], [], color=GREY, ls=LINES[1 + k], lw=1, label=str(arm))
         for k, arm in enumerate(grey)
@@ -108,8 +111,8 @@ def score_by_shots_and_data(run: RunFolder, metric: Metric) -> Figure | None:
     for ax, j in zip(axes, each, strict=False):
         _draw(ax, scores_by_shots(by_shots(run, (j,)), metric), arms, metric)
         ax.set_title(run.experiences[j])
-    fig.supylabel(axis_title(metric), fontsize=8.5)
-    fig.supxlabel(K_TITLE, fontsize=8.5)
+    fig.supylabel(axis_title(metric), fontsize=9)
+    fig.supxlabel(K_TITLE, fontsize=9)
     handles = [
         Line2D([], [], color=color_of(k), marker=marker_of(k), ls=line_of(k), lw=1.2, label=arm)
         for k, arm in enumerate(arms)
@@ -132,13 +135,21 @@ def _draw(ax: Axes, shots: ByShots, arms: Sequence[str], metric: Metric) -> None
             "ls": line_of(k),
             "lw": 1.2,
         }
-        ax.plot(x, mean, label=arm, zorder=3, **style)
+        (line,) = ax.plot(x, mean, label=arm, zorder=3, **style)
+        known = [stage.name for stage, e in zip(shots.stages, _means(shots, arm), strict=True) if e]
+        tell(line, *points(arm, known, metric, mean / metric.scale, spread / metric.scale))
         draw_spread(ax, x, mean, spread, color_of(k))
     ticks(ax, shots.stages)
 
 
+def _means(shots: ByShots, arm: str) -> list[bool]:
+    """Return at which K an arm was scored."""
+    found = [shots.estimates({arm: shots.at(k)[arm]})[arm] for k in range(len(shots.stages))]
+    return [not math.isnan(e.mean) for e in found]
+
+
 def _line(shots: ByShots, arm: str, metric: Metric) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return places, means and deviations over seeds as shown, of every K that was scored."""
+    """Return places, means and standard deviations over seeds, as shown, where there are any."""
     found = [shots.estimates({arm: shots.at(k)[arm]})[arm] for k in range(len(shots.stages))]
     kept = [k for k, e in enumerate(found) if not math.isnan(e.mean)]
     x = places(shots.stages)

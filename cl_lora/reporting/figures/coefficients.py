@@ -10,9 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from cl_lora.evaluation.continual import FloatArray
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.faces import by_shots, few_shot_stages, upstream
 from cl_lora.reporting.figures.axes import draw_spread, stage_ticks
+from cl_lora.reporting.figures.marks import tell
 from cl_lora.reporting.figures.registry import figure
 from cl_lora.reporting.figures.shots_axis import K_TITLE, places, ticks
 from cl_lora.reporting.figures.style import GREY, color_of, marker_of
@@ -25,8 +27,8 @@ _EQUAL = 1e-6  # coefficients of one stage that differ by less are one value
 @figure(
     "coefficients",
     "Coefficients over time",
-    "Mean over seeds (and layers or modules, where each has its own), bands: one deviation. "
-    "Dashed: 1, the weight with which an adapter was trained.",
+    "Mean over seeds (and layers or modules, where each has its own), bands: one standard "
+    "deviation. Dashed: 1, the weight with which an adapter was trained.",
     ordered=True,
     position=50,
 )
@@ -34,8 +36,9 @@ def coefficients_over_time(run: RunFolder, metric: Metric) -> Figure | None:
     """Draw how the learned coefficients evolve as experiences arrive.
 
     One panel per arm with learned coefficients, a line per adapter: its coefficient after each
-    merge, mean over seeds (and over layers or modules where each has its own), band: one deviation
-    over all of them. The dashed line marks 1, where an adapter has the weight it was trained with.
+    merge, mean over seeds (and over layers or modules where each has its own), band: one standard
+    deviation over all of them. The dashed line marks 1, where an adapter has the weight it was
+    trained with.
 
     Returns:
         The figure; None if no arm has learned coefficients.
@@ -60,7 +63,9 @@ def coefficients_over_time(run: RunFolder, metric: Metric) -> Figure | None:
             mean = values.mean().to_numpy(dtype=np.float64)
             spread = np.asarray(values.std(), dtype=np.float64)
             x = np.array(list(values.groups), dtype=np.float64) + 1
-            ax.plot(x, mean, color=color_of(j), marker=marker_of(j), lw=1.4, zorder=3)
+            (line,) = ax.plot(x, mean, color=color_of(j), marker=marker_of(j), lw=1.4, zorder=3)
+            after = [stages[int(str(stage))] for stage in values.groups]
+            tell(line, *_texts(arm, run.experiences[j], after, mean))
             draw_spread(ax, x, mean, spread, color_of(j))
         stage_ticks(ax, stages, 8)
         ax.set_ylim(bottom=min(0.0, float(of_arm["value"].min())))
@@ -105,11 +110,20 @@ def coefficients_by_shots(run: RunFolder, metric: Metric) -> Figure | None:
             mean = values.mean().to_numpy(dtype=np.float64)
             spread = np.asarray(values.std(), dtype=np.float64)
             x = np.array([at[int(str(stage))] for stage in values.groups])
-            ax.plot(x, mean, color=color_of(k), marker=marker_of(k), lw=1.4, zorder=3)
+            (line,) = ax.plot(x, mean, color=color_of(k), marker=marker_of(k), lw=1.4, zorder=3)
+            known = [stages[int(str(stage))].name for stage in values.groups]
+            tell(line, *_texts(arm, run.experiences[j], known, mean))
             draw_spread(ax, x, mean, spread, color_of(k))
         ticks(ax, stages)
 
     return _panels(run, arms, upstream(run), draw, K_TITLE)
+
+
+def _texts(arm: str, adapter: str, places: Sequence[str], values: FloatArray) -> list[str]:
+    return [
+        f"{arm}, adapter of {adapter}, {place}: {value:.3f}"
+        for place, value in zip(places, values, strict=True)
+    ]
 
 
 def _panels(
@@ -130,7 +144,7 @@ def _panels(
             ax.set_visible(False)
             continue
         draw(ax, arms[i])
-        ax.set_title(titles[i], fontsize=8, weight="normal")
+        ax.set_title(titles[i], fontsize=9, weight="normal")
     handles = [
         Line2D([], [], color=color_of(k), marker=marker_of(k), lw=1.4, label=run.experiences[j])
         for k, j in enumerate(adapters)
@@ -142,6 +156,6 @@ def _panels(
         title="adapter trained on",
         alignment="left",
     )
-    fig.supylabel("coefficient", fontsize=8.5)
-    fig.supxlabel(below, fontsize=8.5)
+    fig.supylabel("coefficient", fontsize=9)
+    fig.supxlabel(below, fontsize=9)
     return fig

@@ -18,6 +18,7 @@ from cl_lora.reporting.costs import KINDS, costs_of
 from cl_lora.reporting.describe import at_the_end
 from cl_lora.reporting.figures.axes import axis_title
 from cl_lora.reporting.figures.labels import label_points
+from cl_lora.reporting.figures.marks import number, tell
 from cl_lora.reporting.figures.registry import figure
 from cl_lora.reporting.figures.style import GREY, color_of, marker_of
 from cl_lora.run_folder.reader import RunFolder
@@ -45,7 +46,7 @@ class _Point:
     "Score against what is kept",
     "What must be kept beside the backbone to take in another experience, "
     "adapters and what is kept of the data, on a log axis. Lines: rows that keep all data, such as "
-    "joint. Colour and marker: what is kept of the data; hollow: reference rows. Whiskers: "
+    "joint. Colour and marker: what is kept of the data; hollow: baselines. Whiskers: "
     "Student's 95 % interval over seeds.",
     ordered=True,
     few_shot="never",
@@ -70,9 +71,11 @@ def score_against_kept(run: RunFolder, metric: Metric) -> Figure | None:
             ends = [[p.score - p.low], [p.high - p.score]]
             ax.errorbar(p.kept, p.score, yerr=ends, color=color, lw=0.7, capsize=2, zorder=3)
         face = "white" if row in run.references else color
-        ax.plot(
+        (mark,) = ax.plot(
             p.kept, p.score, marker_of(p.kind), color=color, markerfacecolor=face, ms=6, zorder=4
         )
+        score = number(metric, p.score / metric.scale)
+        tell(mark, f"{row}: {score}, keeps {p.kept:,.3g} kB ({KINDS[p.kind]} kept)")
     lines = [row for row, p in points.items() if p.kind == len(KINDS) - 1]
     for row, style in zip(lines, _STYLES * len(lines), strict=False):
         ax.axhline(points[row].score, color=GREY, lw=1, ls=style, zorder=1)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cl_lora.evaluation.metrics import Metric
+from cl_lora.reporting.figures.marks import see
 from cl_lora.reporting.figures.registry import figure
 from cl_lora.reporting.figures.style import OKABE_ITO
 from cl_lora.reporting.tables import shorten
@@ -18,7 +19,7 @@ from cl_lora.run_folder.reader import RunFolder
 
 _ACROSS = 5
 _MOST_NAMED = 10  # labels in a legend
-_SIDE = 1.55
+_SIDE = 1.7
 
 _QUARTERS = ("lowest quarter", "second quarter", "third quarter", "highest quarter")
 
@@ -51,6 +52,8 @@ def features_in_the_plane(run: RunFolder, metric: Metric) -> Figure | None:
     lines = [-(-n // across) for n in grids]
     heights = [n * (_SIDE + 0.2) + 0.55 for n in lines]
     fig = Figure(figsize=(across * _SIDE + 0.2, sum(heights)), layout="constrained")
+    names = (run.experiences[j] for j in tasks)
+    see(fig, f"Features of {', '.join(names)} under {max(grids)} rows, a panel for each.")
     parts = fig.subfigures(len(tasks), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, j, count in zip(parts, tasks, lines, strict=True):
         of_task = rows[rows["evaluated"] == j]
@@ -61,9 +64,9 @@ def features_in_the_plane(run: RunFolder, metric: Metric) -> Figure | None:
             ax.set_visible(False)
         for ax, arm, name in zip(axes, arms, shorten(arms, 20), strict=False):
             draw_places(ax, of_task[of_task["arm"] == arm], colors)
-            ax.set_title(name, fontsize=7, weight="normal")
+            ax.set_title(name, fontsize=9, weight="normal")
         samples = of_task["sample"].nunique()
-        part.suptitle(f"{run.experiences[j]}, {samples} test samples", fontsize=8.5)
+        part.suptitle(f"{run.experiences[j]}, {samples} test samples", fontsize=9)
         if len(colors) <= _MOST_NAMED:
             part.legend(
                 handles=_legend(run, j, colors),

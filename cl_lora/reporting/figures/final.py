@@ -12,8 +12,9 @@ from cl_lora.evaluation.aggregate import ALL_EXPERIENCES, FINAL
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.describe import at_the_end
 from cl_lora.reporting.figures.axes import axis_title
-from cl_lora.reporting.figures.bars import BAR, REFERENCE_BAR, Bar, draw_bars, marker
-from cl_lora.reporting.figures.numbers import by_average, numbers_of
+from cl_lora.reporting.figures.bars import BAR, BASELINE_BAR, Bar, draw_bars, marker
+from cl_lora.reporting.figures.marks import number
+from cl_lora.reporting.figures.numbers import Numbers, by_average, numbers_of
 from cl_lora.reporting.figures.registry import figure
 from cl_lora.run_folder.reader import RunFolder
 
@@ -21,16 +22,18 @@ from cl_lora.run_folder.reader import RunFolder
 @figure(
     "final",
     "Final score by arm",
-    "Bars: average over experiences, whiskers: one deviation over seeds, markers: the experiences. "
-    "Arms by their average, reference rows below.",
+    "Bars: average over experiences, whiskers: one standard deviation over seeds, markers: the "
+    "experiences. Arms by their average, baselines below.",
     few_shot="never",
     position=10,
 )
 def final_scores(run: RunFolder, metric: Metric) -> Figure:
-    """Draw the average final score of every arm, with its deviation over seeds, best first.
+    """Draw the average final score of every arm, with its standard deviation over seeds, best
+    first.
 
-    A bar is the measure ``average`` (``mean_j R[T, j]``), its whisker one deviation over seeds to
-    either side, and a marker the score on one experience. The reference rows stand below, in grey.
+    A bar is the measure ``average`` (``mean_j R[T, j]``), its whisker one standard deviation over
+    seeds to either side, and a marker the score on one experience. The baselines stand below, in
+    grey.
     """
     numbers = numbers_of(run, metric)
     groups = [by_average(numbers, run.arms), by_average(numbers, run.references)]
@@ -45,18 +48,28 @@ def final_scores(run: RunFolder, metric: Metric) -> Figure:
                 metric.scale * numbers[(arm, "average", ALL_EXPERIENCES)].mean,
                 metric.scale * numbers[(arm, "average", ALL_EXPERIENCES)].deviation,
                 {j: metric.scale * numbers[(arm, FINAL, j)].mean for j in scored},
+                _text(run, numbers, arm, metric),
             )
             for arm in group
         ]
         for group in groups
     ]
-    draw_bars(ax, bars, (BAR, REFERENCE_BAR))
+    draw_bars(ax, bars, (BAR, BASELINE_BAR))
     if metric.low >= 0:
         ax.set_xlim(left=0)
     ax.set_xlabel(axis_title(metric, at_the_end(run)))
     handles: list[Any] = [Patch(color=BAR, label="average")]
     if any(run.references):
-        handles.append(Patch(color=REFERENCE_BAR, label="average, reference row"))
+        handles.append(Patch(color=BASELINE_BAR, label="average, baseline"))
     handles += [Line2D([], [], label=run.experiences[j], **marker(j)) for j in scored]
     fig.legend(handles=handles, loc="outside upper left", ncols=min(5, len(handles)))
     return fig
+
+
+def _text(run: RunFolder, numbers: Numbers, arm: str, metric: Metric) -> str:
+    average = numbers[(arm, "average", ALL_EXPERIENCES)]
+    each = (
+        f"{run.experiences[j]} {number(metric, numbers[(arm, FINAL, j)].mean)}"
+        for j in run.stream.shape(metric.name).final
+    )
+    return f"{arm}: {number(metric, average.mean, average.deviation)}; {', '.join(each)}"

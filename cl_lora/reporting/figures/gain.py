@@ -12,6 +12,7 @@ from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.describe import arm_settings
 from cl_lora.reporting.faces import by_shots, downstream
 from cl_lora.reporting.figures.bars import BAR, Bar, draw_bars, marker
+from cl_lora.reporting.figures.marks import number
 from cl_lora.reporting.figures.registry import figure
 from cl_lora.reporting.figures.style import GREY
 from cl_lora.reporting.shots import classifier_arm, scores_by_shots
@@ -53,6 +54,7 @@ def gain_over_classifier(run: RunFolder, metric: Metric) -> Figure | None:
                 scale * over_seeds.mean,
                 scale * over_seeds.deviation,
                 means if len(each) > 1 else {},
+                f"{arm}: {number(metric, over_seeds.mean, over_seeds.deviation)}",
             )
         )
     bars.sort(key=lambda bar: (np.isnan(bar.value), -sign * bar.value))

@@ -16,8 +16,9 @@ from cl_lora.evaluation.continual import FloatArray
 from cl_lora.evaluation.interference import Relatedness
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.figures.labels import label_points
+from cl_lora.reporting.figures.marks import see, tell
 from cl_lora.reporting.figures.registry import figure
-from cl_lora.reporting.figures.style import OKABE_ITO
+from cl_lora.reporting.figures.style import OKABE_ITO, ON_HEAT
 from cl_lora.reporting.multitask import MEASURES, Analysis, analysis_of
 from cl_lora.reporting.tables import shorten
 from cl_lora.run_folder.reader import RunFolder
@@ -37,6 +38,7 @@ _FULL = 1.5  # change at which colours are full, at most
     "what training brought over the trivial predictor, mean over seeds; −1: all of it is gone. "
     "Below: how alike two adapters are. Hatched: single tasks that failed.",
     position=70,
+    open=True,
     whole=True,
     section=SECTION,
 )
@@ -51,7 +53,7 @@ def interference(run: RunFolder, metric: Metric) -> Figure | None:
     if found is None or not found.arms:
         return None
     n = len(found.names)
-    side = max(1.9, 0.33 * n + 0.9)
+    side = max(2.2, 0.42 * n + 1.0)
     across = min(_ACROSS, len(found.arms))
     rows = -(-len(found.arms) // across)
     heights = [rows * (side + 0.25) + 0.3] + [side + 0.45] * bool(found.similarity)
@@ -68,13 +70,14 @@ def interference(run: RunFolder, metric: Metric) -> Figure | None:
         arm = list(found.arms)[k]
         labels = (k % across == 0, k + across >= len(found.arms))
         image = draw_harm(ax, found, arm, limit, labels)
-        ax.set_title(shorten(list(found.arms), 26)[k], fontsize=7.5, weight="normal")
+        ax.set_title(shorten(list(found.arms), 26)[k], fontsize=9, weight="normal")
     bar = parts[0].colorbar(image, ax=list(axes), shrink=0.8, aspect=25, pad=0.01)
-    bar.set_label("change (below 0 is worse)", fontsize=7.5)
+    bar.set_label("change (below 0 is worse)", fontsize=9)
     if found.failed:
-        parts[0].suptitle(f"hatched, failed: {', '.join(found.failed)}", fontsize=7.5)
-    parts[0].supylabel("task", fontsize=8.5)
-    parts[0].supxlabel("merged with", fontsize=8.5)
+        parts[0].suptitle(f"hatched, failed: {', '.join(found.failed)}", fontsize=9)
+    parts[0].supylabel("task", fontsize=9)
+    parts[0].supxlabel("merged with", fontsize=9)
+    see(fig, _seen(found))
     if found.similarity:
         below = parts[1].subplots(1, columns, squeeze=False)[0]
         for k, ax in enumerate(below):
@@ -83,8 +86,20 @@ def interference(run: RunFolder, metric: Metric) -> Figure | None:
                 continue
             measure = list(found.similarity)[k]
             _draw_similarity(ax, found, measure, k == 0)
-            ax.set_title(MEASURES.get(measure, measure), fontsize=7.5, weight="normal")
+            ax.set_title(MEASURES.get(measure, measure), fontsize=9, weight="normal")
     return fig
+
+
+def _seen(found: Analysis) -> str:
+    """Say for the first arms which pair suffers most."""
+    told = []
+    for arm, of_arm in list(found.arms.items())[:_MOST_ARMS]:
+        if np.isfinite(of_arm.harm).any():
+            j, i = np.unravel_index(int(np.nanargmin(of_arm.harm)), of_arm.harm.shape)
+            worst = _cell(float(of_arm.harm[j, i]))
+            pair = f"{found.names[j]} loses most when merged with {found.names[i]}"
+            told.append(f"under {arm} {pair}, {worst}")
+    return f"{'; '.join(told)}." if told else ""
 
 
 @figure(
@@ -111,19 +126,19 @@ def harm_and_similarity(run: RunFolder, metric: Metric) -> Figure | None:
         return None
     arms = list(found.arms)[:_MOST_ARMS]
     shape = (len(arms), len(found.similarity))
-    fig = Figure(figsize=(2.9 * shape[1] + 0.4, 2.4 * shape[0] + 0.3), layout="constrained")
+    fig = Figure(figsize=(3.2 * shape[1] + 0.4, 2.7 * shape[0] + 0.3), layout="constrained")
     axes = fig.subplots(*shape, squeeze=False, sharex="col", sharey="row")
     points: dict[Axes, dict[str, tuple[float, float]]] = {}
     for i, arm in enumerate(arms):
         for k, measure in enumerate(found.similarity):
             ax = axes[i, k]
             points[ax] = _draw_pairs(ax, found, arm, measure)
-            ax.set_title(correlation_in_words(found.related(arm, measure)), fontsize=7)
+            ax.set_title(correlation_in_words(found.related(arm, measure)), fontsize=9)
             if k == 0:
-                ax.set_ylabel(shorten(arms, 26)[i], fontsize=8)
+                ax.set_ylabel(shorten(arms, 26)[i], fontsize=9)
             if i == len(arms) - 1:
-                ax.set_xlabel(MEASURES.get(measure, measure), fontsize=8)
-    fig.supylabel("change of both tasks, mean (below 0 is worse)", fontsize=8.5)
+                ax.set_xlabel(MEASURES.get(measure, measure), fontsize=9)
+    fig.supylabel("change of both tasks, mean (below 0 is worse)", fontsize=9)
     for ax, named in points.items():
         label_points(fig, ax, named, list(named.values()), set(), margin=False)
     return fig
@@ -131,14 +146,14 @@ def harm_and_similarity(run: RunFolder, metric: Metric) -> Figure | None:
 
 def harm_figure(found: Analysis, arm: str) -> Figure:
     """Draw the harm of one arm alone, as shown in TensorBoard."""
-    side = max(2.2, 0.42 * len(found.names) + 1.4)
+    side = max(2.4, 0.46 * len(found.names) + 1.4)
     fig = Figure(figsize=(side + 0.8, side), layout="constrained")
     ax = fig.add_subplot()
     image = draw_harm(ax, found, arm, _limit([found.arms[arm].healthy]), (True, True))
     ax.set_title(arm)
     ax.set_ylabel("task")
     ax.set_xlabel("merged with")
-    fig.colorbar(image, ax=ax).set_label("change (below 0 is worse)", fontsize=7.5)
+    fig.colorbar(image, ax=ax).set_label("change (below 0 is worse)", fontsize=9)
     return fig
 
 
@@ -148,7 +163,7 @@ def similarity_figure(found: Analysis, measure: str) -> Figure:
     fig = Figure(figsize=(side, side), layout="constrained")
     ax = fig.add_subplot()
     _draw_similarity(ax, found, measure, True)
-    ax.set_title(MEASURES.get(measure, measure), fontsize=8)
+    ax.set_title(MEASURES.get(measure, measure), fontsize=9)
     return fig
 
 
@@ -215,7 +230,7 @@ def _heat(
     names = _names(found)
     ax.set_xticks(range(len(names)), names if labels[1] else [], rotation=90)
     ax.set_yticks(range(len(names)), names if labels[0] else [])
-    ax.tick_params(length=0, labelsize=7)
+    ax.tick_params(length=0, labelsize=9)
     for spine in ax.spines.values():
         spine.set_visible(False)
     if len(names) <= 10:
@@ -231,8 +246,8 @@ def _heat(
                     _cell(value),
                     ha="center",
                     va="center",
-                    fontsize=6.5,
-                    color="white" if dark else "black",
+                    fontsize=9,
+                    color=ON_HEAT[int(dark)],
                 )
     return image
 
@@ -246,7 +261,15 @@ def _draw_pairs(
     names = _abbreviations(found.names)
     rows, columns = np.triu_indices(len(names), 1)
     ax.axhline(0, color="#999999", lw=0.7, zorder=1)
-    ax.plot(alike[rows, columns], both[rows, columns], "o", color=OKABE_ITO[0], ms=4, zorder=3)
+    x, y = alike[rows, columns], both[rows, columns]
+    known = np.isfinite(x) & np.isfinite(y)
+    (line,) = ax.plot(x[known], y[known], "o", color=OKABE_ITO[0], ms=4, zorder=3)
+    pairs = [
+        f"{found.names[i]} and {found.names[j]}: change {_cell(float(both[i, j]))}, "
+        f"{MEASURES.get(measure, measure).lower()} {_cell(float(alike[i, j]))}"
+        for i, j in zip(rows[known], columns[known], strict=True)
+    ]
+    tell(line, *pairs)
     ax.margins(x=0.18, y=0.12)
     points = {
         f"{names[i]}+{names[j]}": (float(alike[i, j]), float(both[i, j]))

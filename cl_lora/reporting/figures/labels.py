@@ -55,7 +55,7 @@ def label_points(
     crowded: list[tuple[float, float, str]] = []
     widest = 0.0
     for name, point in labels.items():
-        probe = ax.text(0, 0, name, fontsize=7)
+        probe = ax.text(0, 0, name, fontsize=9)
         size = probe.get_window_extent()
         probe.remove()
         x, y = ax.transData.transform(point)
@@ -78,7 +78,7 @@ def label_points(
                 textcoords="offset points",
                 ha="center",
                 va="center",
-                fontsize=7,
+                fontsize=9,
                 color=colors[name],
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # over the lines
                 arrowprops=None if away == reach[0] else {**_LEADER, "shrinkB": 3},
@@ -92,7 +92,7 @@ def label_points(
             crowded.append(((y - frame.y0) / frame.height, x, name))
     # The margin is added to the figure, so that the points and their names stay where they are.
     fig.set_figwidth(fig.get_figwidth() + (widest + 20 * pixels) / fig.dpi * bool(crowded))
-    heights = _spaced([y for y, _, _ in sorted(crowded)], 11 * pixels / frame.height)
+    heights = _spaced([y for y, _, _ in sorted(crowded)], 13 * pixels / frame.height)
     for (_, _, name), height in zip(sorted(crowded), heights, strict=True):
         ax.annotate(
             name,
@@ -100,7 +100,7 @@ def label_points(
             xytext=(1.03, height),
             textcoords="axes fraction",
             va="center",
-            fontsize=7,
+            fontsize=9,
             color=colors[name],
             arrowprops={**_LEADER, "relpos": (0, 0.5)},
             zorder=1,
@@ -123,7 +123,7 @@ def label_column(
     """
     fig.draw_without_rendering()
     pixels, frame = fig.dpi / 72, ax.get_window_extent()
-    probes = [ax.text(0, 0, name, fontsize=7) for name in labels]
+    probes = [ax.text(0, 0, name, fontsize=9) for name in labels]
     widest = max(probe.get_window_extent().width for probe in probes)
     for probe in probes:
         probe.remove()
@@ -133,7 +133,7 @@ def label_column(
     ax.set_xlim(left=math.exp(min(low, (math.log(x) - share * high) / (1 - share))))
     ordered = sorted(labels, key=lambda name: labels[name][1])
     places = [(ax.transData.transform(labels[n])[1] - frame.y0) / frame.height for n in ordered]
-    gap = 10.5 * pixels / frame.height
+    gap = 12.5 * pixels / frame.height
     # Spread to both sides: as far up as the heap needs, and half of that down again.
     up = _spaced(places, gap)
     down = [1 - y for y in reversed(_spaced([1 - y for y in reversed(places)], gap))]
@@ -147,7 +147,7 @@ def label_column(
             textcoords="axes fraction",
             ha="right",
             va="center",
-            fontsize=7,
+            fontsize=9,
             color=GREY if name in muted else "black",
             arrowprops={**_LEADER, "relpos": (1, 0.5), "shrinkA": 0, "shrinkB": 3},
             zorder=1,

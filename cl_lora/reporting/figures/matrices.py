@@ -15,12 +15,15 @@ from cl_lora.evaluation.continual import FloatArray
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.budgets import has_budgets
 from cl_lora.reporting.figures.axes import axis_title
+from cl_lora.reporting.figures.marks import number, see
 from cl_lora.reporting.figures.numbers import mean_matrix, scored_arms
 from cl_lora.reporting.figures.registry import figure
+from cl_lora.reporting.figures.style import ON_HEAT
 from cl_lora.reporting.tables import shorten
 from cl_lora.run_folder.reader import RunFolder
 
 _EVALUATED = "evaluated on"
+_TOLD = 3  # matrices that are told in words
 
 
 @figure(
@@ -41,11 +44,11 @@ def score_matrices(run: RunFolder, metric: Metric) -> Figure | None:
     if run.stream.trained_stages[-1].group or has_budgets(run):
         return None
     arms = scored_arms(run)
-    columns = min(5, len(arms))
+    columns = min(4, len(arms))
     rows = -(-len(arms) // columns)
     stages, experiences, scored = _stages(run), *_experiences(run, metric)
     S, T = len(stages), len(experiences)
-    side = 1.5 if max(S, T) <= 6 else 2.2
+    side = 1.9 if max(S, T) <= 6 else 2.7
     # Cells are square: a panel of few stages is low, and its labels need room of their own.
     height = rows * (side * S / T + 0.28) + 0.7 + _labels_room(S, T) * min(2, rows)
     fig = Figure(figsize=(columns * side + 0.9, height), layout="constrained")
@@ -67,13 +70,32 @@ def score_matrices(run: RunFolder, metric: Metric) -> Figure | None:
             metric,
             limits,
         )
-        ax.set_title(shorten(arms, 26 if T <= 6 else 36)[i], fontsize=6.5, weight="normal")
+        ax.set_title(shorten(arms, 24 if T <= 6 else 36)[i], fontsize=9, weight="normal")
     assert image is not None
     bar = fig.colorbar(image, ax=axes.tolist(), shrink=min(1.0, 2.0 / rows), aspect=25, pad=0.01)
     bar.set_label(axis_title(metric))
-    fig.supylabel(_rows_title(run), fontsize=8.5)
-    fig.supxlabel(_EVALUATED, fontsize=8.5)
+    see(fig, _seen(run, arms, matrices, metric))
+    fig.supylabel(_rows_title(run), fontsize=9)
+    fig.supxlabel(_EVALUATED, fontsize=9)
     return fig
+
+
+def _seen(
+    run: RunFolder, arms: Sequence[str], matrices: Sequence[FloatArray], metric: Metric
+) -> str:
+    """Return the last row of the first matrices in words."""
+    _, scored = _experiences(run, metric)
+    rows = [
+        f"{arm}, last row: "
+        + ", ".join(
+            f"{run.experiences[j]} {number(metric, float(value))}"
+            for j, value in zip(scored, matrix[-1], strict=True)
+            if math.isfinite(value)
+        )
+        for arm, matrix in list(zip(arms, matrices, strict=True))[:_TOLD]
+    ]
+    more = f"; and {len(arms) - _TOLD} more" if len(arms) > _TOLD else ""
+    return f"{'; '.join(rows)}{more}."
 
 
 def matrix_figure(run: RunFolder, arm: str, metric: Metric) -> Figure:
@@ -119,7 +141,7 @@ def draw_matrix(
     ax.grid(visible=False)
     ax.set_xticks(range(values.shape[1]), shorten(columns, 8) if columns else [], rotation=90)
     ax.set_yticks(range(values.shape[0]), shorten(rows, 8) if rows else [])
-    ax.tick_params(length=0, labelsize=7)
+    ax.tick_params(length=0, labelsize=9)
     for spine in ax.spines.values():
         spine.set_visible(False)
     if max(values.shape) <= 10:
@@ -129,9 +151,9 @@ def draw_matrix(
             value = values.item(s, j)
             if math.isfinite(value):
                 # White on the dark half of the map, black on the light half.
-                color = "white" if brightness[s, j] < 0.55 else "black"
+                color = ON_HEAT[int(brightness[s, j] < 0.48)]
                 ax.text(
-                    j, s, _cell(value, metric), ha="center", va="center", fontsize=6.5, color=color
+                    j, s, _cell(value, metric), ha="center", va="center", fontsize=9, color=color
                 )
     return image
 

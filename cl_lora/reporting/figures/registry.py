@@ -2,7 +2,7 @@
 
 Adding a figure is one function with one line above it::
 
-    @figure("spread", "Spread over seeds", "Bars: the deviation of the average over seeds.")
+    @figure("spread", "Spread over seeds", "Bars: the standard deviation over seeds.")
     def spread(run: RunFolder, metric: Metric) -> Figure | None:
         ...
 
@@ -33,8 +33,11 @@ Draw: TypeAlias = Callable[[RunFolder, Metric], Figure | None]
 FewShot: TypeAlias = Literal["too", "only", "never"]
 """Whether a figure shows a few-shot run by K too, shows nothing else, or never does."""
 
-SECTIONS = ("", "interference", "budgets", "costs")
-"""The sections of the report that figures stand in; the empty one is that of all figures."""
+SECTIONS = ("", "first", "interference", "budgets", "costs")
+"""The sections of the report that figures stand in; the empty one is that of all figures.
+
+``first`` stands beside the answers, on the first screen.
+"""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
@@ -56,6 +59,7 @@ class FigureInfo:
         position: figures stand in the report by position, then in the order of registration.
         whole: whether it is drawn from the run as it is, whatever its faces.
         section: of the report it stands in, one of :data:`SECTIONS`; the figures', if empty.
+        open: whether it is seen at once; folded, if not.
     """
 
     name: str
@@ -67,6 +71,7 @@ class FigureInfo:
     position: int
     whole: bool = False
     section: str = ""
+    open: bool = False
 
     def of(self, run: RunFolder, metric: Metric) -> Figure | None:
         """Return the figure of ``run``; None where the run has nothing to draw in it."""
@@ -101,6 +106,7 @@ def figure(
     position: int = 100,
     whole: bool = False,
     section: str = "",
+    open: bool = False,
 ) -> Callable[[Draw], Draw]:
     """Register the decorated function as the figure ``name``.
 
@@ -110,9 +116,10 @@ def figure(
         caption: what is seen, in sentences.
         ordered: whether it needs stages that follow one another in time.
         few_shot: whether it shows few-shot runs by K ``too``, ``only``, or ``never``.
-        position: place in the report, the smallest first; this project's own take 2 to 80.
+        position: place in the report, the smallest first; this project's own take 1 to 80.
         whole: whether it is drawn from the run as it is, whatever its faces.
         section: of the report it stands in, one of :data:`SECTIONS`; the figures', if empty.
+        open: whether it is seen at once; folded, if not.
 
     Raises:
         UserError: if the name is another function's already, or cannot name a file, or there is no
@@ -130,7 +137,7 @@ def figure(
         taken = FIGURES.get(name)
         check_free("figure", name, taken.draw if taken else None, draw)
         FIGURES[name] = FigureInfo(
-            name, title, caption, draw, ordered, few_shot, position, whole, section
+            name, title, caption, draw, ordered, few_shot, position, whole, section, open
         )
         return draw
 

@@ -14,6 +14,7 @@ from cl_lora.evaluation.continual import FloatArray
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.describe import arm_settings, at_the_end
 from cl_lora.reporting.figures.axes import axis_title
+from cl_lora.reporting.figures.marks import points, tell
 from cl_lora.reporting.figures.numbers import numbers_of
 from cl_lora.reporting.figures.registry import figure
 from cl_lora.reporting.figures.style import color_of, line_of, marker_of
@@ -44,7 +45,7 @@ def robustness_to_scale(run: RunFolder, metric: Metric) -> Figure | None:
         return None
     axes_names = list(dict.fromkeys(curves["axis"]))
     lines = curves.groupby("axis")["family"].nunique().max()
-    height = max(2.6, 0.5 + 0.34 * lines)
+    height = max(2.6, 0.5 + 0.4 * lines)
     fig = Figure(figsize=(7.2, height * len(axes_names) + 0.2), layout="constrained")
     axes = np.array(fig.subplots(len(axes_names), 1, squeeze=False, sharey=True)).ravel()
     for ax, name in zip(axes, axes_names, strict=True):
@@ -52,7 +53,7 @@ def robustness_to_scale(run: RunFolder, metric: Metric) -> Figure | None:
         for k, (family, curve) in enumerate(of_axis.groupby("family", sort=False)):
             x, y = curve["x"].to_numpy(), metric.scale * curve["mean"].to_numpy()
             error = metric.scale * curve["deviation"].to_numpy()
-            ax.errorbar(
+            line, *_ = ax.errorbar(
                 x,
                 y,
                 yerr=None if np.isnan(error).all() else error,
@@ -63,12 +64,14 @@ def robustness_to_scale(run: RunFolder, metric: Metric) -> Figure | None:
                 lw=1.4,
                 label=f"{textwrap.fill(str(family), 44)}\n{_in_words(x, y, metric)}",
             )
+            known = (curve["mean"].to_numpy(), curve["deviation"].to_numpy())
+            tell(line, *points(str(family), [f"{name} {v:g}" for v in x], metric, *known))
         ax.set_title(f"{' and '.join(dict.fromkeys(of_axis['rule']))} coefficients")
         ax.set_xlabel(name)
         values = sorted(set(of_axis["x"]))
         ax.set_xticks(values, [f"{v:g}" for v in values])
         ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=2.6)
-    fig.supylabel(axis_title(metric, f"{at_the_end(run)}, average"), fontsize=8.5)
+    fig.supylabel(axis_title(metric, f"{at_the_end(run)}, average"), fontsize=9)
     return fig
 
 

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from cl_lora.evaluation.continual import FloatArray
 from cl_lora.evaluation.metrics import Metric
+from cl_lora.reporting.figures.marks import see
 from cl_lora.reporting.figures.matrices import draw_matrix
 from cl_lora.reporting.figures.registry import figure
 from cl_lora.reporting.routing import routed_arms, routed_right, routing_matrix
@@ -44,7 +45,7 @@ def routing(run: RunFolder, metric: Metric) -> Figure | None:
         return None
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    side = 2.3 if len(run.experiences) <= 6 else 3.4
+    side = 2.4 if len(run.experiences) <= 6 else 3.4
     size = (columns * side + 0.9, rows * (side + 0.75) + 0.5)
     fig = Figure(figsize=size, layout="constrained")
     axes = np.array(fig.subplots(rows, columns, squeeze=False)).ravel()
@@ -52,12 +53,14 @@ def routing(run: RunFolder, metric: Metric) -> Figure | None:
         ax.set_visible(False)
     for ax, (arms, matrix) in zip(axes, panels.values(), strict=False):
         _panel(ax, run, arms, matrix)
-    fig.supylabel("test samples of", fontsize=8.5)
-    fig.supxlabel("served by the adapter of", fontsize=8.5)
+    shares = (f"{arms[0]} sends {100 * routed_right(m):.1f} % right" for arms, m in panels.values())
+    see(fig, f"{'; '.join(shares)}.")
+    fig.supylabel("test samples of", fontsize=9)
+    fig.supxlabel("served by the adapter of", fontsize=9)
     return fig
 
 
 def _panel(ax: Axes, run: RunFolder, arms: list[str], matrix: FloatArray) -> None:
     draw_matrix(ax, matrix, run.experiences, run.experiences, _SHARE, (0.0, 100.0))
     title = shorten(arms, 30)[0] + (f" and {len(arms) - 1} more" if len(arms) > 1 else "")
-    ax.set_title(f"{title}\n{100 * routed_right(matrix):.1f} % right", fontsize=8, weight="normal")
+    ax.set_title(f"{title}\n{100 * routed_right(matrix):.1f} % right", fontsize=9, weight="normal")

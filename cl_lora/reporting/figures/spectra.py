@@ -10,6 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, NullLoc
 
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.describe import arm_settings
+from cl_lora.reporting.figures.marks import tell
 from cl_lora.reporting.figures.registry import figure
 from cl_lora.reporting.figures.style import GREY, color_of, line_of
 from cl_lora.run_folder.layout import FRESH
@@ -61,7 +62,7 @@ def singular_values(run: RunFolder, metric: Metric) -> Figure | None:
         for q in _ranks(run, bank):
             right.axvline(q, color=GREY, lw=0.8, ls="--", zorder=1)
             right.text(
-                q, 0.02, f"q {q:g} ", fontsize=7, color=GREY, rotation=90, ha="right", va="bottom"
+                q, 0.02, f"q {q:g} ", fontsize=9, color=GREY, rotation=90, ha="right", va="bottom"
             )
         for ax in (left, right):
             _index_axis(ax, int(of_bank["index"].max()))
@@ -73,7 +74,7 @@ def singular_values(run: RunFolder, metric: Metric) -> Figure | None:
 def _draw(ax: Axes, run: RunFolder, rows: pd.DataFrame, column: str, title: str) -> None:
     for adapter, found in rows.groupby("adapter"):
         i = int(str(adapter))
-        ax.plot(
+        (line,) = ax.plot(
             found["index"],
             found[column].where(found[column] > 0),
             color=color_of(i),
@@ -82,6 +83,9 @@ def _draw(ax: Axes, run: RunFolder, rows: pd.DataFrame, column: str, title: str)
             marker="o" if len(found) <= 1 else None,
             label=run.experiences[i],
         )
+        half = found.loc[found["energy"] >= 0.5, "index"]
+        text = f": half of the squared norm in the first {half.iloc[0]}" if len(half) else ""
+        tell(line, f"{run.experiences[i]}{text}")
     ax.set_title(title)
 
 

@@ -1,7 +1,7 @@
 """What all figures share: colours, markers, lines, the style, and figures as bytes.
 
-Colours are those of Okabe and Ito (2008) for kinds and cividis for amounts: both survive colour
-blindness and, with markers and line styles beside them, a grey printer.
+Colours are near those of Okabe and Ito (2008) for kinds and cividis for amounts: both survive
+colour blindness and, with markers and line styles beside them, a grey printer.
 """
 
 from __future__ import annotations
@@ -20,34 +20,52 @@ from cl_lora.support.errors import printable
 
 OKABE_ITO = (
     "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
+    "#C07A00",
+    "#008F68",
+    "#B8558C",
+    "#2A8FC7",
     "#D55E00",
     "#000000",
-    "#B8A800",  # yellow, darkened to be seen on white
+    "#8F8200",
 )
+"""Their hues, darkened where they would have less than three times the contrast of white."""
+
+PALE = "#8C8C8C"
+"""Bars of baselines."""
+
+GRID, GROUND, STRIPE = "#DDDDDD", "#FFFFFF", "#F4F6F8"
+
+ON_HEAT = ("#101010", "#FFFFFF")
+"""Numbers on the light and on the dark cells of a map, whatever the ground of the page."""
+
+
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", "-.", ":")
 GREY = "#757575"
 
+DPI = 160
+"""Dots per inch of the files."""
+
 STYLE: Mapping[str, Any] = {
-    "font.size": 8.5,
-    "axes.titlesize": 9,
+    # No text is smaller than 9 points.
+    "font.size": 9,
+    "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.grid": True,
-    "grid.color": "#dddddd",
+    "grid.color": GRID,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
-    "legend.fontsize": 7.5,
+    "legend.fontsize": 9,
+    "legend.title_fontsize": 9,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "figure.labelsize": 9,
     "lines.markersize": 4,
     "figure.dpi": 100,
-    "savefig.dpi": 160,
     # Names hold what they like: $x^$ is one, and no formula.
     "text.parse_math": False,
     # Text as outlines: the report shows it alike everywhere. The salt makes the ids repeatable.
@@ -71,13 +89,20 @@ def line_of(k: int) -> str:
     return LINES[k // len(OKABE_ITO) % len(LINES)]
 
 
-def render(figure: Figure, kind: str) -> bytes:
-    """Return a figure as the bytes of a ``png`` or ``svg`` file, without a date."""
+def render(figure: Figure, kind: str, outlines: bool = True, dpi: float = DPI) -> bytes:
+    """Return a figure as the bytes of a ``png`` or ``svg`` file, without a date.
+
+    Args:
+        figure: which.
+        kind: ``png`` or ``svg``.
+        outlines: whether the text of an SVG is drawn as outlines; as text, if not.
+        dpi: dots per inch of a PNG.
+    """
     buffer = io.BytesIO()
     _escape(figure)
     metadata = {"svg": {"Date": None}, "png": {"Software": None}}[kind]
-    with mpl.rc_context(dict(STYLE)):
-        figure.savefig(buffer, format=kind, metadata=metadata)
+    with mpl.rc_context({**STYLE, "svg.fonttype": "path" if outlines else "none"}):
+        figure.savefig(buffer, format=kind, metadata=metadata, dpi=dpi)
     return buffer.getvalue()
 
 

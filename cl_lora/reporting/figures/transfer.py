@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.faces import by_shots, downstream
 from cl_lora.reporting.figures.axes import axis_title, draw_spread
+from cl_lora.reporting.figures.marks import points, tell
 from cl_lora.reporting.figures.numbers import score_matrix
 from cl_lora.reporting.figures.registry import figure
 from cl_lora.reporting.figures.style import color_of, line_of, marker_of
@@ -55,15 +56,20 @@ def transfer_over_tasks(run: RunFolder, metric: Metric) -> Figure | None:
         spread = values.std(axis=0, ddof=1) if len(seeds) > 1 else np.full(values[0].shape, np.nan)
         for k, ax in zip(range(len(stages)), axes, strict=False):
             mean, color = values.mean(axis=0)[k], color_of(a)
-            ax.plot(x, mean, color=color, marker=marker_of(a), ls=line_of(a), lw=1.2, zorder=3)
+            style = {"color": color, "marker": marker_of(a), "ls": line_of(a), "lw": 1.2}
+            (line,) = ax.plot(x, mean, zorder=3, **style)
+            tasks_of = [f"{run.experiences[j]}, {stages[k].name}" for j in tasks]
+            tell(
+                line, *points(arm, tasks_of, metric, mean / metric.scale, spread[k] / metric.scale)
+            )
             draw_spread(ax, x, mean, spread[k], color)
     names = shorten([run.experiences[j] for j in tasks], 10)
     for ax, stage in zip(axes, stages, strict=False):
         ax.set_title(stage.name)
         ax.set_xticks(x, names, rotation=0 if few else 90)
         ax.set_xlim(0.8, len(tasks) + 0.2)
-    fig.supylabel(axis_title(metric), fontsize=8.5)
-    fig.supxlabel("task, in the order of the stream", fontsize=8.5)
+    fig.supylabel(axis_title(metric), fontsize=9)
+    fig.supxlabel("task, in the order of the stream", fontsize=9)
     handles = [
         Line2D([], [], color=color_of(k), marker=marker_of(k), ls=line_of(k), lw=1.2, label=arm)
         for k, arm in enumerate(face.arms)

@@ -18,6 +18,7 @@ from cl_lora.evaluation.continual import FloatArray
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.evaluation.similarity import rank_correlation
 from cl_lora.reporting.faces import downstream, few_shot_stages
+from cl_lora.reporting.figures.marks import see
 from cl_lora.reporting.figures.registry import figure
 from cl_lora.reporting.tables import shorten
 from cl_lora.run_folder.reader import RunFolder
@@ -123,10 +124,11 @@ def weights_figure(run: RunFolder, arm: str, experiences: Sequence[int]) -> Figu
     parts = max(len(weights.parts) for _, _, weights, _ in drawn)
     both = any(similar is not None for *_, similar in drawn)
     widest = max(len(weights.adapters) for _, _, weights, _ in drawn)
-    panel = min(2.4, max(0.8, 0.24 * widest))
-    heights = [0.9 + max(1.2, 0.15 * len(weights.layers)) for _, _, weights, _ in drawn]
+    panel = max(0.9, 0.2 * widest)
+    heights = [0.9 + max(1.2, 0.17 * len(weights.layers)) for _, _, weights, _ in drawn]
     width = parts * (panel + 0.12) * (1 + both) + 1.2 + 0.9 * both
     fig = Figure(figsize=(max(4.2, width), sum(heights)), layout="constrained")
+    see(fig, f"{'; '.join(_seen(run, arm, j, s, weights) for j, s, weights, _ in drawn)}.")
     rows = fig.subfigures(len(drawn), 1, squeeze=False, height_ratios=heights)[:, 0]
     for row, (j, stage, weights, similar) in zip(rows, drawn, strict=True):
         _draw_row(row, run, weights, similar)
@@ -136,6 +138,17 @@ def weights_figure(run: RunFolder, arm: str, experiences: Sequence[int]) -> Figu
         told = "" if math.isnan(rho) else f", {_rho(rho)} with CKA"
         row.suptitle(f"{run.experiences[j]}: weights of {arm} at {stage.name}{told}", fontsize=9)
     return fig
+
+
+def _seen(run: RunFolder, arm: str, j: int, stage: StageRecord, weights: Heat) -> str:
+    """Say which upstream adapter has the largest weight."""
+    means = np.nanmean(np.array(list(weights.parts.values())), axis=(0, 1))
+    largest = int(np.nanargmax(means))
+    return (
+        f"{run.experiences[j]} at {stage.name}: of the adapters under {arm} that of "
+        f"{run.experiences[weights.adapters[largest]]} has the largest mean weight, "
+        f"{means[largest]:.2f}"
+    )
 
 
 def middle_stage(run: RunFolder, arm: str, experience: int) -> StageRecord | None:
@@ -226,10 +239,10 @@ def _draw_row(row: Any, run: RunFolder, weights: Heat, similar: Heat | None) -> 
             if h:
                 rho = _correlation([(weights.parts[part], heat.parts[part])])
                 title += "" if math.isnan(rho) else f"\n{_rho(rho)}"
-            ax.set_title(title, fontsize=7.5, weight="normal")
+            ax.set_title(title, fontsize=9, weight="normal")
         bar = row.colorbar(image, ax=list(block), pad=0.02, aspect=18)
-        bar.ax.tick_params(labelsize=6.5)
-    axes[0].set_ylabel("layer", fontsize=8)
+        bar.ax.tick_params(labelsize=9)
+    axes[0].set_ylabel("layer", fontsize=9)
 
 
 def _draw_heat(ax: Axes, run: RunFolder, heat: Heat, part: str, limits: tuple[float, float]) -> Any:
@@ -239,7 +252,7 @@ def _draw_heat(ax: Axes, run: RunFolder, heat: Heat, part: str, limits: tuple[fl
     names = shorten([run.experiences[i] for i in heat.adapters], 8)
     ax.set_xticks(range(len(names)), names, rotation=90)
     ax.set_yticks(range(len(heat.layers)), [layer.label for layer in heat.layers])
-    ax.tick_params(length=0, labelsize=6.5 if len(names) <= 10 else 5)
+    ax.tick_params(length=0, labelsize=9)
     for spine in ax.spines.values():
         spine.set_visible(False)
     return image

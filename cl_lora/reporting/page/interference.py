@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ import numpy as np
 from cl_lora.evaluation.aggregate import estimate
 from cl_lora.evaluation.continual import FloatArray
 from cl_lora.evaluation.interference import mean_of_known
-from cl_lora.reporting.describe import in_unit
+from cl_lora.reporting.describe import in_unit, over_seeds
 from cl_lora.reporting.multitask import MEASURES, Analysis, analysis_of, failed_sentence
+from cl_lora.reporting.page.grid import Cell, Grid, grid, heads, sortable
 from cl_lora.reporting.tables import Column, ResultTable, shorten
 from cl_lora.run_folder.reader import RunFolder
 
@@ -23,7 +24,7 @@ _FACTS = {
 }
 
 
-def interference(run: RunFolder) -> dict[str, Any] | None:
+def interference(run: RunFolder) -> tuple[list[str], list[Grid]] | None:
     """Return notes and tables of the section; None where no pairs were merged."""
     found = analysis_of(run)
     if found is None:
@@ -35,22 +36,8 @@ def interference(run: RunFolder) -> dict[str, Any] | None:
     ]
     if failed_sentence(run):
         notes.append(failed_sentence(run) + " They are left out of what follows below.")
-    return {
-        "notes": notes,
-        "tables": [
-            *_harm(found),
-            *_controls(found),
-            *_facts(run),
-        ],
-        "correlations": list(_correlations(found)),
-        "correlations_note": (
-            "Spearman's rank correlation of each pair's mean change with the similarity of its "
-            "adapters, failed tasks left out; below 0: alike adapters hurt each other more. p: "
-            "two-sided permutation test over adapters (Mantel 1967), as pairs share them, not "
-            "corrected for the number of arms and measures. Per seed: mean of each seed's own "
-            "correlation, with Student's 95 % interval over seeds."
-        ),
-    }
+    tables = [grid(t) for t in (*_harm(found), *_controls(found), *_facts(run))]
+    return notes, [*_correlations(found), *tables]
 
 
 def _harm(found: Analysis) -> Iterator[ResultTable]:
@@ -100,7 +87,7 @@ def _facts(run: RunFolder) -> Iterator[ResultTable]:
         columns=columns,
         mean=np.array([[mean.get((j, q), math.nan) for q in quantities] for j in there]),
         spread=np.array([[spread.get((j, q), math.nan) for q in quantities] for j in there]),
-        title="Adapters" + _over(run.scores.seeds),
+        title=f"Adapters, {over_seeds(run.scores.seeds)}",
         row_title="Adapter",
         notes=(
             "Stable rank: |ΔW|² / |ΔW|₂², mean over modules. Variance share: tr(Cov f) / E|f|² of "
@@ -109,7 +96,9 @@ def _facts(run: RunFolder) -> Iterator[ResultTable]:
     )
 
 
-def _correlations(found: Analysis) -> Iterator[dict[str, Any]]:
+def _correlations(found: Analysis) -> Iterator[Grid]:
+    """Yield the table that answers whether similarity goes with harm, where there is one."""
+    rows = []
     for arm in found.arms:
         for measure in found.similarity:
             r = found.related(arm, measure)
@@ -123,13 +112,22 @@ def _correlations(found: Analysis) -> Iterator[dict[str, Any]]:
                 "–" if math.isnan(r.low) else f"[{_number(r.low)}, {_number(r.high)}]",
             ]
             values = [r.rho, r.p, r.relabellings, r.pairs, r.mean, r.low]
-            yield {
-                "arm": arm,
-                "measure": MEASURES.get(measure, measure),
-                "cells": [
-                    {"value": repr(float(v)), "text": t} for v, t in zip(values, texts, strict=True)
-                ],
-            }
+            cells = [Cell(sortable(v), t) for v, t in zip(values, texts, strict=True)]
+            rows.append((arm, [Cell("", MEASURES.get(measure, measure)), *cells]))
+    titles = ("Arm", "Similarity", "ρ", "p", "Relabellings", "Pairs", "ρ per seed", "Interval")
+    if rows:
+        yield Grid(
+            "Does similarity go with harm?",
+            heads(titles, ("Arm", "Similarity")),
+            rows,
+            notes=(
+                "Spearman's rank correlation of each pair's mean change with the similarity of its "
+                "adapters, failed tasks left out; below 0: alike adapters hurt each other more. p: "
+                "two-sided permutation test over adapters (Mantel 1967), as pairs share them, not "
+                "corrected for the number of arms and measures. Per seed: mean of each seed's own "
+                "correlation, with Student's 95 % interval over seeds.",
+            ),
+        )
 
 
 def _table(
@@ -167,13 +165,9 @@ def _table(
         columns=tuple(columns),
         mean=mean,
         spread=spread,
-        title=title + _over(found.seeds),
+        title=f"{title}, {over_seeds(found.seeds)}",
         row_title="Arm" if ranked else "Control",
     )
-
-
-def _over(seeds: Sequence[int]) -> str:
-    return f", mean ± deviation over {len(seeds)} seeds" if len(seeds) > 1 else f", seed {seeds[0]}"
 
 
 def _number(value: float) -> str:

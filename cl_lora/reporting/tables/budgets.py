@@ -16,7 +16,7 @@ from cl_lora.reporting.budgets import (
     parameters_of,
     points_of,
 )
-from cl_lora.reporting.describe import in_unit
+from cl_lora.reporting.describe import heading
 from cl_lora.reporting.tables.column import Column, N
 from cl_lora.reporting.tables.table import ResultTable
 from cl_lora.run_folder.reader import RunFolder
@@ -57,6 +57,9 @@ def with_sizes(table: ResultTable, run: RunFolder) -> ResultTable:
         complete=None
         if table.complete is None
         else np.hstack([np.ones(more.shape, dtype=np.bool_), table.complete]),
+        ranked_by=table.ranked_by,
+        marked=table.marked,
+        mark=table.mark,
     )
 
 
@@ -64,7 +67,7 @@ def sizes_table(run: RunFolder, metric: Metric) -> ResultTable | None:
     """Return what every row needs beside what it reaches, the smallest first, of equals the best.
 
     The average over tasks stands with Student's 95 % interval over seeds. A note names the Pareto
-    front. Reference rows stand below.
+    front. Baselines stand below.
 
     Returns:
         The table; None where no row has both a size and a score.
@@ -83,11 +86,11 @@ def sizes_table(run: RunFolder, metric: Metric) -> ResultTable | None:
     )
     backbone = backbone_of(run)
     known = not math.isnan(backbone)
-    arrow = "" if metric.higher_is_better else " ↓"
+    up = metric.higher_is_better
     average = Column(
         "average",
-        f"{in_unit(metric)}, average{arrow}",
-        f"Avg{arrow}",
+        heading(f"Average {metric.in_text}", metric.unit, up),
+        "Avg" if up else "Avg ↓",
         metric.higher_is_better,
         metric.percent,
         form="interval",

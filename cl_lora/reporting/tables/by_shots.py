@@ -10,12 +10,15 @@ import numpy as np
 
 from cl_lora.evaluation.aggregate import Estimate
 from cl_lora.evaluation.metrics import Metric
-from cl_lora.reporting.describe import in_unit
-from cl_lora.reporting.faces import by_shots, downstream, draws, faces
+from cl_lora.reporting.describe import heading, in_unit, over_seeds
+from cl_lora.reporting.faces import Face, by_shots, downstream, draws, faces
 from cl_lora.reporting.multitask import failed_sentence
+from cl_lora.reporting.ranking import by_shots as by_k
+from cl_lora.reporting.ranking import ranking_of_face
 from cl_lora.reporting.shots import cost_of, scores_by_shots
 from cl_lora.reporting.tables.column import Column, N
 from cl_lora.reporting.tables.of_run import run_table
+from cl_lora.reporting.tables.ranked import ranked
 from cl_lora.reporting.tables.table import ResultTable
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.run_folder.records import StageRecord
@@ -41,8 +44,10 @@ def main_tables(run: RunFolder, metric: Metric) -> list[ResultTable]:
     tables: list[ResultTable] = []
     for face in faces(run):
         if metric.name in face.run.scores.metrics:
-            shots = face.kind == "shots"
-            tables.append(shots_table(run, metric) if shots else run_table(face.run, metric))
+            if face.kind == "shots":
+                tables.append(shots_table(run, metric))
+            else:
+                tables.append(run_table(face.run, metric, ranking_of_face(face, metric)))
     failed = failed_sentence(run)
     return [replace(t, notes=(*t.notes, failed)) for t in tables] if failed else tables
 
@@ -58,8 +63,9 @@ def shots_table(
 ) -> ResultTable:
     """Return the table of a few-shot run: a row per arm, a column per K.
 
-    After the columns by K: their average over all K of at least 1; the trainable parameters without
-    the head, seconds and peak memory of an adaptation; n, the seeds behind the average.
+    Rows are sorted by their average over K; see :func:`ranked`. After the columns by K: this
+    average, over all K of at least 1; the trainable parameters without the head, seconds and peak
+    memory of an adaptation; n, the seeds behind the average.
 
     Args:
         run: the run.
@@ -76,10 +82,9 @@ def shots_table(
     parts = [shots.estimates(shots.at(k)) for k in range(len(columns))]
     if len(shots.with_samples) > 1:
         up = metric.higher_is_better
-        arrow = "" if up else " ↓"
-        columns.append(
-            Column("average", f"Average{arrow}", f"Avg{arrow}", up, percent=metric.percent)
-        )
+        title = heading(f"Average {metric.in_text}", metric.unit, up)
+        short = "Avg" if up else "Avg ↓"
+        columns.append(Column("average", title, short, up, percent=metric.percent))
         parts.append(shots.estimates(shots.average()))
     found = [[part.get(arm, _NOTHING) for part in parts] for arm in rows]
     costs = {q: [cost_of(face, arm, q) for arm in rows] for q in COSTS}
@@ -92,7 +97,7 @@ def shots_table(
     )
     others = np.array([*costs.values(), seeds], dtype=np.float64).T
     none = np.full(others.shape, np.nan)
-    return ResultTable(
+    table = ResultTable(
         rows=rows,
         references=len(face.references),
         columns=(*columns, *(COSTS[q] for q in costs), N),
@@ -102,6 +107,13 @@ def shots_table(
         notes=tuple(_notes(run, face, bool(costs), seeds, rows, count)),
         complete=np.hstack([n == count, np.isnan(none)]),
     )
+    of_face = Face("shots", face, ())
+    by_column = {
+        stage.name: ranking
+        for stage, ranking in zip(shots.stages, by_k(of_face, metric), strict=True)
+    }
+    key = "average" if len(shots.with_samples) > 1 else shots.stages[shots.smallest or 0].name
+    return ranked(table, ranking_of_face(of_face, metric), key, by_column)
 
 
 def _column(stage: StageRecord, metric: Metric) -> Column:
@@ -118,16 +130,10 @@ def _column(stage: StageRecord, metric: Metric) -> Column:
 def _title(face: RunFolder, metric: Metric, evaluated: Sequence[int] | None) -> str:
     names = [face.experiences[j] for j in face.stream.trained_stages[-1].evaluated]
     on = f" on {names[0]}" if len(names) == 1 else ""
-    seeds = face.scores.seeds
-    over = (
-        f"mean ± standard deviation over {len(seeds)} seeds"
-        if len(seeds) > 1
-        else f"seed {seeds[0]}"
-    )
     what = f"{in_unit(metric)}{on} from K samples per class"
     if len(names) > 1:
         what += f", mean over {len(names)} data sets"
-    return f"{what}, {over}"
+    return f"{what}, {over_seeds(face.scores.seeds)}"
 
 
 def _notes(

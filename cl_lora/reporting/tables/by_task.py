@@ -18,11 +18,13 @@ from cl_lora.evaluation.continual import (
 )
 from cl_lora.evaluation.metrics import RELATIVE, Metric
 from cl_lora.reporting.budgets import headline
-from cl_lora.reporting.describe import at_the_end, in_unit
+from cl_lora.reporting.describe import at_the_end, heading, in_unit, over_seeds, unit_of_difference
 from cl_lora.reporting.faces import alone_stages, faces, merged_groups
 from cl_lora.reporting.multitask import is_multitask, own_metric
+from cl_lora.reporting.ranking import ranking_of
 from cl_lora.reporting.tables.column import Column
 from cl_lora.reporting.tables.names import shorten
+from cl_lora.reporting.tables.ranked import in_order
 from cl_lora.reporting.tables.table import ResultTable
 from cl_lora.run_folder.reader import RunFolder
 
@@ -115,39 +117,44 @@ def _by_task(face: RunFolder, measure: _Measure) -> ResultTable:
     rows, found = [rows[i] for i in there], [found[i] for i in there]
     short = shorten([face.experiences[j] for j in final], 8)
     columns = []
+    difference = measure.higher_is_better is not None
     for j, name in zip(final, short, strict=True):
         metric = own_metric(face, j)
         better = metric.higher_is_better
         better = better if measure.higher_is_better is None else measure.higher_is_better
-        arrow = "" if better else " ↓"
+        unit = unit_of_difference(metric) if difference else metric.unit
+        told = ", ".join([metric.title, unit] if unit else [metric.title])
         columns.append(
             Column(
                 f"{face.experiences[j]} {metric.name}",
-                f"{face.experiences[j]} ({in_unit(metric)}){arrow}",
-                name + arrow,
+                heading(face.experiences[j], told, better),
+                name + ("" if better else " ↓"),
                 better,
                 metric.percent,
                 detail=True,
-                signed=measure.higher_is_better is not None,
+                signed=difference,
             )
         )
     metrics = "; ".join(
-        f"{face.experiences[j]} {in_unit(own_metric(face, j))}{' ↓' * (c.title[-1] == '↓')}"
+        f"{face.experiences[j]} {in_unit(own_metric(face, j))}"
+        + ("" if c.higher_is_better or difference else ", lower is better")
         for j, c in zip(final, columns, strict=True)
     )
     title = f"{measure.title} of each task by its own metric"
     if measure is _FINAL:
         title += f" {at_the_end(face)}"
-    return _table(
+    table = _table(
         rows,
         [row in face.references for row in rows],
         columns,
         found,
-        f"{title}, {_over(face)}",
+        f"{title}, {over_seeds(face.scores.seeds)}",
         "Arm",
         (f"{metrics}.",),
         len(face.scores.seeds),
     )
+    ranking = ranking_of(face, next(iter(face.stream.metrics.values())))
+    return in_order(table, (*ranking.arms, *ranking.baselines))
 
 
 def _over_seeds(face: RunFolder, arm: str, j: int, measure: _Measure) -> Estimate:
@@ -180,9 +187,10 @@ def _with_partners(run: RunFolder, j: int, metric: Metric) -> ResultTable:
             found.append([estimate(values[row, alone.index])] * len(arms))
     apart = [i >= len(stages) for i in range(len(rows))]
     up = metric.higher_is_better
-    arrow = "" if up else " ↓"
-    columns = [Column(a, a + arrow, a + arrow, up, metric.percent, detail=True) for a in arms]
-    title = f"{run.experiences[j]}: {in_unit(metric)} when merged with, {_over(run)}"
+    columns = [Column(a, a, a, up, metric.percent, detail=True) for a in arms]
+    lower = "" if up else ", lower is better"
+    over = over_seeds(run.scores.seeds)
+    title = f"{run.experiences[j]}: {in_unit(metric)} when merged with{lower}, {over}"
     return _table(rows, apart, columns, found, title, "Merged with", (), len(run.scores.seeds))
 
 
@@ -213,8 +221,3 @@ def _table(
         notes=notes,
         complete=n == seeds,
     )
-
-
-def _over(run: RunFolder) -> str:
-    seeds = run.scores.seeds
-    return f"mean ± deviation over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"

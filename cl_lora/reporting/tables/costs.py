@@ -12,9 +12,11 @@ from cl_lora.evaluation.aggregate import ALL_EXPERIENCES, AVERAGE, Estimate, est
 from cl_lora.evaluation.continual import MEASURES
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.costs import KINDS, Cost, costs_of
-from cl_lora.reporting.describe import at_the_end, in_unit
+from cl_lora.reporting.describe import at_the_end, heading, in_unit, unit_of_difference
+from cl_lora.reporting.ranking import ranking_of
 from cl_lora.reporting.routing import accuracy_of_routing
 from cl_lora.reporting.tables.column import Column, N
+from cl_lora.reporting.tables.ranked import ranked
 from cl_lora.reporting.tables.table import ResultTable
 from cl_lora.run_folder.reader import RunFolder
 
@@ -61,13 +63,17 @@ def costs_table(run: RunFolder, metric: Metric) -> ResultTable | None:
         nothing = Estimate(math.nan, math.nan, 0, False)
         return numbers.get((row, measure, ALL_EXPERIENCES), nothing)
 
-    arrow = "" if metric.higher_is_better else " ↓"
-    average = Column(
-        AVERAGE, f"{metric.title}, average{arrow}", "Avg", metric.higher_is_better, metric.percent
-    )
+    up = metric.higher_is_better
+    title = heading(f"Average {metric.in_text}", metric.unit, up)
+    average = Column(AVERAGE, title, "Avg", up, metric.percent)
     lost = MEASURES[_FORGETTING]
     forgotten = Column(
-        *(_FORGETTING, f"{lost.title} ↓", f"{lost.short} ↓", False, metric.percent), signed=True
+        _FORGETTING,
+        heading(lost.title, unit_of_difference(metric), False),
+        f"{lost.short} ↓",
+        False,
+        metric.percent,
+        signed=True,
     )
     of_scores = [[estimate(row, m) for m in (AVERAGE, _FORGETTING)] for row in rows]
     of_costs = [[told(costs[row]) for told in _COSTS.values()] for row in rows]
@@ -85,7 +91,7 @@ def costs_table(run: RunFolder, metric: Metric) -> ResultTable | None:
     spread[:, :2] = [[e.deviation for e in scores] for scores in of_scores]
     complete = np.ones(mean.shape, dtype=np.bool_)
     complete[:, :2] = [[e.seeds == len(run.scores.seeds) for e in scores] for scores in of_scores]
-    return ResultTable(
+    table = ResultTable(
         rows=tuple(rows),
         references=sum(row in run.references for row in rows),
         columns=columns,
@@ -95,6 +101,7 @@ def costs_table(run: RunFolder, metric: Metric) -> ResultTable | None:
         notes=(*_NOTES, *routing_notes(run)),
         complete=complete,
     )
+    return ranked(table, ranking_of(run, metric))
 
 
 def with_routing(table: ResultTable, run: RunFolder) -> ResultTable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ BoolArray = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class TableData:
-    """Rows of numbers with their deviations and intervals, the reference rows apart.
+    """Rows of numbers with their deviations and intervals, the baselines apart.
 
     Attributes:
         rows: names of the rows; the references come last.
@@ -35,6 +35,10 @@ class TableData:
         complete: (rows, columns) whether a number rests on every seed, without which it is never
             marked as best: a mean over fewer seeds may lead by the luck of which they are. All
             are, if not given.
+        ranked_by: key of the column that rows are sorted by, where they are.
+        marked: of a sorted table, in place of the best of every column: key of a column -> the rows
+            that are marked in it, the best one and all that cannot be told from it.
+        mark: what a marked row means, after the mark.
     """
 
     rows: tuple[str, ...]
@@ -48,6 +52,9 @@ class TableData:
     low: FloatArray | None = None
     high: FloatArray | None = None
     complete: BoolArray | None = None
+    ranked_by: str = ""
+    marked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    mark: str = ""
     _best: frozenset[tuple[int, int]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -62,6 +69,12 @@ class TableData:
             ("title", printable(self.title)),
             ("row_title", printable(self.row_title)),
             ("notes", tuple(map(printable, self.notes))),
+            ("ranked_by", printable(self.ranked_by)),
+            ("mark", printable(self.mark)),
+            (
+                "marked",
+                {printable(k): tuple(map(printable, rows)) for k, rows in self.marked.items()},
+            ),
         ):
             object.__setattr__(self, name, value)
         shape = (len(self.rows), len(self.columns))
@@ -76,11 +89,19 @@ class TableData:
         object.__setattr__(self, "_best", frozenset(self._find_best()))
 
     def is_best(self, row: int, column: int) -> bool:
-        """Return whether the row leads those that rest on all seeds; equal ones lead together."""
+        """Return whether the row leads those that rest on all seeds; equal ones lead together.
+
+        Of a table that is sorted: whether the row is marked in the column.
+        """
         return (row, column) in self._best
 
     def _find_best(self) -> Iterator[tuple[int, int]]:
         ranked = len(self.rows) - self.references
+        if self.ranked_by:
+            for j, column in enumerate(self.columns):
+                there = self.marked.get(column.key, ())
+                yield from ((i, j) for i, row in enumerate(self.rows) if row in there)
+            return
         for j, column in enumerate(self.columns):
             values = self.mean[:ranked, j]
             if self.complete is not None:

@@ -13,18 +13,23 @@ from cl_lora.evaluation.metrics import ACCURACY, Metric
 from cl_lora.evaluation.scores import ScoreTable
 from cl_lora.evaluation.shape import Shape
 from cl_lora.reporting.budgets import headline
-from cl_lora.reporting.describe import at_the_end, in_unit
+from cl_lora.reporting.describe import at_the_end, heading, in_unit, over_seeds, unit_of_difference
+from cl_lora.reporting.ranking import Ranking, ranking_of
 from cl_lora.reporting.tables.budgets import with_sizes
 from cl_lora.reporting.tables.column import LATE, Column, N
 from cl_lora.reporting.tables.costs import with_routing
 from cl_lora.reporting.tables.names import shorten
+from cl_lora.reporting.tables.ranked import ranked
 from cl_lora.reporting.tables.table import ResultTable
 from cl_lora.run_folder.reader import RunFolder
 
 
-def run_table(run: RunFolder, metric: Metric | None = None) -> ResultTable:
+def run_table(
+    run: RunFolder, metric: Metric | None = None, ranking: Ranking | None = None
+) -> ResultTable:
     """Return the table of one metric of a run; of the one that leads its report, if not given.
 
+    Rows are sorted by their average, the baselines in a block of their own; see :func:`ranked`.
     Before the scores stands what each row needs to serve all tasks, where the run says so. Below
     the metric that leads stands how well routed arms find the right adapter.
     """
@@ -39,7 +44,7 @@ def run_table(run: RunFolder, metric: Metric | None = None) -> ResultTable:
         arms=run.arms,
         when=at_the_end(run),
     )
-    table = with_sizes(table, run)
+    table = with_sizes(ranked(table, ranking or ranking_of(run, metric)), run)
     return with_routing(table, run) if leads else table
 
 
@@ -53,7 +58,8 @@ def result_table(
     arms: Sequence[str] = (),
     when: str = "after the last domain",
 ) -> ResultTable:
-    """Return the table that ``cl-lora run`` prints: one row per arm, mean ± deviation over seeds.
+    """Return the table that ``cl-lora run`` prints: one row per arm, mean ± standard
+    deviation over seeds.
 
     Columns: the final score on each experience that the last stage evaluates; every measure of
     :data:`~cl_lora.evaluation.continual.MEASURES` that exists for the stages and is defined for at
@@ -93,8 +99,7 @@ def result_table(
     ]
     shown = [list(columns.values())[j] for j in defined]
     count = len(scores.seeds)
-    title = f"{in_unit(metric)} {when}, "
-    title += f"mean ± deviation over {count} seeds" if count > 1 else f"seed {scores.seeds[0]}"
+    title = f"{in_unit(metric)} {when}, {over_seeds(scores.seeds)}"
     notes = [c.note for c in shown if c.key == "forgetting"]
     fewer = [f"{a} ({n:.0f})" for a, n in zip(rows, seeds, strict=True) if n < count]
     if fewer:
@@ -132,15 +137,18 @@ def _columns(
         if not measure.exists(shape):
             continue
         better = measure.direction(up)
-        arrow = "" if better else " ↓"
+        # A measure with a direction of its own is a difference of scores.
+        difference = measure.higher_is_better is not None
+        title = f"{measure.title} {metric.in_text}" if not difference else measure.title
+        unit = unit_of_difference(metric) if difference else metric.unit
         columns[name, ALL_EXPERIENCES] = Column(
             name,
-            measure.title + arrow,
-            measure.short + arrow,
+            heading(title, unit, better),
+            measure.short + ("" if better else " ↓"),
             better,
             metric.percent,
             priorities.get(name, 0),
-            signed=measure.higher_is_better is not None,
+            signed=difference,
             note=f"{measure.title} = {measure.formula} ({measure.paper}).",
         )
     return columns
