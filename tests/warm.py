@@ -152,14 +152,16 @@ def _begin(connection: socket.socket) -> list[str]:
     if command:
         for number in streams:
             os.close(number)
+        pause = 0.002
         while True:
             done, status = os.waitpid(command, os.WNOHANG)
             if done:
                 with contextlib.suppress(BrokenPipeError):
                     connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
                 os._exit(0)
-            if select.select([connection], [], [], 0.004)[0]:  # who asked was killed
+            if select.select([connection], [], [], pause)[0]:  # who asked was killed
                 os.killpg(command, signal.SIGKILL)
+            pause = min(0.03, 1.5 * pause)
     os.setsid()
     connection.close()
     for number, there in enumerate(streams):

@@ -6,13 +6,13 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Mapping
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 import yaml
 
 from cl_lora.configuration.choices import config_names
@@ -34,6 +34,9 @@ TINY = (
     "'+arms.half={method: task_arithmetic, coefficients: 0.5}'",
 )
 """What makes a run of an example short."""
+
+REPORTED = ("Metric", "Figure")
+"""Sections about what stands in a report; the others are run without, which takes most of a run."""
 
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -67,9 +70,13 @@ def test_there_is_an_example_of_everything_that_can_be_brought() -> None:
 @pytest.mark.parametrize("section", EXAMPLES)
 def test_examples_run(section: str, tmp_path: Path) -> None:
     """Blocks of a section run in order, in one empty folder, each in a process of its own."""
+    (tmp_path / "bin").mkdir()
+    command_line = tmp_path / "bin" / "cl-lora"
+    command_line.write_text(f'#!/bin/sh\nexec {shlex.join(warm.python())} -P -m cl_lora "$@"\n')
+    command_line.chmod(0o755)
     environment = {
         **os.environ,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PATH": os.pathsep.join([str(command_line.parent), os.environ["PATH"]]),
         "CL_LORA_CACHE": str(tmp_path / "cache"),
         "OMP_NUM_THREADS": "1",
     }
@@ -80,8 +87,11 @@ def test_examples_run(section: str, tmp_path: Path) -> None:
             (tmp_path / f"{saved[1]}.py").write_text(EXAMPLES[section][0][1])
             if "experiment=" not in given:  # an experiment's example is short by itself
                 text = given.replace("run_dir=", f"{' '.join(TINY)} run_dir=")
+        if section not in REPORTED:
+            text = text.replace('"run", ', '"run", "report=false", ')
+            text = text.replace("cl-lora run ", "cl-lora run report=false ")
         shell = ["bash", "-euo", "pipefail", "-c", text]
-        command = [sys.executable, "-c", text] if language == "python" else shell
+        command = [*warm.python(), "-c", text] if language == "python" else shell
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
