@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def run(given: Sequence[str]) -> int:
             "compare runs/A runs/B",
             "compare runs/A --to ta_uniform",
             "compare runs/A runs/B --format latex > table.tex",
+            "compare runs/A runs/B --html comparison.html",
         ],
     )
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="folders of runs")
@@ -50,6 +52,12 @@ def run(given: Sequence[str]) -> int:
         metavar="FILE",
         help="also draw the comparison into a .png or .svg file",
     )
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="also write the comparison as a page: answers, table and figures in one file",
+    )
     arguments = parser.parse_args(given)
 
     from cl_lora.configuration.plugins import load_plugins
@@ -65,7 +73,9 @@ def run(given: Sequence[str]) -> int:
     load_plugins()
     if arguments.format not in ("table", *RENDERERS):
         raise unknown_name("format", arguments.format, ("table", *RENDERERS))
-    kind = _figure_kind(arguments.figure) if arguments.figure else ""
+    kind = _kind(arguments.figure, "--figure", ("png", "svg")) if arguments.figure else ""
+    if arguments.html:
+        _kind(arguments.html, "--html", ("html", "htm"))
     runs = [RunFolder.read(path) for path in arguments.runs]
     if arguments.pool:
         require_poolable(runs)
@@ -81,18 +91,26 @@ def run(given: Sequence[str]) -> int:
 
         files.write_bytes(arguments.figure, render(comparison_figure(comparison), kind))
         tell(f"Figure: {arguments.figure}")
+    if arguments.html:
+        from cl_lora.reporting.compare.page import comparison_html
+
+        command = shlex.join(["cl-lora", "compare", *given])
+        files.write_text(arguments.html, comparison_html(comparison, arguments.html, command))
+        tell(f"Page: {arguments.html}")
     return 0
 
 
-def _figure_kind(path: Path) -> str:
+def _kind(path: Path, option: str, kinds: Sequence[str]) -> str:
+    """Return how the name of a file ends, in small letters, after checking its folder."""
     kind = path.suffix.lstrip(".").lower()
-    if kind not in ("png", "svg"):
+    if kind not in kinds:
+        ends = " or ".join(f".{k}" for k in kinds)
         raise UserError(
-            f"Expected --figure to end in .png or .svg but got {str(path)!r}; name the file so"
+            f"Expected {option} to end in {ends} but got {str(path)!r}; name the file so"
         )
     if not path.parent.is_dir():
         raise UserError(
-            f"Expected --figure to be in a folder that exists but {str(path.parent)!r} is none; "
+            f"Expected {option} to be in a folder that exists but {str(path.parent)!r} is none; "
             "make it first, or choose another one"
         )
     return kind

@@ -1,4 +1,7 @@
+import html
 import io
+import re
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
@@ -8,6 +11,9 @@ from PIL import Image
 from cl_lora.commands.compare import run as compare
 from cl_lora.commands.report import run as report
 from cl_lora.commands.report import write_reports
+from cl_lora.reporting.answers import answers_of
+from cl_lora.reporting.compare import conditions_of
+from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support.errors import UserError
 
 
@@ -78,3 +84,34 @@ def test_no_run(tmp_path):
     for command in (report, compare):
         with pytest.raises(UserError, match="is no run folder"):
             command([str(tmp_path)])
+
+
+def test_compare_writes_a_page(run_path, other_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (run_path / "report.html").write_text("here")
+    assert compare([str(run_path), str(other_path), "--html", "both.html"]) == 0
+    page = (tmp_path / "both.html").read_text()
+    for path in (run_path, other_path):
+        run = RunFolder.read(path)
+        for answer in answers_of(run):  # one folder is one condition here
+            assert html.escape(answer.sentence, quote=True) in page.replace("&#39;", "&#x27;")
+    (address,) = re.findall(r'<a href="([^"#]+)"', page)  # the one report that is there
+    assert (tmp_path / unquote(address)).read_text() == "here"
+    assert "cl-lora compare" in page
+    assert not re.search(r'(?:src|href)="(?:https?:)?//', page)
+    for arm in ARMS:
+        assert f'<th scope="row" class="text">{arm}</th>' in page
+    assert len(page) < 3_000_000
+
+
+def test_a_page_of_two_folders_of_one_condition_speaks_of_all_seeds(tmp_path):
+    folders = [
+        fabricate_run(tmp_path / name, seeds=seeds, name="one")
+        for name, seeds in (("a", (0, 1)), ("b", (2,)))
+    ]
+    assert compare([*map(str, folders), "--html", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    (together,) = conditions_of([RunFolder.read(folder) for folder in folders])
+    assert together.pooled.seeds == (0, 1, 2)
+    assert "with 3 seeds" in page or "3 seeds," in page
+    assert page.count('class="condition"') == 1

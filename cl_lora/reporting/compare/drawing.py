@@ -16,15 +16,17 @@ from cl_lora.evaluation.aggregate import Difference, Estimate
 from cl_lora.evaluation.continual import MEASURES
 from cl_lora.reporting.compare.joining import Condition
 from cl_lora.reporting.compare.statistics import Comparison, letters
-from cl_lora.reporting.describe import in_unit
+from cl_lora.reporting.describe import heading, in_unit, unit_of_difference
 from cl_lora.reporting.figures.axes import axis_title
 from cl_lora.reporting.figures.style import GREY, STYLE, color_of, marker_of
+from cl_lora.reporting.ranking import ranking_of
 from cl_lora.reporting.tables import Column, N, ResultTable
 from cl_lora.reporting.tables.budgets import SIZE
+from cl_lora.reporting.tables.ranked import ranked
 
 _FEWER = (
-    "n: seeds behind a row; only arms with every seed are ranked, the best in bold, and "
-    "differences are paired over the seeds that both sides have."
+    "n: seeds behind a row; only arms with every seed are ranked, and differences are paired over "
+    "the seeds that both sides have."
 )
 _NOTHING = Estimate(math.nan, math.nan, 0, False)
 _NO_DIFFERENCE = Difference(math.nan, math.nan, math.nan, 0)
@@ -33,8 +35,9 @@ _NO_DIFFERENCE = Difference(math.nan, math.nan, math.nan, 0)
 def comparison_table(comparison: Comparison) -> ResultTable:
     """Return the table: a row per arm; per condition average, n, difference, p and forgetting.
 
-    Averages and forgetting stand with their deviation ``± s`` over seeds, differences with their
-    interval ``[low, high]``. Only arms with every seed of the condition can be marked as best.
+    Averages and forgetting stand with their standard deviation ``± s`` over seeds, differences with
+    their interval ``[low, high]``. Rows are in the order of the first condition. Each condition's
+    best arm is marked with all that cannot be told from it; only arms with every seed can be best.
     """
     parts = [
         _columns(comparison, condition, letter)
@@ -52,7 +55,7 @@ def comparison_table(comparison: Comparison) -> ResultTable:
     )
     several = any(len(c.scores.seeds) > 1 for c in comparison.conditions)
     fewer = any(_lacks_seeds(comparison, c) for c in comparison.conditions)
-    return ResultTable(
+    table = ResultTable(
         rows=comparison.arms,
         references=comparison.references,
         columns=tuple(columns),
@@ -61,10 +64,15 @@ def comparison_table(comparison: Comparison) -> ResultTable:
         low=cells[:, :, 2].T,
         high=cells[:, :, 3].T,
         title=f"{in_unit(comparison.metric)} {comparison.when}"
-        + (", mean ± deviation over n seeds" if several else ", one seed"),
+        + (", mean ± standard deviation over n seeds" if several else ", one seed"),
         notes=(*comparison.notes, *([_FEWER] if fewer else [])),
         complete=complete.T,
     )
+    orders = {
+        f"{c.label} average": ranking_of(c.pooled, comparison.metric) for c in comparison.conditions
+    }
+    first, *others = orders
+    return ranked(table, orders[first], first, {key: orders[key] for key in others})
 
 
 Cell = tuple[float, float, float, float]
@@ -94,7 +102,7 @@ def _columns(comparison: Comparison, condition: Condition, letter: str) -> dict[
     columns |= {
         Column(
             f"{label} average",
-            f"{long}average",
+            f"{long}{heading('average', metric.unit, metric.higher_is_better)}",
             f"{short}Avg",
             metric.higher_is_better,
             metric.percent,
@@ -137,7 +145,7 @@ def _columns(comparison: Comparison, condition: Condition, letter: str) -> dict[
         columns[
             Column(
                 f"{label} forgetting",
-                f"{long}forgetting ↓",
+                f"{long}{heading('forgetting', unit_of_difference(metric), False)}",
                 f"{short}Forget",
                 False,
                 metric.percent,
@@ -183,7 +191,8 @@ def _draw(comparison: Comparison) -> Figure:
     axes[0].set_yticks(y, arms)
     axes[0].set_ylim(y[-1] + 0.7, -0.7)
     axes[0].set_xlabel(
-        axis_title(metric, f"{comparison.when}, average") + "\nwhiskers: one deviation over seeds"
+        axis_title(metric, f"{comparison.when}, average")
+        + "\nwhiskers: one standard deviation over seeds"
     )
     if comparison.reference:
         axes[1].axvline(0, color=GREY, lw=0.8, ls="--")

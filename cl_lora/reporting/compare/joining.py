@@ -87,6 +87,12 @@ class Condition:
         return scores_by_shots(self._face, metric)
 
     @cached_property
+    def pooled(self) -> RunFolder:
+        """The runs as one: the first with the scores, seeds, arms and baselines of all."""
+        run = self._with_all_rows(replace(self.runs[0], scores=self.scores))
+        return replace(run, config={**run.config, "seeds": sorted(self.scores.seeds)})
+
+    @cached_property
     def _face(self) -> RunFolder:
         """The run as it is compared: by K, by its smallest group of subsets, or as it is."""
         run = replace(self.runs[0], scores=self.scores)

@@ -18,7 +18,7 @@ class ResultTable(TableData):
         return markup.markdown(self)
 
     def latex(self) -> str:
-        """Return a LaTeX ``table`` that compiles without any package."""
+        """Return a LaTeX ``table`` in the style of booktabs, the one package that it needs."""
         return markup.latex(self)
 
     def rich(self, width: int) -> Group:
