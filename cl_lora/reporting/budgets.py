@@ -24,7 +24,7 @@ SINGLES = ("single", "single_full")
 
 
 def parameters_of(run: RunFolder) -> dict[str, float]:
-    """Return how many numbers each arm and reference row needs to serve all tasks.
+    """Return how many numbers each arm and baseline needs to serve all tasks.
 
     Seeds need equally many; where a merge keeps more on one than on another, it is their mean. Rows
     of which nothing was recorded are left out.
@@ -69,12 +69,12 @@ def leading_metrics(run: RunFolder) -> tuple[Metric, ...]:
 
 
 def singles(run: RunFolder) -> tuple[str, ...]:
-    """Return the reference rows that serve every task by a model of its own."""
+    """Return the baselines that serve every task by a model of its own."""
     return tuple(row for row in run.references if run.roles.get(row) in SINGLES)
 
 
 def choosable(run: RunFolder) -> tuple[str, ...]:
-    """Return the arms that are a choice: neither reference rows nor controls."""
+    """Return the arms that are a choice: neither baselines nor controls."""
     return tuple(a for a in run.arms if run.roles.get(a) != CONTROL)
 
 
@@ -98,7 +98,7 @@ class Point:
 
 
 def points_of(run: RunFolder, metric: Metric) -> dict[str, Point]:
-    """Return the point of every arm and reference row that has a size and a score.
+    """Return the point of every arm and baseline that has a size and a score.
 
     Args:
         run: a run for which :func:`has_budgets` holds.
@@ -151,7 +151,7 @@ def front(points: Mapping[str, Point], higher_is_better: bool) -> list[str]:
 
 
 def on_front(run: RunFolder, metric: Metric) -> list[str]:
-    """Return the front of the arms and reference rows of a run, controls left out.
+    """Return the front of the arms and baselines of a run, controls left out.
 
     Only rows with as many seeds as the fullest one: a mean over fewer may lead by luck.
     """

@@ -72,7 +72,7 @@ _PARTS: Mapping[str, str] = {
 
 
 def costs_of(run: RunFolder) -> dict[str, Cost]:
-    """Return the cost of every arm and reference row that has one on record.
+    """Return the cost of every arm and baseline that has one on record.
 
     Runs of earlier versions have none, and runs that merge all at once tell parameters instead.
     """

@@ -19,7 +19,7 @@ class ArmSettings:
     """The settings of one arm, every default written out.
 
     Attributes:
-        method: the merge method; empty for a reference row, and an arm that merges nothing.
+        method: the merge method; empty for a baseline, and an arm that merges nothing.
         space: where adapters are merged, e.g. ``delta`` or ``factors``.
         rule: the coefficient rule, e.g. ``fixed`` or ``adaptive``.
         rule_options: its options, e.g. ``value`` or ``b_max``.
@@ -115,7 +115,7 @@ class ArmSettings:
 
 
 def arm_settings(run: RunFolder, arm: str) -> ArmSettings:
-    """Return the settings of ``arm`` as the run recorded them; empty ones for a reference row."""
+    """Return the settings of ``arm`` as the run recorded them; empty ones for a baseline."""
     variant = run.variant(arm)
     rule, rule_options, options = _parts(variant)
     residual = dict(variant.get("residual") or {})

@@ -55,7 +55,7 @@ class Condition:
 
     @cached_property
     def arms(self) -> frozenset[str]:
-        """Every arm and reference row with scores; of few-shot runs with scores by K."""
+        """Every arm and baseline with scores; of few-shot runs with scores by K."""
         return frozenset(self._face.scores.arms)
 
     @cached_property
@@ -101,7 +101,7 @@ class Condition:
         return by_group(self._with_all_rows(run), self.group) if self.group else run
 
     def _with_all_rows(self, run: RunFolder) -> RunFolder:
-        """Return the run with the arms and reference rows of all runs."""
+        """Return the run with the arms and baselines of all runs."""
         arms = {a: settings for r in self.runs for a, settings in r.config["arms"].items()}
         references = dict.fromkeys(row for r in self.runs for row in r.references)
         return replace(run, config={**run.config, "arms": arms, "references": list(references)})

@@ -36,7 +36,7 @@ class Comparison:
         metric: what is compared.
         reference: the arm that differences are taken to; None if none are.
         arms: all arms, references last.
-        references: how many of the last arms are reference rows.
+        references: how many of the last arms are baselines.
         results: (condition label, arm) -> measure -> mean and deviation over seeds.
         differences: condition label -> the differences of its arms; conditions without the
             reference have none.

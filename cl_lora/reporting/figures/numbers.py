@@ -33,7 +33,7 @@ def metric_of(run: RunFolder, name: str | None = None) -> Metric:
 
 
 def scored_arms(run: RunFolder) -> tuple[str, ...]:
-    """Return the arms, then the reference rows, that have scores."""
+    """Return the arms, then the baselines, that have scores."""
     return tuple(a for a in (*run.arms, *run.references) if a in run.scores.arms)
 
 
