@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from cl_lora.commands.jobs import announce, check, check_trackers
 from cl_lora.support.errors import UserError
 from cl_lora.support.printing import say
 
@@ -22,7 +23,6 @@ _WIDTH, _LABEL = 80, 14
 
 def run(given: Sequence[str]) -> int:
     """Look ahead to what the rest of the command line asks for, job by job in this process."""
-    from cl_lora.commands.run import check
     from cl_lora.commands.shard import is_asked
     from cl_lora.configuration.launch import launch
 
@@ -33,7 +33,6 @@ def run(given: Sequence[str]) -> int:
 
 def look(composed: DictConfig) -> None:
     """Say what one job of Hydra's would do."""
-    from cl_lora.commands.run import announce, check_trackers
     from cl_lora.configuration.compose import plain
     from cl_lora.configuration.plugins import load_plugins
 

@@ -194,7 +194,7 @@ def configs(*overrides: list[str]) -> list[dict[str, object]]:
 
 
 def test_seeds_side_by_side_have_folders_of_their_own() -> None:
-    from cl_lora.commands.run import check
+    from cl_lora.commands.jobs import check
 
     jobs = configs(
         *([f"seeds=[{seed}]", f"strategy.rank={rank}"] for rank in (4, 8) for seed in (0, 1)),
@@ -216,7 +216,7 @@ def test_seeds_side_by_side_have_folders_of_their_own() -> None:
 def test_jobs_that_would_share_a_folder_are_refused(
     jobs: tuple[list[str], ...], expected: list[str]
 ) -> None:
-    from cl_lora.commands.run import check
+    from cl_lora.commands.jobs import check
 
     with pytest.raises(UserError) as caught:
         check(configs(*jobs), True)
