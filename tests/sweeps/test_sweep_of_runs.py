@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import warm
 from tiny_run import overrides
 
 from cl_lora.cli import main
@@ -22,7 +22,7 @@ def tiny(place: Path) -> list[str]:
 
 def sweep(place: Path, *given: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*warm.python(), "-P", "-m", "cl_lora", "run", "--multirun", *tiny(place), *given],
+        [sys.executable, "-P", "-m", "cl_lora", "run", "--multirun", *tiny(place), *given],
         cwd=place,
         env={
             **os.environ,
