@@ -152,6 +152,9 @@ def _begin(connection: socket.socket) -> list[str]:
     if command:
         for number in streams:
             os.close(number)
+        # Ctrl-C reaches all at once: whoever asked ends by it, and the command with them.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         pause = 0.002
         while True:
             done, status = os.waitpid(command, os.WNOHANG)
