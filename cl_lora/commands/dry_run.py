@@ -87,11 +87,18 @@ def _times(outlook: Outlook) -> Iterator[str]:
         each = [f"{n} {in_words(e.seconds)}" for n, e in parts.items() if e.known]
         yield f"about {in_words(total.seconds)} ({', '.join(each)}), by what this folder measured"
     unknown = [name for name, estimate in parts.items() if estimate.unknown]
+    untimed = "scoring" in unknown and any(scores.there for scores in outlook.scores)
+    if untimed:
+        unknown.remove("scoring")
     if unknown:
+        *others, last = unknown
+        named = f"{', '.join(others)} and {last}" if others else last
         yield (
-            f"nothing was measured yet of {' and '.join(unknown)}: run one seed (seeds=[0]); after "
-            "that --dry-run estimates the others"
+            f"nothing was measured yet of {named}: run one seed (seeds=[0]); after that "
+            "--dry-run estimates the others"
         )
+    if untimed:
+        yield "not counted: scoring, which is not timed in such a run"
     learned = sum(scores.learned for scores in outlook.scores)
     if learned:
         s = "s" * (learned != 1)

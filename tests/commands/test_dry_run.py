@@ -10,6 +10,9 @@ import pytest
 from tiny_run import overrides
 
 from cl_lora.cli import main
+from cl_lora.commands.dry_run import lines_of
+from cl_lora.experiment.dry_run import Outlook, ScoreOutlook
+from cl_lora.experiment.estimate import Estimate
 from cl_lora.support import printing
 
 FEW = ("references=[base]", "benchmark.styles=[photo,sketch]", "arms=none")
@@ -82,6 +85,46 @@ def test_a_run_before_and_after(place: Path, capfd: pytest.CaptureFixture[str]) 
 
     done, _ = said(capfd, *command(place, "--dry-run"))
     assert "nothing is left to do" in done
+
+
+def outlook(training: Estimate, adapting: Estimate, scoring: Estimate, there: int) -> Outlook:
+    scores = (ScoreOutlook(0, there, 3, 1200, learned=1),)
+    return Outlook(
+        *(Path("run"), True, "shapes", ("photo", "sketch"), 2, ("half",), ()),
+        banks=(),
+        scores=scores,
+        training=training,
+        adaptation=adapting,
+        scoring=scoring,
+    )
+
+
+@pytest.mark.parametrize(
+    ("estimates", "there", "expected"),
+    [
+        (
+            [Estimate(90, 3), Estimate(), Estimate(30, 2)],
+            1,
+            ["about 2.0 minutes (training 1.5 minutes, scoring 30 seconds), by what this"],
+        ),
+        (
+            [Estimate(0, 0, 2), Estimate(0, 0, 1), Estimate(0, 0, 1)],
+            0,
+            ["nothing was measured yet of training, adapting and scoring: run one seed"],
+        ),
+        (
+            [Estimate(), Estimate(8, 1), Estimate(0, 0, 1)],
+            2,
+            ["about 8 seconds (adapting 8 seconds)", "not counted: scoring, which is not timed"],
+        ),
+    ],
+)
+def test_times_in_words(estimates: list[Estimate], there: int, expected: list[str]) -> None:
+    lines = list(lines_of(outlook(*estimates, there)))
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    for part in (*expected, "3 to compute on 1,200 test inputs", "Baselines: none", "1 time"):
+        assert part in text
 
 
 def test_a_mistake_is_found_as_in_a_run(
