@@ -192,8 +192,14 @@ def test_places_on_the_axis_of_k():
 
 
 def test_which_figures_a_run_has(one, many, stream):
-    assert list(draw_figures(one)) == ["shots", "gain", "coefficients_by_shots", "weights"]
-    every = ["shots", "shots_by_data", "gain", "coefficients_by_shots", "weights"]
+    assert list(draw_figures(one)) == [
+        "ranking",
+        "shots",
+        "gain",
+        "coefficients_by_shots",
+        "weights",
+    ]
+    every = ["ranking", "shots", "shots_by_data", "gain", "coefficients_by_shots", "weights"]
     assert list(draw_figures(many)) == every
     found = set(draw_figures(stream))
     assert found >= {"shots", "shots_by_data", "gain", "transfer", "weights"}
@@ -488,7 +494,7 @@ def test_few_shot_runs_are_compared_by_k(one, tmp_path):
         "K=1",
         "K=5",
         "K=all",
-        "average",
+        "average (%)",
         "n",
         "vs lora",
         "p",

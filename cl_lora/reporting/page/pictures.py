@@ -16,6 +16,7 @@ from cl_lora.reporting.page.svg import inline, pixels
 _LARGEST_SVG = 300_000
 """Bytes over which a figure is embedded as PNG: a browser draws many outlines slowly."""
 
+_HIGHEST = 800  # pixels of a figure that is seen at once
 _DPI = 110  # of images in a page: its figures/ have them in more detail
 
 
@@ -73,13 +74,18 @@ def picture(
     return Picture(name, title, caption, seen, svg, source, pixels(figure), section, open)
 
 
+def _is_low(figure: Figure) -> bool:
+    """Return whether a figure takes no more than a screen: higher ones are folded."""
+    return figure.get_figheight() * 96 <= _HIGHEST
+
+
 def pictures(drawn: Mapping[str, Figure]) -> list[Picture]:
     """Return registered figures as the page shows them."""
     return [
         picture(
             *(figure, name, FIGURES[name].title, FIGURES[name].caption),
             section=FIGURES[name].section,
-            open=FIGURES[name].open,
+            open=FIGURES[name].open and (FIGURES[name].section == "first" or _is_low(figure)),
         )
         for name, figure in drawn.items()
     ]

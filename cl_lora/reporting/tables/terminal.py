@@ -149,7 +149,7 @@ def _texts(table: TableData, j: int, with_spread: bool) -> list[Text]:
     width = max(map(len, arounds), default=0) if with_spread else 0
     texts = []
     # Marked without colour, too; the others are padded, so that numbers stand below one another.
-    marks = table.columns[j].key in table.marked and bool(table.mark)
+    marks = table.columns[j].key == table.ranked_by and bool(table.mark)
     for i, (mean, _) in enumerate(pairs):
         best = table.is_best(i, j)
         text = Text(mean, style="bold" if best else "")
