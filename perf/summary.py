@@ -55,7 +55,7 @@ def claims() -> list[Claim]:
     growth = _result("growth")["exponents"]
     learning = _result("learning")["ties_factors_to_delta"]
     composition = _result("composition")
-    routing = _result("routing")
+    routing, solvers = _result("routing"), _result("solvers")
     gathering = routing["gathering_to_training"]
     return [
         _at_least(
@@ -189,6 +189,23 @@ def claims() -> list[Claim]:
             "a whole composition step, merged / bottleneck (ViT-B)",
             "",
             _each(composition["merged_to_bottleneck_wide"]),
+            None,
+        ),
+        Claim(
+            "learning one coefficient per adapter, CPU time, 100 steps of Adam / Gauss-Newton",
+            "at least 2 at no higher loss on the buffer",
+            f"{_each(solvers['times_less'])}; lower by "
+            + ", ".join(f"{lower:.3f}" for lower in solvers["loss_lower"].values()),
+            min(solvers["times_less"].values()) >= 2 and min(solvers["loss_lower"].values()) >= 0,
+        ),
+        Claim(
+            "the same, until Gauss-Newton is as low as Adam at its end",
+            "",
+            ", ".join(
+                f"{found['mean']:.1f} {case} ({found['reached']} of {found['seeds']} seeds)"
+                for case, found in solvers["times_less_to_the_same_loss"].items()
+                if found["reached"]
+            ),
             None,
         ),
         _at_least(

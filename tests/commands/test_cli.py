@@ -530,7 +530,7 @@ BAD = [
     (["+arms.x={method: ties, coefficients: [1, 2]}"], ["4 fixed coefficients", "2"]),
     (["+arms.x={method: svd, coefficients: {name: softmax}}"], ["differentiable"]),
     (["+arms.x={method: ties, rank: 2, coefficients: {name: adaptive}}"], ["differentiable"]),
-    (["+arms.last={method: ties}"], ["'last'", "reference"]),
+    (["+arms.last={method: ties}"], ["'last'", "baseline"]),
     (["+arms.ta_w1={method: ties}"], ["'ta_w1' is defined twice"]),
     (["+arms.x={method: ties}", "+arms.x={method: cat}"], ["'x' is defined twice"]),
     (["+arms.x={method: ties, head: frozen}"], ["strategy.head=frozen"]),
