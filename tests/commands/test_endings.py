@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,15 @@ def test_mistakes_of_ours_keep_their_traceback(ends: Ends, monkeypatch: pytest.M
         ends(raises(OSError(errno.ENOSPC, "full")))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGHUP])
+def number(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
+    """A signal that ends a process, also where the tests run below nohup."""
+    found: signal.Signals = request.param
+    before = signal.signal(found, signal.SIG_DFL)
+    yield found
+    signal.signal(found, before)
+
+
 def test_a_signal_ends_in_order(number: signal.Signals, ends: Ends) -> None:
     cleaned = []
 
