@@ -217,7 +217,7 @@ def solved(bench: Workbench, t: int = 2, **more: Any) -> Any:
     "settings",
     [
         {},
-        {"rule": {"b_max": 1}},
+        {"rule": {"b_max": 1, "tolerance": 1e-6}},
         {"method": "ties", "space": "factors"},
         {"method": "svd", "rank": 3, "rule": {"b_max": 1, "tolerance": 1e-6}},
         {"rule": {"granularity": "layer"}},
@@ -306,7 +306,7 @@ def test_each_step_sees_all_of_the_buffer_and_no_gradient(bench) -> None:
     watched = dataclasses.replace(bench, compute=Watching(compute.device, compute.bf16))
     solved(watched, rule={"iterations": 1})
     assert set(seen) == {3 * 3 * 2}
-    assert len(seen) == 1 + 3 + 1  # the start, a difference for each of three, one step
+    assert len(seen) == 2 + 3 + 1  # the start and half of it, a difference for each of three, a step
 
 
 def test_a_head_cannot_be_trained_without_a_gradient(bench) -> None:
