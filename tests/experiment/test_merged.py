@@ -306,7 +306,7 @@ def test_each_step_sees_all_of_the_buffer_and_no_gradient(bench) -> None:
     watched = dataclasses.replace(bench, compute=Watching(compute.device, compute.bf16))
     solved(watched, rule={"iterations": 1})
     assert set(seen) == {3 * 3 * 2}
-    assert len(seen) == 2 + 3 + 1  # the start and half of it, a difference for each of three, a step
+    assert len(seen) == 2 + 3 + 1  # the start, half of it, three differences, a step
 
 
 def test_a_head_cannot_be_trained_without_a_gradient(bench) -> None:
