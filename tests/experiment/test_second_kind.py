@@ -98,7 +98,8 @@ def test_reports_of_a_scalar_task(area_run: tuple[Path, str]) -> None:
         assert record["metric"] == "area_rmse"
         index, name = trained.parent.name.split("-", 1)
         _, seed, *bank = trained.parent.parent.name.split("-", 2)
-        start = f'<td>{index} {name}</td><td class="text">{(bank or ["fresh"])[0]}</td>'
+        start = f'<th scope="row" class="text">{index} {name}</th>'
+        start += f'<td class="text">{(bank or ["fresh"])[0]}</td>'
         start += f'<td data-v="{seed}">'
         (row,) = (row for row in training.split("<tr>") if row.startswith(start))
         last = record["loss"][-1]["area_rmse"]
