@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from cl_lora.reporting.figures.numbers import by_average, metric_of, numbers_of, scored_arms
+from cl_lora.reporting.figures.numbers import metric_of, scored_arms
+from cl_lora.reporting.ranking import ranking_of
 from cl_lora.reporting.tensorboard.arms import Shown, write_arm
 from cl_lora.reporting.tensorboard.overview import write_overview
 from cl_lora.reporting.tensorboard.scalars import Scalars, scalars_by_seed
@@ -98,13 +99,9 @@ def shown_first(run: RunFolder) -> list[str]:
     room = MOST_RUNS - 1  # the overview is one
     if len(every) <= room:
         return list(every)
-    metric = metric_of(run)
-    ranked = (
-        by_average(numbers_of(run, metric), every) if metric.name in run.scores.metrics else every
-    )
+    ranking = ranking_of(run, metric_of(run))
     baselines = [a for a in every if a in run.references]
-    arms = [a for a in (*ranked, *every) if a not in baselines]
-    kept = {*list(dict.fromkeys((*baselines, *arms)))[:room]}
+    kept = list(dict.fromkeys((*baselines, *ranking.arms, *every)))[:room]
     return [a for a in every if a in kept]
 
 
