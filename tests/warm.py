@@ -77,6 +77,26 @@ def python() -> list[str]:
     return [sys.executable, "-S", "-E", __file__, "ask", _PLACE[0]]
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """Return an environment in which ``cl-lora`` is such a command, and the cache is of its own.
+
+    Args:
+        folder: an empty one, where the command and the cache are put.
+    """
+    import shlex
+
+    program = folder / "bin" / "cl-lora"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(python())} -P -m cl_lora "$@"\n')
+    program.chmod(0o755)
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([str(program.parent), os.environ["PATH"]]),
+        "CL_LORA_CACHE": str(folder / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
 _PLACE: list[str] = []
 """The socket of this process's server, once there is one."""
 

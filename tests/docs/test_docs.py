@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -70,16 +69,7 @@ def test_there_is_an_example_of_everything_that_can_be_brought() -> None:
 @pytest.mark.parametrize("section", EXAMPLES)
 def test_examples_run(section: str, tmp_path: Path) -> None:
     """Blocks of a section run in order, in one empty folder, each in a process of its own."""
-    (tmp_path / "bin").mkdir()
-    command_line = tmp_path / "bin" / "cl-lora"
-    command_line.write_text(f'#!/bin/sh\nexec {shlex.join(warm.python())} -P -m cl_lora "$@"\n')
-    command_line.chmod(0o755)
-    environment = {
-        **os.environ,
-        "PATH": os.pathsep.join([str(command_line.parent), os.environ["PATH"]]),
-        "CL_LORA_CACHE": str(tmp_path / "cache"),
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = warm.environment(tmp_path)
     for language, given in EXAMPLES[section]:
         assert language in ("python", "console")
         text = given

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -38,16 +36,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path) -> None:
     """In an empty folder, and what it prints is like what is stored beside its cells."""
-    program = tmp_path / "bin" / "cl-lora"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {shlex.join(warm.python())} -m cl_lora "$@"\n')
-    program.chmod(0o755)
-    environment = {
-        **os.environ,
-        "PATH": os.pathsep.join([str(program.parent), os.environ["PATH"]]),
-        "CL_LORA_CACHE": str(tmp_path / "cache"),
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = warm.environment(tmp_path)
     command = [*warm.python(), str(ROOT / "tools" / "run_notebook.py"), str(NOTEBOOK)]
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
