@@ -33,7 +33,7 @@ def run(given: Sequence[str]) -> int:
         "--to",
         metavar="ARM",
         help="add differences to this arm with their intervals (over seeds; with one seed, over "
-        "test images); CONDITION:ARM takes the arm of one condition",
+        "test samples); CONDITION:ARM takes the arm of one condition",
     )
     parser.add_argument(
         "--format",

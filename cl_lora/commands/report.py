@@ -66,7 +66,7 @@ def write_reports(folder: str | Path) -> tuple[Path, ...]:
     Raises:
         UserError: if the folder is no finished run, or cannot be written.
     """
-    from cl_lora.reporting.figures import write_figures
+    from cl_lora.reporting.figures import draw_figures, write_figures
     from cl_lora.reporting.html import write_html
     from cl_lora.reporting.tensorboard import write_tensorboard
     from cl_lora.run_folder.freshness import record_made, sources
@@ -77,7 +77,8 @@ def write_reports(folder: str | Path) -> tuple[Path, ...]:
     source = sources(folder)
     finished = RunFolder.read(folder)
     with reporting(folder):
-        others = (*write_figures(finished), *write_tensorboard(finished))
-        made = (write_html(finished), *others)
+        drawn = draw_figures(finished)
+        others = (*write_figures(finished, drawn), *write_tensorboard(finished))
+        made = (write_html(finished, drawn), *others)
         record_made(folder, source)
     return made

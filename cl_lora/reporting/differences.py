@@ -1,4 +1,4 @@
-"""How far arms lie from one, over seeds; where there is a single seed, over its test images."""
+"""How far arms lie from one, over seeds; where there is a single seed, over its test samples."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Differences:
 
     Attributes:
         found: arm -> its difference.
-        over_images: whether the intervals are over the test images of the only seed.
+        over_images: whether the intervals are over the test samples of the only seed.
         confidence: coverage of the intervals.
     """
 
@@ -51,7 +51,7 @@ class Differences:
     @property
     def unit(self) -> str:
         """What ``n`` of a difference counts."""
-        return "test images" if self.over_images else "seeds"
+        return "test samples" if self.over_images else "seeds"
 
     def explained(self, reference: str, over: str = "", about: str = "domains") -> str:
         """Return what a reader must know of the intervals and p values.
@@ -66,8 +66,8 @@ class Differences:
             n = max((d.n for d in self.found.values()), default=0)
             return (
                 f"Differences to {reference}: of the average{over} of the only seed, {interval} "
-                f"over test images (paired bootstrap of {n} images). Training noise is not in it: "
-                "it says nothing about another seed."
+                f"over test samples (paired bootstrap of {n} samples). Training noise is not in "
+                "it: it says nothing about another seed."
             )
         if all(d.n < 2 for d in self.found.values()):
             return (
@@ -93,7 +93,7 @@ def differences_to(
     """Return the differences of ``arms`` of one source to ``arm`` of another, or of the same.
 
     Paired over seeds. Where no arm shares more than one seed with the reference, the intervals are
-    over test images, if the runs kept which of them were right and the metric is their share.
+    over test samples, if the runs kept which of them were right and the metric is their share.
     """
     of_reference = reference.averages[arm]
     found = differences_of({a: values.averages[a] for a in arms}, of_reference, confidence)

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
 
 from cl_lora.evaluation.continual import MEASURES
 from cl_lora.evaluation.metrics import Metric
@@ -39,25 +40,30 @@ from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support import files
 
 
-def write_html(run: RunFolder) -> Path:
+def write_html(run: RunFolder, drawn: Mapping[str, Figure] | None = None) -> Path:
     """Write ``report.html`` into the run's folder and return its path.
 
     One file: style, script and figures are inline. The answers lead, with every arm's distance from
     the best; the table of the primary metric follows, the others a tab away.
 
+    Args:
+        run: the run.
+        drawn: its figures as :func:`~cl_lora.reporting.figures.draw_figures` returns them; drawn
+            here, if not given.
+
     Raises:
         UserError: if there are no scores, or the folder cannot be written.
     """
     path = run.path / REPORT_FILE
-    files.write_text(path, render_html(run))
+    files.write_text(path, render_html(run, drawn))
     return path
 
 
-def render_html(run: RunFolder) -> str:
+def render_html(run: RunFolder, drawn: Mapping[str, Figure] | None = None) -> str:
     """Return the report of ``run`` as HTML; the same run gives the same text."""
     run.check_finished()
     metric = headline(run)
-    drawn = pictures(draw_figures(run, metric.name))
+    shown = pictures(draw_figures(run) if drawn is None else drawn)
     found = interference(run)
     return page(
         "report.html.j2",
@@ -68,7 +74,7 @@ def render_html(run: RunFolder) -> str:
         answers=answers_of(run, metric),
         tabs=list(_tabs(run, metric)),
         others=list(_others(run, metric)),
-        **_figures(drawn),
+        **_figures(shown),
         interference=found,
         sizes=_grid_or_none(sizes_table(run, metric)),
         differences=list(differences(run, metric)),

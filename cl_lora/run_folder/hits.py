@@ -108,6 +108,6 @@ def read_hits(path: Path) -> dict[Unit, Hits]:
 
 def _damaged(path: Path, problem: str) -> UserError:
     return UserError(
-        f"{path} is damaged: {problem}; delete it, only intervals over test images need it (to "
+        f"{path} is damaged: {problem}; delete it, only intervals over test samples need it (to "
         f"have it again, delete {SCORES_FILE} too and run the command again)"
     )

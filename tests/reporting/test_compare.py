@@ -443,7 +443,7 @@ def test_one_seed_has_an_interval_over_test_images(one_seed):
     means = [one_seed.scores.matrix(4, a).values[-1].mean() for a in hits]
     assert found["ties_w1"].mean == pytest.approx(means[0] - means[1])
     assert math.isnan(found["ta_adaptive_b3"].low)  # its hits were not kept
-    (note,) = (n for n in comparison.notes if "over test images" in n)
+    (note,) = (n for n in comparison.notes if "over test samples" in n)
     assert "it says nothing about another seed" in note
     table = comparison_table(comparison)
     assert [c.title for c in table.columns] == [
@@ -453,8 +453,8 @@ def test_one_seed_has_an_interval_over_test_images(one_seed):
         "forgetting (pp, lower is better)",
     ]
     frame = comparison.frame().set_index("arm")
-    assert frame.loc["ties_w1", "over"] == "test images"
-    assert "over test images" in comparison_figure(comparison).axes[1].get_xlabel()
+    assert frame.loc["ties_w1", "over"] == "test samples"
+    assert "over test samples" in comparison_figure(comparison).axes[1].get_xlabel()
 
 
 def test_hits_are_of_their_metric_only(one_seed):

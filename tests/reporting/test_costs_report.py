@@ -17,10 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_figures import texts_apart
 
 from cl_lora.evaluation.metrics import ACCURACY
-from cl_lora.reporting import html, tensorboard
+from cl_lora.reporting import tensorboard
 from cl_lora.reporting.compare import compare_runs, comparison_table
 from cl_lora.reporting.costs import KINDS, Cost, costs_of
 from cl_lora.reporting.figures import FIGURES, GREY, STYLE, score_against_kept
+from cl_lora.reporting.html import render_html
 from cl_lora.reporting.tables import costs_table
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.run_folder.seals import timed
@@ -162,16 +163,15 @@ def section(page: str, name: str) -> str:
     return found[0] if found else ""
 
 
-def only_costs(run: RunFolder, metric: str | None = None) -> dict[str, Figure]:
+def only_costs(run: RunFolder) -> dict[str, Figure]:
     """Draw the figure of costs alone: the others take long and are tested elsewhere."""
     with mpl.rc_context(dict(STYLE)):
         figure = FIGURES["costs"].of(run, ACCURACY)
     return {} if figure is None else {"costs": figure}
 
 
-def test_the_page_has_a_section_on_costs(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(html, "draw_figures", only_costs)
-    page = html.render_html(run)
+def test_the_page_has_a_section_on_costs(run: RunFolder) -> None:
+    page = render_html(run, only_costs(run))
     costs = section(page, "costs")
     assert "What it costs" in costs
     assert costs.count("<figure>") == 1
@@ -184,15 +184,14 @@ def test_the_page_has_a_section_on_costs(run: RunFolder, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("kind", ["old", "few_shot", "reuse"])
 def test_runs_that_tell_none_have_no_such_section(
-    kind: str, old: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, old: RunFolder, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(html, "draw_figures", only_costs)
     made = {
         "old": lambda: old,
         "few_shot": lambda: RunFolder.read(fabricate_few_shot(tmp_path / "run")),
         "reuse": lambda: RunFolder.read(fabricate_reuse(tmp_path / "run")),
     }[kind]()
-    page = html.render_html(made)
+    page = render_html(made, only_costs(made))
     assert not section(page, "costs")
     assert bool(section(page, "adapting")) == (kind == "few_shot")
 

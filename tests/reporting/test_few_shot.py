@@ -160,7 +160,7 @@ def test_one_seed_has_no_deviation_and_says_so(tmp_path):
     (table,) = main_tables(run, ACCURACY)
     assert table.title.endswith("from K samples per class, seed 4")
     assert "±" not in table.text(80)
-    page = render_html(run)
+    page = render_html(run, {})
     assert "no intervals: training noise is unknown with one seed." in page
     assert "of the average at K=1 of one seed, without an interval." in unescape(page)
 
@@ -192,8 +192,13 @@ def test_places_on_the_axis_of_k():
     assert places(at(("K=0", 0.0))) == [-1]
 
 
-def test_which_figures_a_run_has(one, many, stream):
-    assert list(draw_figures(one)) == [
+@pytest.fixture(scope="module")
+def drawn(one, many, stream):
+    return {"one": draw_figures(one), "many": draw_figures(many), "stream": draw_figures(stream)}
+
+
+def test_which_figures_a_run_has(drawn):
+    assert list(drawn["one"]) == [
         "ranking",
         "shots",
         "gain",
@@ -201,8 +206,8 @@ def test_which_figures_a_run_has(one, many, stream):
         "weights",
     ]
     every = ["ranking", "shots", "shots_by_data", "gain", "coefficients_by_shots", "weights"]
-    assert list(draw_figures(many)) == every
-    found = set(draw_figures(stream))
+    assert list(drawn["many"]) == every
+    found = set(drawn["stream"])
     assert found >= {"shots", "shots_by_data", "gain", "transfer", "weights"}
     assert found >= {"final", "over_time", "forgetting", "matrices"}
 
@@ -210,16 +215,16 @@ def test_which_figures_a_run_has(one, many, stream):
 @pytest.mark.parametrize(
     "name", ["shots", "shots_by_data", "gain", "coefficients_by_shots", "weights"]
 )
-def test_no_two_texts_overlap_with_sixteen_arms(many, name, monkeypatch):
-    assert texts_apart(draw_figures(many)[name], monkeypatch) > 20
+def test_no_two_texts_overlap_with_sixteen_arms(drawn, name, monkeypatch):
+    assert texts_apart(drawn["many"][name], monkeypatch) > 20
 
 
-def test_no_two_texts_overlap_as_the_stream_goes_on(stream, monkeypatch):
-    assert texts_apart(draw_figures(stream)["transfer"], monkeypatch) > 12
+def test_no_two_texts_overlap_as_the_stream_goes_on(drawn, monkeypatch):
+    assert texts_apart(drawn["stream"]["transfer"], monkeypatch) > 12
 
 
-def test_the_lines_are_the_means_of_the_table(one):
-    figure = draw_figures(one)["shots"]
+def test_the_lines_are_the_means_of_the_table(one, drawn):
+    figure = drawn["one"]["shots"]
     (table,) = main_tables(one, ACCURACY)
     lines = {line.get_label(): line for ax in figure.axes for line in ax.get_lines()}
     for i, arm in enumerate(table.rows):
@@ -233,8 +238,8 @@ def test_the_lines_are_the_means_of_the_table(one):
     ]
 
 
-def test_the_gain_is_paired_within_seeds(many):
-    ax = draw_figures(many)["gain"].axes[0]
+def test_the_gain_is_paired_within_seeds(many, drawn):
+    ax = drawn["many"]["gain"].axes[0]
     names = [t.get_text() for t in ax.get_yticklabels()]
     assert "classifier" not in names
     assert not {"means_base", "means_uniform"} & set(names)  # nothing of them is trained
@@ -251,8 +256,8 @@ def test_the_gain_is_paired_within_seeds(many):
     assert segment[1, 0] - segment[0, 0] == pytest.approx(2 * 100 * by_seed.std())
 
 
-def test_weights_and_cka_by_hand(one):
-    figure = draw_figures(one)["weights"]
+def test_weights_and_cka_by_hand(one, drawn):
+    figure = drawn["one"]["weights"]
     images = [ax.images[0].get_array() for ax in figure.axes if ax.images]
     assert len(images) == 6
     stages = {s.index for s in one.stream.stages if s.name == "K=5"}  # the middle one
@@ -301,8 +306,8 @@ def test_weights_without_cka_stand_alone_and_uniform_ones_are_not_drawn(tmp_path
     )
 
 
-def test_learned_coefficients_against_k_by_hand(one):
-    figure = draw_figures(one)["coefficients_by_shots"]
+def test_learned_coefficients_against_k_by_hand(one, drawn):
+    figure = drawn["one"]["coefficients_by_shots"]
     # What is uniform is not learned.
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["learned", "lora_from_learned"]
     names = {s.index: s.name for s in one.stream.stages}
@@ -315,8 +320,8 @@ def test_learned_coefficients_against_k_by_hand(one):
     np.testing.assert_allclose(line.get_xdata(), np.log2([1, 5, 43]))
 
 
-def test_transfer_has_a_panel_per_k_and_a_point_per_task(stream):
-    figure = draw_figures(stream)["transfer"]
+def test_transfer_has_a_panel_per_k_and_a_point_per_task(stream, drawn):
+    figure = drawn["stream"]["transfer"]
     panels = [ax for ax in figure.axes if ax.get_visible()]
     assert [ax.get_title(loc="left") for ax in panels] == ["K=1", "K=5", "K=all"]
     rows = frame(stream).query("K == 'K=5' and arm == 'learned'")
@@ -325,14 +330,17 @@ def test_transfer_has_a_panel_per_k_and_a_point_per_task(stream):
     np.testing.assert_allclose(panels[1].get_lines()[k].get_ydata(), 100 * expected)
 
 
-def test_the_same_run_gives_the_same_figures(one):
-    first, second = ({n: render(f, "svg") for n, f in draw_figures(one).items()} for _ in range(2))
+def test_the_same_run_gives_the_same_figures(one, drawn):
+    first, second = (
+        {name: render(figure, "svg") for name, figure in figures.items()}
+        for figures in (drawn["one"], draw_figures(one))
+    )
     assert first == second
 
 
 @pytest.fixture(scope="module")
-def page(one):
-    return render_html(one)
+def page(one, drawn):
+    return render_html(one, drawn["one"])
 
 
 def parsed(text):
@@ -403,14 +411,14 @@ def test_the_page_has_differences_costs_facts_and_definitions(one, page):
     )
 
 
-def test_the_page_of_many_data_sets_and_of_a_stream(many, stream):
-    page = render_html(many)
+def test_the_page_of_many_data_sets_and_of_a_stream(many, stream, drawn):
+    page = render_html(many, drawn["many"])
     titles = re.findall(r"<caption>(.*?)</caption>", page)
     for name in SIX:
         assert any(t.startswith(f"Accuracy in % on {name} from K") for t in titles)
     assert "<dt>Held out in turn</dt>" in page
     assert len(page.encode()) < 3_000_000
-    page = render_html(stream)
+    page = render_html(stream, drawn["stream"])
     assert "In time: The only arm, uniform, reaches " in unescape(page)
     assert "<caption>Differences to base, in time</caption>" in page
     assert "<dt>Tasks in order</dt>" in page
@@ -421,9 +429,9 @@ def test_one_seed_in_time_has_an_interval_over_the_images_of_its_last_stage(tmp_
     path = fabricate_few_shot(tmp_path / "run", in_time=True, references=("base",), seeds=(0,))
     fabricate_hits(path, (0,), ("uniform", "base"))
     run = RunFolder.read(path)
-    tables = [t for t in parsed(render_html(run)).tables if "Difference, points" in t[0]]
-    assert {t[0][4] for t in tables[:-1]} == {"n (seeds)", "n (test images)"}
-    assert tables[-1][0][4] == "n (test images)"
+    tables = [t for t in parsed(render_html(run, {})).tables if "Difference, points" in t[0]]
+    assert {t[0][4] for t in tables[:-1]} == {"n (seeds)", "n (test samples)"}
+    assert tables[-1][0][4] == "n (test samples)"
     (row,) = tables[-1][1:]
     assert row[0] == "uniform"
     assert row[4] == "1200"
@@ -511,7 +519,7 @@ def test_few_shot_runs_are_compared_by_k(one, tmp_path):
     assert max(map(len, table.text(80).splitlines())) <= 80
     assert "from K = 1, 5, all" in " ".join(comparison.notes)
     rows = pd.read_csv(io.StringIO(RENDERERS["csv"](comparison)))
-    assert {"K=1", "K=1 deviation", "average"} <= set(rows.columns)
+    assert {"K=1", "K=1 std", "average"} <= set(rows.columns)
     assert render(comparison_figure(comparison), "png")
 
 

@@ -139,13 +139,13 @@ def test_differences_are_to_the_first_reference_row(run, parsed, page):
 def test_one_seed_has_an_interval_over_test_images(tmp_path):
     path = fabricate_run(tmp_path / "run", seeds=(4,))
     fabricate_hits(path, (4,), ("ties_w1", "base"))
-    page = render_html(RunFolder.read(path))
+    page = render_html(RunFolder.read(path), {})
     checker = Checker()
     checker.feed(page)
-    assert "paired bootstrap of 1200 images" in page
+    assert "paired bootstrap of 1200 samples" in page
     assert "it says nothing about another seed" in page
     *_, table = (t for t in checker.tables if t[0][:2] == ["Arm", "Difference, points"])
-    assert table[0][2:] == ["Low", "High", "n (test images)"]
+    assert table[0][2:] == ["Low", "High", "n (test samples)"]
     rows = {row[0]: row for row in table[1:]}
     assert rows["ties_w1"][4] == "1200"
     low, mean, high = (float(rows["ties_w1"][i].replace("−", "-")) for i in (2, 1, 3))
@@ -155,26 +155,26 @@ def test_one_seed_has_an_interval_over_test_images(tmp_path):
 
 def test_the_recorded_order_of_references_decides_not_their_names(tmp_path):
     rows = ("one_of_tomorrow", "sequential", "base")
-    page = render_html(RunFolder.read(fabricate_run(tmp_path / "run", references=rows)))
+    page = render_html(RunFolder.read(fabricate_run(tmp_path / "run", references=rows)), {})
     assert "<caption>Differences to one_of_tomorrow</caption>" in page
 
 
 def test_one_comparison_and_one_arm_are_not_plurals(tmp_path):
     path = fabricate_run(tmp_path / "run", arms={"only": ARMS["ties_w1"]}, references=("base",))
-    page = render_html(RunFolder.read(path))
+    page = render_html(RunFolder.read(path), {})
     assert "Holm-corrected for 1 comparison." in page
     assert "<dd>The only arm, only, reaches " in page
 
 
 def test_one_seed_without_hits_has_no_interval(tmp_path):
-    page = render_html(RunFolder.read(fabricate_run(tmp_path / "run", seeds=(4,))))
+    page = render_html(RunFolder.read(fabricate_run(tmp_path / "run", seeds=(4,))), {})
     assert "of the average of one seed, without an interval" in page
 
 
 def test_a_scalar_is_shown_in_its_unit(tmp_path):
     path = as_errors(fabricate_run(tmp_path / "run"))
     run = RunFolder.read(path)
-    page = render_html(run)
+    page = render_html(run, {})
     checker = Checker()
     checker.feed(page)
     title = "RMSE in px after the last domain, mean ± standard deviation over 2 seeds"
@@ -203,7 +203,7 @@ def test_the_training_score_is_that_of_the_recorded_metric(tmp_path, parsed):
     new = path / "adapters" / "seed-0" / "00-photo" / "training.json"
     new.write_text(json.dumps({"metric": "rmse", "loss": [{"epoch": 1, "loss": 2, "rmse": 7.25}]}))
     checker = Checker()
-    checker.feed(render_html(RunFolder.read(path)))
+    checker.feed(render_html(RunFolder.read(path), {}))
     (table,) = (t for t in checker.tables if t[0][0] == "Adapter")
     assert table[0] == [*heading, "Last RMSE in px"]
     shown = {(row[0], row[1]): row[-1] for row in table[1:]}
@@ -213,7 +213,7 @@ def test_the_training_score_is_that_of_the_recorded_metric(tmp_path, parsed):
 
 def test_without_order_there_is_no_forgetting(tmp_path):
     path = as_stages(fabricate_run(tmp_path / "run"), {"all": None})
-    page = render_html(RunFolder.read(path))
+    page = render_html(RunFolder.read(path), {})
     checker = Checker()
     checker.feed(page)
     title = "Accuracy in % at stage all, mean ± standard deviation over 2 seeds"
@@ -231,12 +231,12 @@ def test_the_answers_lead_and_name_the_best_arm(run, page):
 
 def test_the_command_that_made_the_run_can_be_copied(tmp_path):
     path = fabricate_run(tmp_path / "run")
-    assert 'id="command"' not in render_html(RunFolder.read(path))  # none was recorded
+    assert 'id="command"' not in render_html(RunFolder.read(path), {})  # none was recorded
     environment = json.loads((path / "environment.json").read_text())
     first = {"command": ["/usr/bin/cl-lora", "run", "seeds=[0]"]}
     environment |= {"command": ["cl-lora", "run", "seeds=[0, 1]"], "earlier": [first]}
     (path / "environment.json").write_text(json.dumps(environment))
-    page = unescape(render_html(RunFolder.read(path)))
+    page = unescape(render_html(RunFolder.read(path), {}))
     assert "cl-lora run 'seeds=[0]'\ncl-lora run 'seeds=[0, 1]'</pre>" in page
     assert 'class="copy" data-of="command"' in page
 
@@ -283,4 +283,4 @@ def test_an_unfinished_run_has_no_report(run_path):
     kept = [s for s in ScoreTable.read(run_path / "scores.csv") if s.arm != "joint"]
     ScoreTable(kept).write(run_path / "scores.csv")
     with pytest.raises(UserError, match="unfinished"):
-        render_html(RunFolder.read(run_path, allow_unfinished=True))
+        render_html(RunFolder.read(run_path, allow_unfinished=True), {})

@@ -48,8 +48,13 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def page(run: RunFolder) -> str:
-    return render_html(run)
+def drawn(run: RunFolder) -> dict[str, Figure]:
+    return draw_figures(run)
+
+
+@pytest.fixture(scope="module")
+def page(run: RunFolder, drawn: dict[str, Figure]) -> str:
+    return render_html(run, drawn)
 
 
 class Elements(HTMLParser):
@@ -170,30 +175,31 @@ def test_what_files_draw_is_seen_on_white() -> None:
     assert all(contrast(color, "#ffffff") >= 3 for color in marks if color != "#F4F6F8")
 
 
-def test_no_text_of_a_figure_is_smaller_than_nine_points(run: RunFolder) -> None:
-    for name, figure in draw_figures(run).items():
+def test_no_text_of_a_figure_is_smaller_than_nine_points(drawn: dict[str, Figure]) -> None:
+    for name, figure in drawn.items():
         figure.draw_without_rendering()
         sizes = [t.get_fontsize() for t in figure.findobj(Text) if t.get_text()]
         assert min(sizes) >= 9, name
         assert seen_in(figure), name
 
 
-def test_every_arm_is_named_by_a_mark_with_its_numbers(run: RunFolder, page: str) -> None:
+def test_every_arm_is_named_by_a_mark_with_its_numbers(
+    run: RunFolder, page: str, drawn: dict[str, Figure]
+) -> None:
     tips = re.findall(r'data-tip="(.*?)"', page)
     ranking = ranking_of(run, next(m for m in run.stream.metrics.values()))
     for arm in ranking.arms:
         assert any(tip.startswith(f"{arm}: ") and "±" in tip for tip in tips), arm
-    drawn = draw_figures(run)["ranking"]
-    assert len(marks_of(drawn)) == len(ranking.arms) + len(ranking.baselines)
+    assert len(marks_of(drawn["ranking"])) == len(ranking.arms) + len(ranking.baselines)
 
 
 def test_fifty_arms_and_three_seeds_are_a_page_of_less_than_three_megabytes(tmp_path: Path) -> None:
     arms = dict(list({**many_arms(METHODS), **ARMS}.items())[:50])
     run = RunFolder.read(fabricate_run(tmp_path / "run", arms=arms, seeds=(0, 1, 2)))
     assert len(run.arms) == 50
-    page = render_html(run)
-    assert len(page.encode()) < 3_000_000
-    figure = draw_figures(run)["ranking"]
+    drawn = draw_figures(run)
+    assert len(render_html(run, drawn).encode()) < 3_000_000
+    figure = drawn["ranking"]
     assert figure.get_figheight() * 96 < 1000  # little more than a screen
     assert figure.get_figwidth() * 96 < 366  # a phone without its margins
 

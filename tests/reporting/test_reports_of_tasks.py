@@ -47,6 +47,11 @@ def stream(tmp_path_factory):
     )
 
 
+@pytest.fixture(scope="module")
+def drawn(run, broken):
+    return {one: draw_figures(one) for one in (run, broken)}
+
+
 def test_a_face_for_each_group_holds_means_over_partners(run):
     found = faces(run)
     assert [(f.kind, f.run.stream.trained_stages[0].name) for f in found] == [
@@ -190,7 +195,7 @@ def test_a_failed_task_is_named_wherever_a_person_looks(broken, capsys, monkeypa
     )
     assert failed_tasks(broken) == {"landmarks": why[11:-1]}
     assert why in main_tables(broken, RELATIVE)[0].notes[-1]
-    page = unescape(render_html(broken))
+    page = unescape(render_html(broken, {}))
     assert page.count(why) >= 3  # answers, table, section
     monkeypatch.setenv("COLUMNS", "80")
     print_table(broken.path)
@@ -206,7 +211,7 @@ def test_a_failed_task_is_named_wherever_a_person_looks(broken, capsys, monkeypa
 
 def test_nothing_failed_and_nothing_is_said(run):
     assert failed_tasks(run) == {}
-    assert "Failed" not in render_html(run)
+    assert "Failed" not in render_html(run, {})
 
 
 def test_the_terminal_table_fits(run, stream, capsys, monkeypatch):
@@ -219,17 +224,14 @@ def test_the_terminal_table_fits(run, stream, capsys, monkeypatch):
         assert any("by its own metric" in line for line in lines)
 
 
-def test_figures_are_drawn_and_no_two_texts_overlap(run, broken, monkeypatch):
-    for one in (run, broken):
-        drawn = draw_figures(one)
-        assert list(drawn) == ["ranking", "final", "interference", "harm_and_similarity"]
+def test_figures_are_drawn_and_no_two_texts_overlap(drawn, broken, monkeypatch):
+    for found in drawn.values():
+        assert list(found) == ["ranking", "final", "interference", "harm_and_similarity"]
         for name in ("interference", "harm_and_similarity"):
-            assert texts_apart(drawn[name], monkeypatch) > 30
-        for figure in drawn.values():
-            render(figure, "svg")
-    image = drawn["interference"].axes[0].images[0].get_array()
+            assert texts_apart(found[name], monkeypatch) > 30
+    image = drawn[broken]["interference"].axes[0].images[0].get_array()
     np.testing.assert_allclose(image, analysis_of(broken).arms["cat"].harm)
-    low, high = drawn["interference"].axes[0].images[0].get_clim()
+    low, high = drawn[broken]["interference"].axes[0].images[0].get_clim()
     assert low == -high
 
 
@@ -238,8 +240,8 @@ def test_the_same_run_gives_the_same_bytes(run):
     assert first == second
 
 
-def test_the_scatter_says_rho_p_and_interval(run):
-    ax = draw_figures(run)["harm_and_similarity"].axes[0]
+def test_the_scatter_says_rho_p_and_interval(run, drawn):
+    ax = drawn[run]["harm_and_similarity"].axes[0]
     related = analysis_of(run).related("cat", "cosine")
     title = ax.get_title(loc="left").replace("−", "-")
     assert title == (
@@ -248,15 +250,14 @@ def test_the_scatter_says_rho_p_and_interval(run):
     )
 
 
-def test_the_page_is_whole(run, broken, stream):
-    for one in (run, broken, stream):
-        page = render_html(one)
+def test_the_page_is_whole(run, broken, stream, drawn):
+    for one in (stream, broken, run):
+        page = render_html(one, drawn.get(one))
         checker = Checker()
         checker.feed(page)
         assert checker.open == []
         assert {a[1:] for a in checker.addresses if a.startswith("#")} <= checker.ids
         assert ("interference" in checker.ids) == (one is not stream)
-    page = render_html(run)
     titles = re.findall(r"<caption>(.*?)</caption>", page)
     assert "Does similarity go with harm?" in titles
     assert any(t.startswith("Controls: change of each task") for t in titles)
@@ -271,7 +272,7 @@ def test_the_facts_tell_what_was_merged(run):
 
 def test_a_run_of_one_seed_without_relations_or_baselines(tmp_path):
     one = RunFolder.read(fabricate_multitask(tmp_path / "one", seeds=(3,), relations=False))
-    page = render_html(one)
+    page = render_html(one, {})
     assert "training noise is unknown with one seed" in unescape(page)
     assert "Does similarity" not in page
     assert list(draw_figures(one)) == ["ranking", "final", "interference"]
@@ -280,7 +281,7 @@ def test_a_run_of_one_seed_without_relations_or_baselines(tmp_path):
     )
     assert analysis_of(bare) is None
     assert failed_tasks(bare) == {}
-    assert "Interference" not in render_html(bare)
+    assert "Interference" not in render_html(bare, {})
 
 
 def test_rows_are_known_by_their_role_and_not_their_name(tmp_path):

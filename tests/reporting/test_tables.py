@@ -199,9 +199,9 @@ def test_csv_holds_the_unrounded_numbers(table):
     assert list(frame["arm"]) == ["low", "high_up", "oracle"]
     assert list(frame["reference"]) == [False, False, True]
     assert frame["average"][1] == pytest.approx(0.66, abs=1e-12)
-    assert frame["average deviation"][1] == pytest.approx(np.std([0.65, 0.67], ddof=1))
+    assert frame["average std"][1] == pytest.approx(np.std([0.65, 0.67], ddof=1))
     assert list(frame["seeds"]) == [2, 2, 2]
-    assert "seeds deviation" not in frame
+    assert "seeds std" not in frame
     pd.testing.assert_frame_equal(frame, table.frame(), check_dtype=False)
 
 
@@ -305,7 +305,7 @@ def test_a_deviation_is_plus_minus_and_an_interval_has_brackets():
     frame = pd.read_csv(io.StringIO(table.csv()))
     assert list(frame.columns)[2:] == [
         "average",
-        "average deviation",
+        "average std",
         "difference",
         "difference low",
         "difference high",

@@ -67,10 +67,10 @@ class Comparison:
     def frame(self) -> pd.DataFrame:
         """Return a tidy frame: a row per condition and arm, numbers unrounded, not in percent.
 
-        Columns: condition, arm, metric, average, average deviation, forgetting, forgetting
-        deviation, seeds, reference, difference, low, high, n, over (what n counts: seeds or test
-        images), p, p holm; of few-shot runs also each K and its deviation; parameters, where some
-        run says what its rows need.
+        Columns: condition, arm, metric, average, average std, forgetting, forgetting std, seeds,
+        reference, difference, low, high, n, over (what n counts: seeds or test samples), p, p holm;
+        of few-shot runs also each K and its std; parameters, where some run says what its rows
+        need.
         """
         rows = []
         nothing = Difference(math.nan, math.nan, math.nan, 0)
@@ -92,9 +92,9 @@ class Comparison:
                         "arm": arm,
                         "metric": self.metric.name,
                         "average": average.mean,
-                        "average deviation": average.deviation,
+                        "average std": average.deviation,
                         "forgetting": lost.mean,
-                        "forgetting deviation": lost.deviation,
+                        "forgetting std": lost.deviation,
                         "seeds": average.seeds,
                         "reference": self.reference or "",
                         "difference": d.mean,
@@ -106,7 +106,7 @@ class Comparison:
                         "p holm": d.holm,
                         **({PARAMETERS: c.parameters.get(arm, math.nan)} if sizes else {}),
                         **{m: e.mean for m, e in by_shots.items()},
-                        **{f"{m} deviation": e.deviation for m, e in by_shots.items()},
+                        **{f"{m} std": e.deviation for m, e in by_shots.items()},
                     }
                 )
         return pd.DataFrame(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib as mpl
@@ -31,13 +32,18 @@ def draw_figures(run: RunFolder, metric: str | None = None) -> dict[str, Figure]
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def write_figures(run: RunFolder, metric: str | None = None) -> tuple[Path, ...]:
+def write_figures(run: RunFolder, drawn: Mapping[str, Figure] | None = None) -> tuple[Path, ...]:
     """Write ``figures/<name>.png`` and ``.svg`` of every figure of the run; return the paths.
 
     The same run gives the same bytes.
+
+    Args:
+        run: the run.
+        drawn: its figures as :func:`draw_figures` returns them; drawn here, if not given.
     """
     paths = []
-    drawn = draw_figures(run, metric)
+    if drawn is None:
+        drawn = draw_figures(run)
     for name, figure in progress.track(drawn.items(), "drawing figures", len(drawn)):
         for kind in ("png", "svg"):
             path = run.path / layout.FIGURES / f"{name}.{kind}"

@@ -99,11 +99,20 @@ def render(figure: Figure, kind: str, outlines: bool = True, dpi: float = DPI) -
         dpi: dots per inch of a PNG.
     """
     buffer = io.BytesIO()
-    _escape(figure)
     metadata = {"svg": {"Date": None}, "png": {"Software": None}}[kind]
+    _escape(figure)
     with mpl.rc_context({**STYLE, "svg.fonttype": "path" if outlines else "none"}):
+        _lay_out(figure)
         figure.savefig(buffer, format=kind, metadata=metadata, dpi=dpi)
     return buffer.getvalue()
+
+
+def _lay_out(figure: Figure) -> None:
+    """Put everything in its place, once: to measure all texts again costs more than to draw."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)
 
 
 def _escape(figure: Figure) -> None:

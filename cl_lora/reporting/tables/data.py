@@ -116,7 +116,7 @@ class TableData:
         """Return the numbers, unrounded and not in percent, one row per arm.
 
         Columns: the row title, ``reference``, then ``<key>`` for every column, followed by
-        ``<key> deviation``, or ``<key> low`` and ``<key> high``.
+        ``<key> std``, or ``<key> low`` and ``<key> high``.
         """
         data: dict[str, object] = {
             self.row_title.lower(): list(self.rows),
@@ -131,7 +131,7 @@ class TableData:
             elif column.form == "count":
                 data[column.key] = pd.Series(self.mean[:, j]).astype("Int64")
             elif column.form == "mean":
-                data[f"{column.key} deviation"] = self.spread[:, j]
+                data[f"{column.key} std"] = self.spread[:, j]
             elif column.form == "interval" and self.low is not None and self.high is not None:
                 data[f"{column.key} low"] = self.low[:, j]
                 data[f"{column.key} high"] = self.high[:, j]

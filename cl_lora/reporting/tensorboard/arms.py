@@ -28,7 +28,7 @@ from cl_lora.reporting.views import View, views_of
 from cl_lora.run_folder.reader import RunFolder
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+    from cl_lora.reporting.tensorboard.events import EventWriter
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def write_arm(shown: Shown, arm: str, of_seed: Mapping[int, Scalars], folder: Pa
         add_hparams(writer, arm, hparams_of(run, arm), list(shown.results), shown.domains)
 
 
-def _add_interference(writer: SummaryWriter, analysis: Analysis, arm: str) -> None:
+def _add_interference(writer: EventWriter, analysis: Analysis, arm: str) -> None:
     """Add the harm of an arm's pairs as an image, and its numbers."""
     found = analysis.arms[arm]
     add_drawn(writer, "interference/harm", partial(harm_figure, analysis, arm), 1)

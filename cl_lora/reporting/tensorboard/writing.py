@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.figure import Figure
 
 from cl_lora.reporting.figures.style import STYLE, render
@@ -18,8 +16,10 @@ from cl_lora.reporting.figures.style import STYLE, render
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+    from cl_lora.reporting.tensorboard.events import EventWriter
 
-def writer_in(folder: Path) -> SummaryWriter:
+
+def writer_in(folder: Path) -> EventWriter:
     """Return a writer of an event file in ``folder``, which is made."""
     # TensorBoard says so at length when TensorFlow is not there; it is not needed.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -35,16 +35,11 @@ def add_scalars(writer: SummaryWriter, scalars: Mapping[tuple[str, int], float])
             writer.add_scalar(tag, value, step)
 
 
-def add_drawn(
-    writer: SummaryWriter, tag: str, draw: Callable[[], Figure | None], step: int
-) -> None:
+def add_drawn(writer: EventWriter, tag: str, draw: Callable[[], Figure | None], step: int) -> None:
     """Draw a figure in the house's style and write it as an image; None is left out."""
-    from PIL import Image
-
     with mpl.rc_context(dict(STYLE)):
         figure = draw()
         if figure is None:
             return
         png = render(figure, "png")
-    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-    writer.add_image(tag, pixels, step, dataformats="HWC")
+    writer.add_png(tag, png, step)
