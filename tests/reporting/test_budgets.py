@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from html import unescape
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -38,7 +37,6 @@ from cl_lora.reporting.compare import compare_runs, comparison_figure, compariso
 from cl_lora.reporting.describe import arm_settings, at_the_end
 from cl_lora.reporting.figures import (
     FIGURES,
-    STYLE,
     draw_figures,
     embedding_figure,
     families,
@@ -362,8 +360,7 @@ def test_the_same_run_gives_the_same_bytes(small):
 
 
 def draw_figures_of(run, name):
-    with mpl.rc_context(dict(STYLE)):
-        return FIGURES[name].of(run, ACCURACY)
+    return FIGURES[name].of(run, ACCURACY)
 
 
 # Tables -------------------------------------------------------------------------------------

@@ -165,8 +165,7 @@ def section(page: str, name: str) -> str:
 
 def only_costs(run: RunFolder) -> dict[str, Figure]:
     """Draw the figure of costs alone: the others take long and are tested elsewhere."""
-    with mpl.rc_context(dict(STYLE)):
-        figure = FIGURES["costs"].of(run, ACCURACY)
+    figure = FIGURES["costs"].of(run, ACCURACY)
     return {} if figure is None else {"costs": figure}
 
 

@@ -413,6 +413,14 @@ def test_a_figure_is_one_function(run_path, registry):
     assert (run_path / "figures" / "seeds.svg").is_file()
 
 
+def test_every_figure_has_the_style_wherever_it_is_drawn(run_path):
+    """A comparison draws a single one, not all."""
+    run = RunFolder.read(run_path)
+    (ax, *_) = FIGURES["final"].of(run, ACCURACY).axes
+    assert not ax.spines["top"].get_visible()
+    assert {t.get_fontsize() for t in ax.get_xticklabels()} == {9}
+
+
 def test_a_taken_name_is_refused_but_to_the_same_function_again(registry):
     with pytest.raises(UserError, match=r"'final' is registered already, by .*final_scores"):
         figure("final", "Title", "Caption.")(figures.robustness_to_scale)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from cl_lora.reporting.figures.numbers import metric_of
 from cl_lora.reporting.figures.registry import in_order
-from cl_lora.reporting.figures.style import STYLE, render
+from cl_lora.reporting.figures.style import render
 from cl_lora.run_folder import layout
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support import files, progress
@@ -27,8 +26,7 @@ def draw_figures(run: RunFolder, metric: str | None = None) -> dict[str, Figure]
         UserError: if the run has no such metric.
     """
     chosen = metric_of(run, metric)
-    with mpl.rc_context(dict(STYLE)):
-        drawn = {info.name: info.of(run, chosen) for info in in_order()}
+    drawn = {info.name: info.of(run, chosen) for info in in_order()}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 

@@ -19,10 +19,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.faces import faces
+from cl_lora.reporting.figures.style import STYLE
 from cl_lora.run_folder.reader import RunFolder
 from cl_lora.support.errors import UserError, unknown_name
 from cl_lora.support.registry import check_free
@@ -74,7 +76,11 @@ class FigureInfo:
     open: bool = False
 
     def of(self, run: RunFolder, metric: Metric) -> Figure | None:
-        """Return the figure of ``run``; None where the run has nothing to draw in it."""
+        """Return the figure of ``run``, in the style of all; None where nothing is to be drawn."""
+        with mpl.rc_context(dict(STYLE)):
+            return self._drawn(run, metric)
+
+    def _drawn(self, run: RunFolder, metric: Metric) -> Figure | None:
         if self.whole:
             return self.draw(run, metric)
         found = faces(run)

@@ -76,7 +76,7 @@ def layout_of(shown: Shown) -> Layout:
         for metric in scored_metrics(view.run):
             tags = {f"{metric.title}, average": f"{view.prefix}{metric.name}/average"}
             if view.run.stream.ordered and len(view.steps) == len(view.run.experiences):
-                tags[f"Forgetting of {metric.title.lower()} (lower is better)"] = (
+                tags[f"Forgetting of {metric.in_text} (lower is better)"] = (
                     f"{view.prefix}forgetting/{metric.name}"
                 )
             for title, tag in tags.items():
