@@ -372,8 +372,8 @@ class StoredFactors(Mapping[str, LoRAFactors]):
         if tensor.dtype not in FLOATS:
             raise UserError(
                 f"Expected floating-point factors but {name!r} in {self._folder} holds "
-                f"{kind_of_numbers(tensor)}; save the adapter as float32, undone of any "
-                "quantisation"
+                f"{kind_of_numbers(tensor)}; save the adapter as float32, "
+                "without quantisation"
             )
         return tensor
 

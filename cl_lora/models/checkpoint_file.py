@@ -111,7 +111,7 @@ def check_finite(name: str, tensor: Tensor, path: object) -> None:
     if tensor.dtype not in FLOATS:
         raise UserError(
             f"Expected floating-point numbers but tensor {name!r} of {path} holds "
-            f"{kind_of_numbers(tensor)}; save it as float32, undone of any quantisation"
+            f"{kind_of_numbers(tensor)}; save it as float32, without quantisation"
         )
     if not bool(tensor.float().isfinite().all()):
         raise UserError(
@@ -147,7 +147,7 @@ def check_stored(place: str) -> None:
                 raise UserError(
                     f"Expected floating-point numbers but tensor {name!r} of {path} holds "
                     f"{str(tensors.dtype(name)).removeprefix('torch.')}; save it as float32, "
-                    "undone of any quantisation"
+                    "without quantisation"
                 )
 
 
