@@ -12,10 +12,7 @@ from cl_lora.evaluation.scores import ScoreTable
 
 @pytest.mark.slow
 def test_demo_forgets_and_merging_recovers(tmp_path: Path, monkeypatch) -> None:
-    """Two domains of the default benchmark, its backbone and training, and two arms.
-
-    All four take twice as long; measured are 78 for the oracle, 67 for the last, 75 for merging.
-    """
+    """The default benchmark, backbone and training, with few of the default arms."""
     monkeypatch.setenv("CL_LORA_CACHE", str(tmp_path / "cache"))
     arms = (
         "arms=none",
@@ -24,13 +21,13 @@ def test_demo_forgets_and_merging_recovers(tmp_path: Path, monkeypatch) -> None:
         "steps: 30}}",
     )
     run = tmp_path / "run"
-    given = (f"run_dir={run}", "references=[last,oracle]", "report=false")
-    assert main(["run", *given, "benchmark.styles=[sketch,painting]", *arms]) == 0
+    given = [f"run_dir={run}", "references=[last,oracle]", "report=false", *arms]
+    assert main(["run", *given]) == 0
     scores = ScoreTable.read(run / "scores.csv")
     final = {
         name: float(scores.matrix(0, name).values[-1].mean())
         for name in ("last", "oracle", "ta", "ties")
     }
-    assert final["oracle"] >= 0.70
-    assert final["last"] <= final["oracle"] - 0.06
-    assert max(final["ta"], final["ties"]) >= final["last"] + 0.04
+    assert final["oracle"] >= 0.85
+    assert final["last"] <= final["oracle"] - 0.10
+    assert max(final["ta"], final["ties"]) >= final["last"] + 0.05

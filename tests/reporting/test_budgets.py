@@ -168,7 +168,7 @@ def test_the_metric_that_leads_is_the_one_that_all_tasks_share(run, unlike, tmp_
     assert (has_budgets(bare), parameters_of(bare)) == (False, {})
     assert list(draw_figures(bare)) == ["ranking", "final", "matrices"]
     assert sizes_table(bare, RELATIVE) is None
-    page = render_html(bare, {})
+    page = render_html(bare)
     assert "What each way needs" not in page
     assert at_the_end(bare) == "at stage all"
 

@@ -209,9 +209,9 @@ def test_a_failed_task_is_named_wherever_a_person_looks(broken, capsys, monkeypa
     assert "landmarks" not in answers_of(broken, RELATIVE)[1].sentence
 
 
-def test_nothing_failed_and_nothing_is_said(run):
+def test_nothing_failed_and_nothing_is_said(run, drawn):
     assert failed_tasks(run) == {}
-    assert "Failed" not in render_html(run, {})
+    assert "Failed" not in render_html(run, drawn[run])
 
 
 def test_the_terminal_table_fits(run, stream, capsys, monkeypatch):
@@ -272,16 +272,17 @@ def test_the_facts_tell_what_was_merged(run):
 
 def test_a_run_of_one_seed_without_relations_or_baselines(tmp_path):
     one = RunFolder.read(fabricate_multitask(tmp_path / "one", seeds=(3,), relations=False))
-    page = render_html(one, {})
+    figures = draw_figures(one)
+    page = render_html(one, figures)
     assert "training noise is unknown with one seed" in unescape(page)
     assert "Does similarity" not in page
-    assert list(draw_figures(one)) == ["ranking", "final", "interference"]
+    assert list(figures) == ["ranking", "final", "interference"]
     bare = RunFolder.read(
         fabricate_multitask(tmp_path / "bare", rows={"single": "single", "head_only": "head_only"})
     )
     assert analysis_of(bare) is None
     assert failed_tasks(bare) == {}
-    assert "Interference" not in render_html(bare, {})
+    assert "Interference" not in render_html(bare)
 
 
 def test_rows_are_known_by_their_role_and_not_their_name(tmp_path):
