@@ -82,6 +82,11 @@ class Composer:
         config_path: ``--config-path``, in place of the package's own files.
         config_name: ``--config-name``, in place of ``config``.
 
+    Attributes:
+        task: the name of the job, as Hydra has it.
+        search_path: where configuration files are looked for.
+        name: of the file that all begins with, without its ending.
+
     Raises:
         UserError: if ``config_dir`` is no folder, or Python runs without assertions.
     """
@@ -98,7 +103,9 @@ class Composer:
         version.setbase(HYDRA_VERSION_BASE)
         setup_globals()
         ray_launcher.offer()
-        JobRuntime.instance().set("name", module.rpartition(".")[2])
+        self.task = module.rpartition(".")[2]
+        JobRuntime.instance().set("name", self.task)
+        self._own_files = config_dir is None and config_path is None
         path = create_automatic_config_search_path(None, module, config_path or CONFIG_PATH)
         if config_dir is not None:
             if not Path(config_dir).is_dir():
@@ -111,8 +118,9 @@ class Composer:
                 path=f"file://{Path(config_dir).absolute()}",
                 anchor=SearchPathQuery(provider="schema"),
             )
+        self.search_path = path
         self._loader = ConfigLoaderImpl(config_search_path=path)
-        self._name = config_name or CONFIG_NAME
+        self.name = config_name or CONFIG_NAME
 
     def readable(self, overrides: Sequence[str]) -> list[str]:
         """Return what a user gave as Hydra can read it: quoted, and with the names of now."""
@@ -151,7 +159,7 @@ class Composer:
         """
         load = partial(
             self._loader.load_configuration,
-            config_name=self._name,
+            config_name=self.name,
             overrides=list(overrides),
             run_mode=RunMode.MULTIRUN if multirun else RunMode.RUN,
             validate_sweep_overrides=validate,
@@ -199,6 +207,10 @@ class Composer:
 
     def is_multirun(self, overrides: Sequence[str]) -> bool:
         """Return whether ``hydra.mode`` asks for a sweep."""
+        if self._own_files and not any(
+            o.lstrip("+~").startswith(("hydra", "experiment")) for o in overrides
+        ):
+            return False  # of the package's own files, only experiments set a mode
         try:
             mode = self.load(overrides, multirun=True, validate=False).hydra.mode
         except UserError:
@@ -296,7 +308,7 @@ class Composer:
                 options.
         """
         config = self._loader.load_configuration(
-            config_name=self._name, overrides=list(overrides), run_mode=RunMode.RUN
+            config_name=self.name, overrides=list(overrides), run_mode=RunMode.RUN
         )
         values = OmegaConf.to_container(config, resolve=False)
         assert isinstance(values, dict)
@@ -312,7 +324,7 @@ class Composer:
             partial(
                 self._loader.get_group_options,
                 group,
-                config_name=self._name,
+                config_name=self.name,
                 overrides=places,
             ),
             overrides,
@@ -369,7 +381,7 @@ class Composer:
             return absent or unknown_choice(missing[1], missing[2], known)
         if "Cannot find primary config" in text:
             return UserError(
-                f"There is no {self._name}.yaml for --config-name; give the folder that holds it "
+                f"There is no {self.name}.yaml for --config-name; give the folder that holds it "
                 "with --config-dir"
             )
         key = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)'", text)

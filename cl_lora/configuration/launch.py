@@ -15,7 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import _run_hydra, get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.types import TaskFunction
 
 from cl_lora.configuration.compose import CONFIG_NAME, CONFIG_PATH, Composer, require_assertions
@@ -71,7 +73,8 @@ def launch(
     )
     # Hydra reads them from the flags once more.
     flags.overrides = overrides = composer.readable(flags.overrides)
-    plan = _plan(composer, overrides, flags.multirun, check, imports) if given.runs else None
+    several = given.runs and (flags.multirun or composer.is_multirun(overrides))
+    plan = _plan(composer, overrides, several, check, imports) if given.runs else None
     # What hydra.main does, but for reading sys.argv, which runs record as the user's command.
     run = partial(
         _run_hydra,
@@ -85,12 +88,23 @@ def launch(
         with _wrapped() if flags.help else contextlib.nullcontext():
             composer.explaining(partial(run, task_function=task), overrides)
 
+    def run_one() -> None:
+        hydra = Hydra.create_main_hydra2(composer.task, composer.search_path)
+        try:
+            # As _run_hydra has it, which composes once more to find out that this is no sweep.
+            hydra.run(composer.name, job, [*overrides, "hydra.mode=RUN"])
+        finally:
+            GlobalHydra.instance().clear()
+
     sweep = Path(SWEEP_FOLDER).absolute()
     try:
         with _errors_raised():
             if plan is not None:
                 return conduct(plan, job, hand_over)
-            hand_over(job)
+            if given.runs and not several:
+                composer.explaining(run_one, overrides)
+            else:
+                hand_over(job)
     except SystemExit as end:
         # Help ends with 0; what Hydra has refused by itself is told already.
         return 0 if not end.code else 2
@@ -102,12 +116,11 @@ def launch(
 def _plan(
     composer: Composer,
     overrides: Sequence[str],
-    multirun: bool,
+    several: bool,
     check: Check,
     imports: Sequence[str],
 ) -> Plan | None:
     """Compose and check every job; return the sweep, None where there is none to plan."""
-    several = multirun or composer.is_multirun(overrides)
     jobs = composer.expand(overrides, multirun=several)
     if jobs is None:
         return None

@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 
+import cl_lora.configs
 from cl_lora.configuration.compose import Composer, compose_config, known_keys, plain
 from cl_lora.configuration.launch import launch
 from cl_lora.support.errors import UserError
@@ -117,6 +118,30 @@ def test_every_way_to_ask_for_a_sweep(arguments: list[str], own: Path) -> None:
     (own / "swept.yaml").write_text(yaml.safe_dump(whole))
     assert [(c["spc"], c["seeds"]) for c in run(*arguments)] == [(1, [3]), (2, [3])]
     assert CHECKED == [SEEN]
+
+
+def test_only_experiments_ask_for_a_sweep(folder: Path) -> None:
+    """So without one nothing need be composed to find that out."""
+    files = list(Path(cl_lora.configs.__path__[0]).rglob("*.yaml"))
+    asking = {f for f in files if "mode" in (yaml.safe_load(f.read_text()) or {}).get("hydra", {})}
+    assert {file.parent.name for file in asking} == {"experiment"}
+    composer = Composer()
+    for file in asking:
+        assert composer.is_multirun([f"+experiment={file.stem}"])
+        assert composer.is_multirun([f"experiment={file.stem}"])
+
+
+def test_a_single_run_is_composed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once to be checked and once to be run: each takes a fifth of a second."""
+    composed = []
+    load = ConfigLoaderImpl.load_configuration
+    monkeypatch.setattr(
+        ConfigLoaderImpl,
+        "load_configuration",
+        lambda *a, **k: composed.append(1) or load(*a, **k),
+    )
+    run("strategy.rank=3")
+    assert len(composed) == 2
 
 
 def test_a_check_that_fails_keeps_every_job_from_running(folder: Path) -> None:

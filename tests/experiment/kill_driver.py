@@ -12,6 +12,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cl_lora.benchmarks.avalanche
@@ -70,43 +72,73 @@ def wait_for(run: Path, finished: int, scored: int) -> None:
         time.sleep(0.002)
 
 
-def drive(folder: Path, moments: int) -> list[dict[str, object]]:
-    """Do one undisturbed run, then one killed and finished run for every moment.
+class Disturbed:
+    """A run that is killed and begun again; what it had is looked at whenever it has ended."""
 
-    The first moments are :data:`STAGES`, so that every stage is hit; the others are shares of the
-    undisturbed time, so that anything can be hit.
+    def __init__(self, folder: Path, name: str) -> None:
+        self.run, self.cache = folder / name, folder / f"cache-{name}"
+        self.results: list[dict[str, object]] = []
+        self._before: dict[str, int] = {}
+
+    def kill(self, wait: Callable[[Path], None]) -> None:
+        """Begin it or go on with it, and kill it once ``wait`` has returned."""
+        child = start(self.run, self.cache)
+        wait(self.run)
+        os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+        self._look()
+        self.results.append(
+            {
+                "killed": os.WIFSIGNALED(status),
+                "adapters": len(self._before),
+                "scored": lines(self.run / "scores.csv"),
+            }
+        )
+
+    def finish(self, undisturbed: Path) -> list[dict[str, object]]:
+        """Go on to the end and return what came out, for each time it was killed."""
+        code = finish(self.run, self.cache)
+        self._look()
+        ends = {
+            "code": code,
+            "same": {
+                name: (self.run / name).read_bytes() == (undisturbed / name).read_bytes()
+                for name in ("scores.csv", "coefficients.csv")
+            },
+            "leftovers": [str(p) for p in self.run.rglob(".*.*")],
+        }
+        return [{**result, **ends} for result in self.results]
+
+    def _look(self) -> None:
+        after = adapters(self.run)
+        if self.results:
+            self.results[-1]["retrained"] = [
+                name for name, when in self._before.items() if after.get(name) != when
+            ]
+        self._before = after
+
+
+def drive(folder: Path, moments: int) -> list[dict[str, object]]:
+    """Do one undisturbed run, and others that are killed; return what came out of each moment.
+
+    One run is killed at every one of :data:`STAGES`, and each time goes on with what it finds, so
+    that every stage is hit. The other moments are shares of the undisturbed time, so that anything
+    can be hit, each in a run of its own.
     """
     undisturbed = folder / "undisturbed"
     begun = time.monotonic()
     results: list[dict[str, object]] = [{"code": finish(undisturbed, folder / "cache-0")}]
     elapsed = time.monotonic() - begun
-    for moment in range(moments):
-        run, cache = folder / f"killed-{moment}", folder / f"cache-{moment + 1}"
-        child = start(run, cache)
-        if moment < len(STAGES):
-            wait_for(run, *STAGES[moment])
-        else:
-            share = (moment - len(STAGES) + 0.5) / (moments - len(STAGES))
-            time.sleep(elapsed * share)
-        os.kill(child, signal.SIGKILL)
-        status = os.waitpid(child, 0)[1]
-        before, scored = adapters(run), lines(run / "scores.csv")
-        code = finish(run, cache)
-        after = adapters(run)
-        results.append(
-            {
-                "code": code,
-                "killed": os.WIFSIGNALED(status),
-                "adapters": len(before),
-                "scored": scored,
-                "retrained": [name for name, when in before.items() if after.get(name) != when],
-                "same": {
-                    name: (run / name).read_bytes() == (undisturbed / name).read_bytes()
-                    for name in ("scores.csv", "coefficients.csv")
-                },
-                "leftovers": [str(p) for p in run.rglob(".*.*")],
-            }
-        )
+    staged = Disturbed(folder, "staged")
+    for adapters_there, scored in STAGES[:moments]:
+        staged.kill(partial(wait_for, finished=adapters_there, scored=scored))
+    results += staged.finish(undisturbed)
+    others = moments - len(STAGES)
+    for number in range(others):
+        pause = elapsed * (number + 0.5) / others
+        timed = Disturbed(folder, f"timed-{number}")
+        timed.kill(lambda run, pause=pause: time.sleep(pause))
+        results += timed.finish(undisturbed)
     return results
 
 

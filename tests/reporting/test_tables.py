@@ -238,12 +238,17 @@ def test_any_arm_name_is_rendered(name):
     ],
 )
 def test_short_names_by_hand(names, width, expected):
-    assert list(shorten(names, width)) == expected
+    assert list(shorten(names, width, words=True)) == expected
 
 
-@given(st.lists(st.text("ab_", min_size=1, max_size=9), unique=True, max_size=30))
-def test_short_names_are_short_and_distinct(names):
-    short = shorten(names, 5)
+def test_a_short_arm_is_not_its_first_words():
+    """Those would read as another arm."""
+    assert shorten(["full_task_arithmetic", "mean"], 12) == ("full_task_a…", "mean")
+
+
+@given(st.lists(st.text("ab_", min_size=1, max_size=9), unique=True, max_size=30), st.booleans())
+def test_short_names_are_short_and_distinct(names, words):
+    short = shorten(names, 5, words=words)
     assert all(len(n) <= 5 for n in short)
     assert len(set(short)) == len(names)
     assert all(s == n for s, n in zip(short, names, strict=True) if len(n) <= 5)

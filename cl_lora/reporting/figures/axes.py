@@ -39,5 +39,5 @@ def stage_ticks(ax: Axes, names: Sequence[str], width: int) -> None:
     """Write the stages below x = 1..S, upright where there are too many to stand abreast."""
     S = len(names)
     few = S <= 5
-    ax.set_xticks(np.arange(1, S + 1), shorten(names, width), rotation=0 if few else 90)
+    ax.set_xticks(np.arange(1, S + 1), shorten(names, width, words=True), rotation=0 if few else 90)
     ax.set_xlim(0.85, S + 0.15)

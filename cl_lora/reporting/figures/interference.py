@@ -279,7 +279,7 @@ def _draw_pairs(
 
 
 def _names(found: Analysis, width: int = 8) -> tuple[str, ...]:
-    return shorten(found.names, width)
+    return shorten(found.names, width, words=True)
 
 
 def _abbreviations(names: Sequence[str]) -> list[str]:

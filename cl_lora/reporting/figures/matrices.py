@@ -70,7 +70,7 @@ def score_matrices(run: RunFolder, metric: Metric) -> Figure | None:
             metric,
             limits,
         )
-        ax.set_title(shorten(arms, 24 if T <= 6 else 36)[i], fontsize=9, weight="normal")
+        ax.set_title(shorten(arms, 22 if T <= 6 else 36)[i], fontsize=9, weight="normal")
     assert image is not None
     bar = fig.colorbar(image, ax=axes.tolist(), shrink=min(1.0, 2.0 / rows), aspect=25, pad=0.01)
     bar.set_label(axis_title(metric))
@@ -139,8 +139,10 @@ def draw_matrix(
     colors = mpl.colormaps[map_name].with_extremes(bad="#eeeeee")
     image = ax.imshow(values, cmap=colors, aspect="equal", vmin=limits[0], vmax=limits[1])
     ax.grid(visible=False)
-    ax.set_xticks(range(values.shape[1]), shorten(columns, 8) if columns else [], rotation=90)
-    ax.set_yticks(range(values.shape[0]), shorten(rows, 8) if rows else [])
+    ax.set_xticks(
+        range(values.shape[1]), shorten(columns, 8, words=True) if columns else [], rotation=90
+    )
+    ax.set_yticks(range(values.shape[0]), shorten(rows, 8, words=True) if rows else [])
     ax.tick_params(length=0, labelsize=9)
     for spine in ax.spines.values():
         spine.set_visible(False)

@@ -63,7 +63,7 @@ def transfer_over_tasks(run: RunFolder, metric: Metric) -> Figure | None:
                 line, *points(arm, tasks_of, metric, mean / metric.scale, spread[k] / metric.scale)
             )
             draw_spread(ax, x, mean, spread[k], color)
-    names = shorten([run.experiences[j] for j in tasks], 10)
+    names = shorten([run.experiences[j] for j in tasks], 10, words=True)
     for ax, stage in zip(axes, stages, strict=False):
         ax.set_title(stage.name)
         ax.set_xticks(x, names, rotation=0 if few else 90)

@@ -249,7 +249,7 @@ def _draw_heat(ax: Axes, run: RunFolder, heat: Heat, part: str, limits: tuple[fl
     colors = mpl.colormaps["cividis"].with_extremes(bad="#eeeeee")
     image = ax.imshow(heat.parts[part], cmap=colors, aspect="auto", vmin=limits[0], vmax=limits[1])
     ax.grid(visible=False)
-    names = shorten([run.experiences[i] for i in heat.adapters], 8)
+    names = shorten([run.experiences[i] for i in heat.adapters], 8, words=True)
     ax.set_xticks(range(len(names)), names, rotation=90)
     ax.set_yticks(range(len(heat.layers)), [layer.label for layer in heat.layers])
     ax.tick_params(length=0, labelsize=9)

@@ -146,7 +146,7 @@ def _table(
             signed=True,
         )
         for name, narrow, metric in zip(
-            found.names, shorten(found.names, 8), found.metrics, strict=True
+            found.names, shorten(found.names, 8, words=True), found.metrics, strict=True
         )
     ]
     parts = {row: [estimate(list(column)) for column in of.T] for row, of in values.items()}

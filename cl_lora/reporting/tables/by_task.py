@@ -115,7 +115,7 @@ def _by_task(face: RunFolder, measure: _Measure) -> ResultTable:
     found = [[_over_seeds(face, arm, j, measure) for j in final] for arm in rows]
     there = [i for i, row in enumerate(found) if any(e.seeds for e in row)]
     rows, found = [rows[i] for i in there], [found[i] for i in there]
-    short = shorten([face.experiences[j] for j in final], 8)
+    short = shorten([face.experiences[j] for j in final], 8, words=True)
     columns = []
     difference = measure.higher_is_better is not None
     for j, name in zip(final, short, strict=True):

@@ -6,17 +6,26 @@ import re
 from collections.abc import Sequence
 
 
-def shorten(names: Sequence[str], width: int) -> tuple[str, ...]:
+def shorten(names: Sequence[str], width: int, *, words: bool = False) -> tuple[str, ...]:
     """Return ``names`` in at most ``width`` characters each, still distinct.
 
-    A name that is too long becomes its first words where those identify it (``art_painting`` ->
-    ``art``), else its start with an ellipsis, and where names start alike also its end.
+    A name that is too long becomes its start with an ellipsis, and where names start alike also
+    its end.
+
+    Args:
+        names: distinct.
+        width: at most so many characters, at least 4 where a name is longer.
+        words: rather take the first words without an ellipsis where those identify the name
+            (``art_painting`` -> ``art``). Meant for domains and tasks: the first words of an arm
+            would read as another arm.
 
     Raises:
         ValueError: if ``width`` is under 4 or the names are not distinct.
 
     Example:
         >>> shorten(["art_painting", "photo"], 8)
+        ('art_pai…', 'photo')
+        >>> shorten(["art_painting", "photo"], 8, words=True)
         ('art', 'photo')
     """
     if width < 4 and any(len(n) > width for n in names):
@@ -32,7 +41,8 @@ def shorten(names: Sequence[str], width: int) -> tuple[str, ...]:
         alone = [
             s
             for s in starts
-            if 2 < len(s) <= width
+            if words
+            and 2 < len(s) <= width
             and len(s) * 3 >= min(width, len(name))
             and not any(other != name and other.startswith(s) for other in names)
         ]

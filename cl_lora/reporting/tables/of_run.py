@@ -125,7 +125,7 @@ def _columns(
     metric: Metric, up: bool, shape: Shape, names: Sequence[str]
 ) -> dict[tuple[str, int], Column]:
     """Return (measure, experience) -> its column."""
-    short = shorten(names, 8)
+    short = shorten(names, 8, words=True)
     columns: dict[tuple[str, int], Column] = {
         (FINAL, j): Column(
             f"{FINAL} {names[j]}", names[j], short[j], up, metric.percent, detail=True

@@ -95,7 +95,7 @@ def _columns(table: TableData, layout: _Layout, cells: _Cells) -> list[tuple[str
     tiny = dict(
         zip(
             details,
-            shorten([table.columns[j].title for j in details], layout.detail_width),
+            shorten([table.columns[j].title for j in details], layout.detail_width, words=True),
             strict=True,
         )
     )
