@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Container, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -312,19 +311,7 @@ class RunFolder:
 
 
 def _read_json(path: Path, unsealed: Container[str] = ()) -> dict[str, Any]:
-    try:
-        value = json.loads(files.read_bytes(path).decode())
-    except UserError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); delete it and run the command again"
-        ) from error
-    if not isinstance(value, dict):
-        raise UserError(
-            f"{path} is damaged (expected an object but got {type(value).__name__}); "
-            "delete it and run the command again"
-        )
+    value = files.read_json(path, "is damaged", "delete it and run the command again")
     if not files.is_intact(value, unsealed):
         raise _damaged(path, "its contents are not those that were written")
     value.pop(files.SEAL, None)

@@ -121,7 +121,7 @@ def test_unfinished_before_any_score(run_path):
         ("config.yaml", "", "it holds no settings"),
         ("config.yaml", "{format: 2, name: a}", "expected a dict as 'identity' but got None"),
         ("stream.json", "{", "stream.json is damaged"),
-        ("stream.json", "[]", "expected an object but got list"),
+        ("stream.json", "[]", "stream.json but got list; delete it and run the command again"),
         ("stream.json", "{}", "'tasks' is missing"),
         ("environment.json", "{", "environment.json is damaged"),
         ("coefficients.csv", "seed,arm\n0,a\n", "missing columns stage, group, adapter, value"),
