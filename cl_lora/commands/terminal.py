@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from cl_lora.support.errors import UserError
 from cl_lora.support.printing import Lines, be_quiet
@@ -104,6 +104,17 @@ def show_at(verbosity: Verbosity) -> None:
         handler.setFormatter(Lines(line, datefmt="%H:%M:%S"))
 
 
+class _ToStandardError(logging.StreamHandler[TextIO]):
+    """Writes to what is standard error then, which a caller within this process may redirect."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
 def quieten() -> None:
     """Show our own progress lines; keep the libraries' warnings about themselves away."""
     warnings.filterwarnings("ignore")
@@ -112,7 +123,7 @@ def quieten() -> None:
     logger = logging.getLogger("cl_lora")
     if not logger.handlers:
         logger.setLevel(logging.INFO)
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _ToStandardError()
         handler.setFormatter(Lines("%(message)s"))
         logger.addHandler(handler)
     logger.propagate = False

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +14,7 @@ from tiny_run import overrides
 
 from cl_lora.cli import main
 from cl_lora.commands.dry_run import lines_of
+from cl_lora.commands.terminal import quieten
 from cl_lora.experiment.dry_run import Outlook, ScoreOutlook
 from cl_lora.experiment.estimate import Estimate
 from cl_lora.support import printing
@@ -45,6 +49,15 @@ def command(folder: Path, *more: str) -> list[str]:
 def said(capfd: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:
     assert main(list(words)) == 0
     return capfd.readouterr()
+
+
+def test_lines_go_to_what_is_standard_error_then() -> None:
+    """Not to what it was when the first command of this process was given."""
+    quieten()
+    for _ in range(2):
+        with contextlib.redirect_stderr(io.StringIO()) as redirected:
+            logging.getLogger("cl_lora").warning("a line")
+        assert redirected.getvalue().endswith("a line\n")
 
 
 @pytest.mark.slow
