@@ -25,7 +25,7 @@ from cl_lora.reporting.figures import (
     robustness_curves,
     write_figures,
 )
-from cl_lora.reporting.figures.axes import axis_title
+from cl_lora.reporting.figures.axes import axis_title, legend_columns
 from cl_lora.reporting.figures.labels import label_column, label_points
 from cl_lora.reporting.figures.registry import figure, in_order
 from cl_lora.run_folder.reader import RunFolder
@@ -386,6 +386,22 @@ def test_coefficients_with_groups_are_averaged(run_path):
     line = next(x for x in figure.axes[0].get_lines() if len(x.get_xdata()) == 4)
     arm = frame[(frame["arm"] == "ta_adaptive_b3") & (frame["adapter"] == 0)]
     np.testing.assert_allclose(line.get_ydata(), arm.groupby("stage")["value"].mean())
+
+
+def test_coefficients_are_learned_by_any_solver(run_path):
+    """Gauss-Newton has no batches, and its coefficients are drawn like those of Adam."""
+    run = RunFolder.read(run_path)
+    for variant in run.config["variants"].values():
+        variant["buffer_batch_size"] = None
+    figure = figures.coefficients_over_time(run, ACCURACY)
+    assert figure is not None
+    assert [ax.get_title() for ax in figure.axes] == ["ta_adaptive_b3"]
+
+
+def test_a_legend_is_as_wide_as_its_figure():
+    assert legend_columns(Figure(figsize=(3.1, 2)), ["photo", "art_painting", "sketch"]) == 1
+    assert legend_columns(Figure(figsize=(6.1, 2)), ["base", "last"]) == 2
+    assert legend_columns(Figure(figsize=(8.3, 2)), list("abcdefgh"), 5) == 5
 
 
 @pytest.fixture

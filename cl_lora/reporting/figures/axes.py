@@ -6,10 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from cl_lora.evaluation.continual import FloatArray
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.tables import shorten
+
+_HANDLE, _LETTER = 0.65, 0.077
+"""Inches of the line before an entry of a legend with the room around it, and of a letter."""
 
 
 def axis_title(metric: Metric, what: str = "") -> str:
@@ -33,6 +37,12 @@ def draw_spread(ax: Axes, x: FloatArray, mean: FloatArray, spread: FloatArray, c
     elif np.isfinite(spread).any():
         low, high = mean - spread, mean + spread
         ax.fill_between(x, low, high, color=color, alpha=0.15, lw=0, zorder=2)
+
+
+def legend_columns(figure: Figure, names: Sequence[str], most: int = 99) -> int:
+    """Return how many entries of a legend, 1 or more, stand abreast in the width of a figure."""
+    widest = _HANDLE + _LETTER * max(map(len, names), default=0)
+    return max(1, min(len(names), most, int(figure.get_figwidth() // widest)))
 
 
 def stage_ticks(ax: Axes, names: Sequence[str], width: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from cl_lora.evaluation.continual import FloatArray
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.faces import by_shots, few_shot_stages, upstream
-from cl_lora.reporting.figures.axes import draw_spread, stage_ticks
+from cl_lora.reporting.figures.axes import draw_spread, legend_columns, stage_ticks
 from cl_lora.reporting.figures.marks import tell
 from cl_lora.reporting.figures.registry import figure
 from cl_lora.reporting.figures.shots_axis import K_TITLE, places, ticks
@@ -45,12 +45,7 @@ def coefficients_over_time(run: RunFolder, metric: Metric) -> Figure | None:
     """
     del metric  # all figures are called alike
     frame = run.coefficients
-    # Only what is learned has batches to learn from.
-    arms = [
-        a
-        for a in run.arms
-        if run.variant(a).get("buffer_batch_size") is not None and (frame["arm"] == a).any()
-    ]
+    arms = [a for a in run.arms if _is_learned(run.variant(a)) and (frame["arm"] == a).any()]
     if not arms:
         return None
     stages = [stage.name for stage in run.stream.trained_stages]
@@ -119,6 +114,12 @@ def coefficients_by_shots(run: RunFolder, metric: Metric) -> Figure | None:
     return _panels(run, arms, upstream(run), draw, K_TITLE)
 
 
+def _is_learned(variant: Mapping[str, Any]) -> bool:
+    """Only what is learned, by whatever solver, has a granularity."""
+    rule = variant.get("coefficients")
+    return isinstance(rule, Mapping) and "granularity" in rule
+
+
 def _texts(arm: str, adapter: str, places: Sequence[str], values: FloatArray) -> list[str]:
     return [
         f"{arm}, adapter of {adapter}, {place}: {value:.3f}"
@@ -152,7 +153,7 @@ def _panels(
     fig.legend(
         handles=handles,
         loc="outside upper left",
-        ncols=min(len(handles), 5),
+        ncols=legend_columns(fig, [run.experiences[j] for j in adapters], 5),
         title="adapter trained on",
         alignment="left",
     )

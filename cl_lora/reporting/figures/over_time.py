@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from cl_lora.evaluation.metrics import Metric
 from cl_lora.reporting.describe import arm_settings
-from cl_lora.reporting.figures.axes import axis_title, draw_spread, stage_ticks
+from cl_lora.reporting.figures.axes import axis_title, draw_spread, legend_columns, stage_ticks
 from cl_lora.reporting.figures.marks import number, points, tell
 from cl_lora.reporting.figures.numbers import averages_over_stages
 from cl_lora.reporting.figures.registry import figure
@@ -81,5 +81,7 @@ def score_over_time(run: RunFolder, metric: Metric) -> Figure:
         for k, name in enumerate(references)
     ]
     if handles:
-        fig.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+        fig.legend(
+            handles=handles, loc="outside upper left", ncols=legend_columns(fig, list(references))
+        )
     return fig
