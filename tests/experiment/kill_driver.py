@@ -66,9 +66,12 @@ def lines(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def wait_for(run: Path, finished: int, scored: int) -> None:
-    """Return as soon as so many adapters and lines of scores are there."""
+def wait_for(run: Path, child: int, finished: int, scored: int) -> None:
+    """Return once so many adapters and lines of scores are there, or the process has ended."""
+    ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
     while len(adapters(run)) < finished or lines(run / "scores.csv") < scored:
+        if os.waitid(os.P_PID, child, ended) is not None:
+            return
         time.sleep(0.002)
 
 
@@ -80,10 +83,10 @@ class Disturbed:
         self.results: list[dict[str, object]] = []
         self._before: dict[str, int] = {}
 
-    def kill(self, wait: Callable[[Path], None]) -> None:
+    def kill(self, wait: Callable[[Path, int], None]) -> None:
         """Begin it or go on with it, and kill it once ``wait`` has returned."""
         child = start(self.run, self.cache)
-        wait(self.run)
+        wait(self.run, child)
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         self._look()
@@ -137,7 +140,7 @@ def drive(folder: Path, moments: int) -> list[dict[str, object]]:
     for number in range(others):
         pause = elapsed * (number + 0.5) / others
         timed = Disturbed(folder, f"timed-{number}")
-        timed.kill(lambda run, pause=pause: time.sleep(pause))
+        timed.kill(lambda run, child, pause=pause: time.sleep(pause))
         results += timed.finish(undisturbed)
     return results
 
